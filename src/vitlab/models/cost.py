@@ -1,0 +1,42 @@
+"""What a model costs: parameters and floating point operations."""
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.models.layers import Size, pair
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the numbers in the parameters, frozen ones included, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_image(model: nn.Module, image_size: Size, channels: int) -> int:
+    """Count the floating point operations of one image's forward pass; a multiply-add is 2.
+
+    Matrix products and convolutions are counted, attention's included; norms, activations and
+    additions are not. The model is left as it was: every module's mode is restored, no gradient,
+    statistic or random number is touched.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameter = next(model.parameters())
+    height, width = pair("image_size", image_size)
+    image = torch.zeros(
+        1, channels, height, width, device=parameter.device, dtype=parameter.dtype
+    )  # (1, C, H, W)
+    try:
+        model.eval()
+        # MATH writes attention out as two matrix products, so that the count does not depend on
+        # which fused kernels this version of the counter knows.
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model.forward(image)  # past the compiled version, should there be one
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops()

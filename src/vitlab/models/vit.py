@@ -1,0 +1,160 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), from parts.
+
+What varies between the kin of ViT is a part in ``layers.py`` and not a flag here: how an image
+becomes tokens (``tokenizer``), how tokens mix (``attention``), how they know their place
+(``position``), what the head reads (``pool``).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+from vitlab.models.layers import (
+    MLP,
+    POOLINGS,
+    POSITIONS,
+    Attention,
+    Block,
+    PatchEmbedding,
+    Size,
+    Tokenizer,
+    choose,
+    layer_norm,
+    pair,
+    require_rates,
+)
+
+
+class ViT(nn.Module):
+    """Images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
+
+    Args:
+        image_size: pixels, one number or (height, width); ``patch_size`` likewise, and it must
+            divide the image.
+        dim: numbers per token. ``depth``: blocks. ``heads``: attention heads of ``dim_head`` (None:
+            dim // heads).
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        pool: "cls" or "mean", see ``layers.POOLINGS``. ``position``: "learnable" or "sincos", see
+            ``layers.POSITIONS``.
+        patch_norm: LayerNorms before and after the tokenizer's projection.
+        dropout: after every dense layer but the query-key-value one (appendix B.1).
+            ``emb_dropout``: after the positions. ``attn_dropout``: of the attention weights.
+        drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et
+            al. 2016, equation 4).
+        qkv_bias: whether queries, keys and values have a bias.
+        tokenizer: builds the ``Tokenizer`` from image_size, patch_size, channels, dim and
+            patch_norm.
+        attention: builds one block's attention, with the arguments of ``layers.Attention``.
+
+    Raises:
+        UserError: sizes, rates or names that cannot work, and images of another size than
+            ``image_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: Size,
+        channels: int,
+        num_classes: int,
+        patch_size: Size,
+        dim: int,
+        depth: int,
+        heads: int,
+        dim_head: int | None,
+        mlp_ratio: float,
+        pool: str,
+        position: str,
+        patch_norm: bool,
+        dropout: float,
+        emb_dropout: float,
+        attn_dropout: float,
+        drop_path: float,
+        qkv_bias: bool,
+        tokenizer: Callable[..., Tokenizer] = PatchEmbedding,
+        attention: Callable[..., nn.Module] = Attention,
+    ) -> None:
+        super().__init__()
+        if min(depth, dim, channels, num_classes, int(dim * mlp_ratio)) < 1:
+            raise UserError(
+                "model.depth, dim, channels, num_classes and dim * mlp_ratio must be at least 1, "
+                f"found {depth}, {dim}, {channels}, {num_classes} and {dim * mlp_ratio}."
+            )
+        require_rates(
+            dropout=dropout,
+            emb_dropout=emb_dropout,
+            attn_dropout=attn_dropout,
+            drop_path=drop_path,
+        )
+        self.image_size = pair("model.image_size", image_size)
+        self.tokenizer = tokenizer(
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=channels,
+            dim=dim,
+            patch_norm=patch_norm,
+        )
+        self.pool = choose("model.pool", pool, POOLINGS)(dim=dim)
+        prefix = self.pool.prefix
+        self.class_token = nn.Parameter(torch.randn(1, prefix, dim) * 0.02) if prefix else None
+        self.position = choose("model.position", position, POSITIONS)(
+            grid=self.tokenizer.grid, dim=dim, prefix=prefix
+        )
+        self.dropout = nn.Dropout(emb_dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim=dim,
+                attention=attention(
+                    dim=dim,
+                    heads=heads,
+                    dim_head=dim_head,
+                    qkv_bias=qkv_bias,
+                    attn_dropout=attn_dropout,
+                    dropout=dropout,
+                ),
+                mlp=MLP(dim=dim, hidden=int(dim * mlp_ratio), dropout=dropout),
+                drop_path=drop_path * (i + 1) / depth,
+            )
+            for i in range(depth)
+        )
+        self.norm = layer_norm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        # Small and not zero: from zero the first step would teach the head alone. 0.02 as in DeiT.
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Turn images ``(B, C, H, W)`` into the first block's input ``(B, prefix + N, dim)``."""
+        if images.shape[-2:] != self.image_size:
+            raise UserError(
+                f"The model was built for images of (height, width) {self.image_size}, found "
+                f"{tuple(images.shape[-2:])}; set model.image_size or resize the images."
+            )
+        tokens = self.tokenizer(images)  # (B, N, dim)
+        if self.class_token is not None:
+            prefix = self.class_token.expand(tokens.shape[0], -1, -1)  # (B, prefix, dim)
+            tokens = torch.cat([prefix, tokens], dim=1)  # (B, prefix + N, dim)
+        return self.dropout(self.position(tokens))
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embed(images)  # (B, prefix + N, dim)
+        for block in self.blocks:
+            tokens = block(tokens)  # (B, prefix + N, dim)
+        # Norm after pooling: for one token the order does not matter, for a mean it keeps the
+        # head's input at unit scale.
+        features = self.norm(self.pool(tokens))  # (B, dim)
+        return self.head(features)  # (B, num_classes)
+
+    def layers(self) -> list[tuple[str, list[str]]]:
+        """Layers in order, stem to head: (name, parameter-name prefixes)."""
+        return [
+            ("stem", ["tokenizer.", "class_token", "position."]),
+            *((f"block_{i}", [f"blocks.{i}."]) for i in range(len(self.blocks))),
+            ("head", ["pool.", "norm.", "head."]),
+        ]
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions and the class token are points, not maps: decay would pull them to zero."""
+        return {"class_token", "position.table"} & {name for name, _ in self.named_parameters()}

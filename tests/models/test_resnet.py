@@ -1,0 +1,47 @@
+"""The convolutional network to compare with."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab.errors import UserError
+from vitlab.models.cost import count_parameters
+from vitlab.models.resnet import ResNet
+
+
+def build(**changes: Any) -> ResNet:
+    given = {
+        "blocks": [2, 2, 2, 2],
+        "width": 64,
+        "num_classes": 10,
+        "image_size": 32,
+        "channels": 3,
+    }
+    return ResNet(**{**given, **changes})
+
+
+def test_size_of_resnet18_with_the_cifar_stem() -> None:
+    with torch.device("meta"):
+        # torchvision's ResNet-18 has 11,689,512 with 1,000 classes and a 7x7 stem
+        assert count_parameters(build()) == 11_689_512 - 990 * 513 - 64 * 3 * (49 - 9)
+
+
+def test_a_stage_halves_the_image_and_doubles_the_width() -> None:
+    model = build(blocks=[1, 1, 1], width=4).eval()
+    shapes = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:])))
+    model(torch.randn(2, 3, 32, 16))
+    assert shapes == [(4, 32, 16), (8, 16, 8), (16, 8, 4)]
+
+
+def test_kernels_are_channels_last() -> None:
+    convs = [p for p in build(blocks=[1], width=4).parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convs)
+
+
+@pytest.mark.parametrize("changes", [{"blocks": []}, {"blocks": [2, 0]}, {"width": 0}], ids=str)
+def test_sizes_that_cannot_work_are_refused_in_words(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        build(**changes)
