@@ -1,0 +1,171 @@
+"""What is wrong with a composed config: kinds, ranges, and what does not fit. Torch-free."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab.config.fits import misfits
+from vitlab.config.kinds import Kind, found, like, show
+from vitlab.config.rules import OPEN_NODES, is_open, may_be_null, rule
+from vitlab.config.suggest import did_you_mean, dotted_keys, suggest_key
+from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
+from vitlab.errors import UserError
+
+Problems = dict[str, str]  # key -> sentence; one a key, the first found
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain dicts, lists and scalars, resolved, without Hydra's node.
+
+    Raises UserError where a value is missing (``???``) or an interpolation leads nowhere.
+    """
+    plain = unresolved(cfg)
+    missing = [key for key, value in leaves(plain, "") if value == "???"]
+    if missing:
+        raise UserError("\n".join(f"{key} has no value yet: add {key}=…" for key in missing))
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(plain)), resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the config"
+        raise UserError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    if "study" in resolved:
+        resolved["study"] = str(resolved["study"])  # study=2026 is a name
+    return {str(key): value for key, value in resolved.items()}
+
+
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values with its interpolations as text, without Hydra's node."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def check(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Raise one UserError with a line for each thing wrong in a composed config."""
+    problems = find_problems(to_plain(cfg) if isinstance(cfg, DictConfig) else cfg)
+    if problems:
+        raise UserError("\n".join(problems.values()))
+
+
+def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
+    """Raise UserError if a ``_target_`` anywhere below names code outside `allowed`.
+
+    Meant for configs that come with a checkpoint: whoever made the file must not choose what runs.
+    """
+    problems = dict(bad_targets(node, allowed=allowed))
+    if problems:
+        raise UserError("\n".join(problems.values()))
+
+
+def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problems:
+    """Return what is wrong in a resolved config.
+
+    base: the YAML files' own values: the measure for keys without a rule, and for whether a key
+        exists at all.
+    """
+    problems: Problems = {}
+    if base is not None:
+        problems |= dict(_strangers(plain, base, "", list(dotted_keys(base))))
+    for key, sentence in (*_bad_values(plain, base, ""), *bad_targets(plain)):
+        problems.setdefault(key, sentence)
+    for key, sentence in misfits(plain, set(problems)):
+        problems.setdefault(key, sentence)
+    return problems
+
+
+def has_key(plain: Any, key: str) -> bool:
+    """Whether a dotted key is in nested mappings, whatever its value."""
+    for part in key.split("."):
+        if not isinstance(plain, Mapping) or part not in plain:
+            return False
+        plain = plain[part]
+    return True
+
+
+def leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, scalar) for everything below a value."""
+    if isinstance(value, Mapping):
+        for part, item in value.items():
+            yield from leaves(item, _join(at, part))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from leaves(item, _join(at, index))
+    else:
+        yield at, value
+
+
+def _join(key: str, part: Any) -> str:
+    return f"{key}.{part}" if key else str(part)
+
+
+def _strangers(
+    plain: Mapping[str, Any], base: Mapping[str, Any], at: str, top: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the keys that the YAML files do not have, and nodes that are no longer nodes.
+
+    top: all dotted keys of the YAML files.
+    """
+    for part, value in plain.items():
+        key = _join(at, part)
+        if is_open(key) or (rule(key) is not None and part in base):
+            continue
+        if part not in base:
+            hint = did_you_mean(suggest_key(key, top, {})) or f" the keys there are {_names(base)}"
+            yield key, f"{key}: no such key;{hint}"
+        elif isinstance(base[part], Mapping):
+            if value is None and may_be_null(key):
+                continue
+            if isinstance(value, Mapping):
+                yield from _strangers(value, base[part], key, top)
+            else:
+                expected = f"expected keys below it ({_names(base[part])})"
+                yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
+
+
+def _names(node: Mapping[str, Any]) -> str:
+    return ", ".join(str(key) for key in node if not str(key).startswith("_")) or "none"
+
+
+def _bad_values(plain: Any, base: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield the leaves that are of a wrong kind or out of range."""
+    kind = rule(at) if at else None
+    if at in OPEN_NODES:
+        kind = Kind("keys below it", lambda value: isinstance(value, Mapping))
+    elif kind is None and isinstance(plain, Mapping):
+        for part, value in plain.items():
+            below = base.get(part) if isinstance(base, Mapping) else None
+            yield from _bad_values(value, below, _join(at, part))
+        return
+    kind = kind or like(base)
+    if kind is not None and not kind.accepts(plain):
+        sentence = f"{at}={show(plain)}: expected {kind.says}, found {found(plain)}"
+        yield at, sentence + _hint(at, plain, kind)
+        return
+    for key, value in leaves(plain, at):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield key, f"{key}={show(value)}: expected a finite number, found {show(value)}"
+
+
+def _hint(key: str, value: Any, kind: Kind) -> str:
+    """Return how to write the value that was probably meant, or nothing."""
+    readings: list[tuple[type, Callable[[Any], Any], str]] = [
+        (float, int, "; write it as a whole number: {key}={meant}"),
+        (str, int, "; write it as a number, without quotes: {key}={meant}"),
+        (str, float, "; write it as a number, without quotes: {key}={meant}"),
+        (str, {"true": True, "false": False}.get, "; write it without quotes: {key}={meant}"),
+        (int, str, "; in quotes it is text: '{key}=\"{meant}\"'"),
+    ]
+    for of, read, words in readings:
+        if type(value) is not of:
+            continue
+        try:
+            meant = read(value)
+        except (ValueError, OverflowError):
+            continue
+        if kind.accepts(meant) and (of is str or of is int or meant == value):
+            return words.format(key=key, meant=show(meant))
+    return ""

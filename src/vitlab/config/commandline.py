@@ -1,0 +1,283 @@
+"""The check of a command line before its first job starts: syntax, names, values, combinations.
+
+Torch-free: a typo is answered before anything heavy is imported.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice, product
+from math import prod
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab.config.checks import find_problems, has_key, to_plain, unresolved
+from vitlab.config.composition import Composer, reason, without_hydra
+from vitlab.config.rules import OPEN_NODES, is_open
+from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
+from vitlab.errors import UserError
+
+MOST_JOBS = 10_000
+
+
+def preflight(overrides: Sequence[str], multirun: bool = False, *, root: str = "train") -> list[DictConfig]:
+    """Return the checked config of each job that a command line asks for, in Hydra's order.
+
+    overrides: as typed, without flags. multirun: whether ``-m`` was given. root: conf/<root>.yaml.
+    Raises UserError with every mistake found; in a sweep, with the combinations that are wrong.
+    """
+    with Composer(root) as composer:
+        return _Preflight(composer, overrides, multirun).run()
+
+
+class _Preflight:
+    def __init__(self, composer: Composer, overrides: Sequence[str], multirun: bool) -> None:
+        self.composer = composer
+        self.parser = OverridesParser.create(config_loader=composer.loader)
+        self.groups = composer.options
+        parsed = self._parse(overrides)
+        self.hydra = tuple(str(item.input_line) for item in parsed if item.is_hydra_override())
+        self.ours = [item for item in parsed if not item.is_hydra_override()]
+        self.multirun = multirun or "hydra.mode=MULTIRUN" in self.hydra
+
+    def run(self) -> list[DictConfig]:
+        self._refuse(self.ours)
+        master = self.composer.compose(
+            self.hydra
+            + tuple(
+                str(item.input_line)
+                for item in self.ours
+                if self._is_group(item) and not item.is_sweep_override()
+            )
+        )
+        ours = self.ours
+        if self.multirun:
+            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+            standing = self._parse([f"{key}={value}" for key, value in params.items()])
+            self._refuse(standing)
+            ours = standing + ours
+        jobs = self._expand(ours)
+        configs: list[DictConfig] = []
+        refused: dict[tuple[str, ...], list[int]] = {}
+        for number, job in enumerate(jobs):
+            cfg, problems = self._build(job)
+            configs.append(cfg)
+            if problems:
+                refused.setdefault(tuple(problems), []).append(number)
+        if refused:
+            swept = {item.key_or_group for item in ours if item.is_sweep_override()}
+            names = [
+                " ".join(str(item.input_line) for item in job if item.key_or_group in swept) for job in jobs
+            ]
+            raise UserError(_report(refused, names))
+        return configs
+
+    def _parse(self, lines: Iterable[str]) -> list[Override]:
+        parsed: list[Override] = []
+        problems: list[str] = []
+        for line in lines:
+            try:
+                parsed += self.parser.parse_overrides([line])
+            except HydraException:
+                problems.append(self._unreadable(line))
+        if problems:
+            raise UserError("\n".join(problems))
+        return parsed
+
+    def _unreadable(self, line: str) -> str:
+        key, sign, value = line.partition("=")
+        if not sign:
+            if key in self.groups:
+                return f"{line}: expected {key}=option; {self._choose(key)}"
+            matches = [f"{group}={line}" for group, names in self.groups.items() if line in names]
+            return f"{line}: expected key=value, found no '=';{did_you_mean(matches)}".rstrip(";")
+        if not key.strip() or key != key.strip() or value != value.lstrip():
+            return f"{line}: expected key=value without spaces around '='"
+        return (
+            f"{line}: the value cannot be read; close brackets and quotes, and put text with "
+            f"special signs in quotes: '{key}=\"{value}\"'"
+        )
+
+    def _is_group(self, item: Override) -> bool:
+        return item.key_or_group in self.groups
+
+    def _refuse(self, items: Iterable[Override]) -> None:
+        """Raise for what is wrong in the overrides alone, whatever the combination."""
+        problems: list[str] = []
+        groups: dict[str, str] = {}
+        for item in items:
+            line, key = str(item.input_line), item.key_or_group
+            if self._is_group(item):
+                if key in groups:
+                    problems.append(f"{line}: {groups[key]} was given before; keep one")
+                groups[key] = line
+            problems += self._malformed(item, line, key)
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def _malformed(self, item: Override, line: str, key: str) -> list[str]:
+        if item.package is not None:
+            return [f"{line}: packages (@) are not used here; write {key}=…"]
+        if item.is_delete():
+            default = "the option none" if "none" in self.groups.get(key, []) else "another value"
+            return [f"{line}: nothing can be removed from the config (~); give {key} {default}"]
+        if (item.is_add() or item.is_force_add()) and not is_open(key):
+            return [self._added(line, key)]
+        if item.is_sweep_override() and not self.multirun:
+            several = f"{line} gives several values: add -m to run each of them"
+            if item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
+                several += f", or write {key}=[{item.get_value_string()}] if one list is meant"
+            return [several]
+        if item.is_sweep_override() and not item.is_discrete_sweep():
+            if any(name.startswith("hydra/sweeper=") for name in self.hydra):
+                return []  # such a sweeper draws from the interval
+            return [f"{line}: interval() has no list of values; use choice(…) or range(…)"]
+        return self._bad_options(item, line, key) if self._is_group(item) else []
+
+    def _added(self, line: str, key: str) -> str:
+        typed = line.lstrip("+")
+        keys = list(dotted_keys(unresolved(self.composer.compose(self.hydra))))
+        if key in self.groups or key in keys:
+            return f"{line}: {key} is there already; write {typed} without the plus"
+        return f"{line}: keys can be added under {' or '.join(OPEN_NODES)} alone;" + (
+            did_you_mean(suggest_key(key, keys, self.groups)) or f" '{key}' is no key of the config"
+        )
+
+    def _bad_options(self, item: Override, line: str, key: str) -> list[str]:
+        values = list(item.sweep_string_iterator()) if item.is_sweep_override() else [item.value()]
+        problems: list[str] = []
+        options = self.groups[key]
+        if not values:
+            problems.append(f"{line}: no option matches; {self._choose(key)}")
+        for value in values:
+            if isinstance(value, dict | list):
+                problems.append(
+                    f"{line}: expected one option; {self._choose(key)}. Its keys are set "
+                    f"one by one, as {key}.name=value"
+                )
+            elif value is None or value == "null":
+                problems.append(
+                    f"{key}=null: leave {key} out"
+                    if key == "experiment"
+                    else f"{key}=null: {key} is needed; {self._choose(key)}"
+                )
+            elif str(value) not in options:
+                match = near(str(value), options)
+                hint = did_you_mean([match] if match else [])
+                choose = self._choose(key)
+                problems.append(f"{key}={value}:{hint} {choose[0].upper() + choose[1:] if hint else choose}")
+        return problems
+
+    def _choose(self, group: str) -> str:
+        return f"the options of {group} are {', '.join(self.groups[group]) or 'none yet'}"
+
+    def _expand(self, items: list[Override]) -> list[list[Override]]:
+        """Return the jobs as Hydra's basic sweeper makes them: all combinations, in its order."""
+        if not self.multirun:
+            return [items]
+        choices: dict[str, list[str]] = {}
+        for item in items:
+            key = item.get_key_element()
+            if not item.is_sweep_override():
+                choices[key] = [str(item.input_line)]
+            elif item.is_discrete_sweep():
+                values = islice(item.sweep_string_iterator(), MOST_JOBS + 1)
+                choices[key] = [f"{key}={value}" for value in values]
+            else:  # an interval, for a sweeper that draws from it: its ends stand for it
+                sweep: Any = item.value()
+                choices[key] = [f"{key}={sweep.start}", f"{key}={sweep.end}"]
+            if not choices[key]:
+                raise UserError(f"{item.input_line} gives no value at all")
+        number = prod(map(len, choices.values()))
+        if number > MOST_JOBS:
+            raise UserError(
+                f"the sweep has {number:,} combinations or more, and {MOST_JOBS:,} is the most: "
+                "sweep fewer values"
+            )
+        parsed = {line: self.parser.parse_override(line) for lines in choices.values() for line in lines}
+        return [[parsed[line] for line in lines] for lines in product(*choices.values())]
+
+    def _build(self, job: list[Override]) -> tuple[DictConfig, list[str]]:
+        """Return the config of one combination, and what is wrong with it."""
+        chosen = tuple(str(item.input_line) for item in job if self._is_group(item))
+        composed = self.composer.compose(self.hydra + chosen)
+        choices = {
+            group: option
+            for group, option in composed.hydra.runtime.choices.items()
+            if not group.startswith("hydra/")
+        }
+        experiment = choices.get("experiment")
+        base = composed
+        if experiment is not None:  # what the files say without the recipe is its measure
+            base = self.composer.compose(
+                self.hydra
+                + tuple(f"{group}={option}" for group, option in choices.items() if group != "experiment")
+            )
+        cfg = without_hydra(composed)
+        known = unresolved(composed)
+        problems: dict[str, str] = {}
+        for item in job:
+            if not self._is_group(item):
+                problems |= self._apply(item, cfg, known, choices)
+        try:
+            problems = find_problems(to_plain(cfg), unresolved(base)) | problems
+        except UserError as error:
+            problems[""] = str(error)
+        typed = {item.key_or_group for item in job}
+        return cfg, [
+            f"{sentence} (set by experiment={experiment})"
+            if base is not composed and key not in typed and self._differs(key, composed, base)
+            else sentence
+            for key, sentence in problems.items()
+        ]
+
+    @staticmethod
+    def _differs(key: str, composed: DictConfig, base: DictConfig) -> bool:
+        try:
+            return bool(OmegaConf.select(composed, key) != OmegaConf.select(base, key))
+        except OmegaConfBaseException:
+            return False
+
+    def _apply(
+        self, item: Override, cfg: DictConfig, known: dict[str, Any], choices: dict[str, str]
+    ) -> dict[str, str]:
+        """Set one value in `cfg` as Hydra does; return what stands in the way. known: its keys."""
+        line, key = str(item.input_line), item.key_or_group
+        adds = item.is_add() or item.is_force_add()
+        if not adds and not has_key(known, key):
+            return {key: self._unknown(line, key, known, choices)}
+        try:
+            OmegaConf.update(cfg, key, item.value(), merge=True, force_add=adds)
+        except OmegaConfBaseException as error:
+            return {key: f"{line}: {reason(error)}"}
+        return {}
+
+    def _unknown(self, line: str, key: str, known: dict[str, Any], choices: dict[str, str]) -> str:
+        group, _, rest = key.partition(".")
+        if is_open(key) and has_key(known, OPEN_NODES[0]):
+            return f"{line}: a key of your own under {OPEN_NODES[0]} takes a plus: +{line}"
+        inside = bool(rest) and group in choices
+        place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
+        hint = did_you_mean(suggest_key(key, dotted_keys(known), self.groups))
+        if not hint:
+            node = known.get(group)
+            names = node if inside and isinstance(node, dict) else known
+            hint = f" the keys there are {', '.join(n for n in names if not n.startswith('_'))}"
+        return f"{key}: {place};{hint}"
+
+
+def _report(refused: dict[tuple[str, ...], list[int]], names: list[str]) -> str:
+    """Return the message for a sweep: each reason once, the combinations it refuses below it."""
+    bad = sum(map(len, refused.values()))
+    if len(names) == 1:
+        return "\n".join(next(iter(refused)))
+    if len(refused) == 1 and bad == len(names):
+        return "\n".join([*next(iter(refused)), f"(in each of the {bad} combinations)"])
+    lines = [f"{bad} of {len(names)} combinations are refused, none was started:"]
+    for problems, numbers in refused.items():
+        lines += [f"  {problem}" for problem in problems]
+        lines += [f"    #{number}: {names[number]}" for number in numbers]
+    return "\n".join(lines)

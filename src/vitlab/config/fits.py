@@ -1,0 +1,286 @@
+"""Cross-checks: values that are right alone and wrong together, with the way on. Torch-free."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vitlab.config.kinds import alternatives, show
+from vitlab.errors import UserError
+from vitlab.plan import make_plan
+
+# What is known of a data set before it has been looked at.
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
+CLASSES = {"cifar10": 10, "cifar100": 100, "shapes": 10}
+DEFAULT_HELD_OUT = 0.1  # what data.val_size=null stands for
+
+Misfits = Iterator[tuple[str, str]]
+
+
+class Reader:
+    """Reads dotted keys; gives None for what is absent, or already known to be wrong."""
+
+    def __init__(self, plain: Mapping[str, Any], bad: set[str]) -> None:
+        self.plain, self._bad = plain, bad
+
+    def __call__(self, key: str) -> Any:
+        if key in self._bad:
+            return None
+        node: Any = self.plain
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return None
+            node = node[part]
+        return node
+
+    def sound(self, *groups: str) -> bool:
+        """Whether nothing is known to be wrong in these groups."""
+        return not any(key.partition(".")[0] in groups for key in self._bad)
+
+    def is_null(self, key: str) -> bool:
+        """Whether a key is there, and null."""
+        node, _, name = key.rpartition(".")
+        return name in (self(node) or {}) and self(key) is None and key not in self._bad
+
+
+def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
+    """Yield (key, sentence) for values that do not fit each other; `bad` keys are left alone."""
+    read = Reader(plain, bad)
+    yield from _model(read)
+    yield from _data(read)
+    yield from _model_and_data(read)
+    yield from _duration(read)
+    yield from _schedule(read)
+    yield from _device(read)
+
+
+def train_images(read: Reader) -> int | None:
+    """Return the number of images trained on, or None where only the data can tell."""
+    kind = read("data.kind")
+    total = TRAIN_IMAGES.get(kind) if isinstance(kind, str) else None
+    total = total or read("data.num_train")
+    held_out = read("data.val_size")
+    if total is None:
+        return None
+    if held_out is None:
+        held_out = DEFAULT_HELD_OUT
+    return total - (held_out if isinstance(held_out, int) else round(held_out * total))
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value[0], value[1]) if isinstance(value, list) else (value, value)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _model(read: Reader) -> Misfits:
+    patch, image = read("model.patch_size"), read("model.image_size")
+    if patch is not None and image is not None:
+        (height, width), (down, across) = _two(image), _two(patch)
+        if height % down or width % across:
+            common = [side for side in _divisors(height) if width % side == 0]
+            yield (
+                "model.patch_size",
+                f"model.patch_size={show(patch)} does not divide the image of {height} x {width} "
+                f"(model.image_size): choose {alternatives(common)}",
+            )
+    dim, heads = read("model.dim"), read("model.heads")
+    if dim and heads and read("model.dim_head") is None and dim % heads:
+        yield (
+            "model.heads",
+            f"model.heads={heads} does not divide model.dim={dim}: choose "
+            f"{alternatives(_divisors(dim))}, or set model.dim_head",
+        )
+    ratio = read("model.mlp_ratio")
+    if dim and ratio and int(dim * ratio) < 1:
+        yield (
+            "model.mlp_ratio",
+            f"model.mlp_ratio={show(ratio)} of model.dim={dim} leaves the MLP no unit: choose "
+            f"{1 / dim:g} or more",
+        )
+    if dim and dim % 4 and read("model.position") == "sincos":
+        yield (
+            "model.position",
+            f"model.position=sincos needs a model.dim divisible by 4, found {dim}: choose "
+            f"model.dim={dim + 4 - dim % 4} or model.position=learnable",
+        )
+    if dim and read.is_null("model.drop_path"):
+        yield (
+            "model.drop_path",
+            "model.drop_path=null: expected a number from 0 and below 1, found null; 0 is none",
+        )
+    if read("model.pretrained") and read("model.checkpoint_path"):
+        yield (
+            "model.checkpoint_path",
+            "model.pretrained=true and model.checkpoint_path both give the weights: keep one, set "
+            "model.pretrained=false or model.checkpoint_path=null",
+        )
+    if str(read("model.tokenizer._target_") or "").endswith(".ConvStem"):
+        yield from _conv_stem(read)
+
+
+def _conv_stem(read: Reader) -> Misfits:
+    patch, dim, convs = (
+        read("model.patch_size"),
+        read("model.dim"),
+        read("model.tokenizer.num_convs"),
+    )
+    if patch is None or dim is None or convs is None:
+        return
+    if any(side & (side - 1) for side in _two(patch)):
+        yield (
+            "model.patch_size",
+            f"model.patch_size={show(patch)} is no power of two, and a convolutional stem can only "
+            "halve the image: choose 1, 2, 4, 8 or 16",
+        )
+        return
+    halvings = max(side.bit_length() - 1 for side in _two(patch))
+    if halvings > convs:
+        yield (
+            "model.tokenizer.num_convs",
+            f"model.patch_size={show(patch)} needs {halvings} halvings, and the stem has "
+            f"model.tokenizer.num_convs={convs}: set model.tokenizer.num_convs={halvings}",
+        )
+    elif dim % 2 ** (convs - 1):
+        yield (
+            "model.dim",
+            f"model.dim={dim} cannot be halved {convs - 1} times, as the widths of "
+            f"model.tokenizer.num_convs={convs} convolutions need: choose a multiple of "
+            f"{2 ** (convs - 1)}",
+        )
+
+
+def _data(read: Reader) -> Misfits:
+    kind = read("data.kind")
+    if kind in ("image_folder", "image_list") and read.is_null("data.root"):
+        what = "FOLDER" if kind == "image_folder" else "FILE.csv"
+        yield "data.root", f"data={kind} needs to know where the images are: add data.root={what}"
+    known = TRAIN_IMAGES.get(kind) if isinstance(kind, str) else None
+    total = known or read("data.num_train")
+    held_out, batch = read("data.val_size"), read("data.batch_size")
+    if total is not None and isinstance(held_out, int) and held_out >= total:
+        yield (
+            "data.val_size",
+            f"data.val_size={held_out} leaves nothing of the {total:,} training images: choose a "
+            "number below that, a fraction such as 0.1, or 0 for none",
+        )
+    else:
+        images = train_images(read)
+        if images is not None and batch is not None and batch > images:
+            yield (
+                "data.batch_size",
+                f"data.batch_size={batch} is more than the {images:,} training images: choose "
+                f"{images} or fewer",
+            )
+    if isinstance(kind, str) and kind in CLASSES:
+        classes = read("data.num_classes")
+        if classes is not None and classes != CLASSES[kind]:
+            yield (
+                "data.num_classes",
+                f"data.num_classes={classes}, but {kind} has {CLASSES[kind]} classes: set "
+                f"data.num_classes={CLASSES[kind]}",
+            )
+    channels, normalization = read("data.channels"), read("data.normalization")
+    if isinstance(normalization, Mapping) and channels is not None:
+        for name, values in normalization.items():
+            if len(values) != channels:
+                yield (
+                    f"data.normalization.{name}",
+                    f"data.normalization.{name} has {len(values)} values for data.channels="
+                    f"{channels}: give one a channel",
+                )
+
+
+def _model_and_data(read: Reader) -> Misfits:
+    for key, reason in (
+        ("num_classes", "the head would not fit the labels"),
+        ("channels", "the first layer would not fit the images"),
+    ):
+        ours, theirs = read(f"model.{key}"), read(f"data.{key}")
+        if ours is not None and theirs is not None and ours != theirs:
+            yield (
+                f"model.{key}",
+                f"model.{key}={ours}, but data.{key}={theirs}: {reason}. Leave model.{key} out, it "
+                "follows the data",
+            )
+
+
+def _duration(read: Reader) -> Misfits:
+    epochs, steps = read("trainer.max_epochs"), read("trainer.max_steps")
+    if epochs == -1 and steps == -1 and read("trainer.max_time") is None:
+        yield (
+            "trainer.max_epochs",
+            "the run would never end: trainer.max_epochs=-1, trainer.max_steps=-1 and no "
+            "trainer.max_time; set one of them",
+        )
+    for name, least, most in (
+        ("epochs", read("trainer.min_epochs"), epochs),
+        ("steps", read("trainer.min_steps"), steps),
+    ):
+        if least is not None and most is not None and -1 != most < least:
+            yield (
+                f"trainer.min_{name}",
+                f"trainer.min_{name}={least} is more than trainer.max_{name}={most}: lower the "
+                "first or raise the second",
+            )
+
+
+def _schedule(read: Reader) -> Misfits:
+    name = str(read("scheduler._target_") or "").rpartition(".")[2]
+    if not name:
+        return
+    epochs, steps = read("trainer.max_epochs"), read("trainer.max_steps")
+    if epochs == -1 and steps == -1 and read("trainer.max_time") is not None:
+        if name != "constant":
+            yield (
+                "scheduler",
+                f"scheduler={name} needs the length of the run in advance, and trainer.max_time "
+                "alone does not give it: set trainer.max_epochs or trainer.max_steps, or take "
+                "scheduler=constant",
+            )
+        return
+    warm_epochs, warm_steps = read("scheduler.warmup_epochs"), read("scheduler.warmup_steps")
+    if warm_epochs is not None and warm_steps is not None:
+        yield (
+            "scheduler.warmup_steps",
+            f"scheduler.warmup_epochs={show(warm_epochs)} and scheduler.warmup_steps={warm_steps} "
+            "are both given: keep one, set the other to null",
+        )
+        return
+    images, batch = train_images(read), read("data.batch_size")
+    complete = None not in (batch, epochs, steps) and read.sound("trainer", "scheduler", "data")
+    if images is not None and complete:
+        if batch <= images:  # else it has been said
+            try:
+                make_plan(read.plain, images)
+            except UserError as error:
+                yield "scheduler", str(error)
+    elif warm_epochs is not None and epochs is not None and -1 != epochs < warm_epochs:
+        yield (
+            "scheduler.warmup_epochs",
+            f"scheduler.warmup_epochs={show(warm_epochs)} is longer than the whole run of {epochs} "
+            "epochs. Shorten the warmup, train longer (trainer.max_epochs), or leave it to "
+            "scheduler.warmup_fraction.",
+        )
+
+
+def _device(read: Reader) -> Misfits:
+    devices, batch = read("trainer.devices"), read("data.batch_size")
+    nodes = read("trainer.num_nodes") or 1
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, int) and count > 0 and batch is not None and batch % (count * nodes):
+        world = count * nodes
+        lower = batch - batch % world
+        near = [lower, lower + world] if lower else [world]
+        yield (
+            "data.batch_size",
+            f"data.batch_size={batch} cannot be split evenly over {world} devices (it is the size "
+            f"over all of them): choose a multiple of {world}, such as {alternatives(near)}",
+        )
+    precision = read("trainer.precision")
+    if read("trainer.accelerator") == "cpu" and precision in ("16-mixed", "16-true", "16", 16):
+        yield (
+            "trainer.precision",
+            f"trainer.precision={precision} does not work on a CPU: choose bf16-mixed or 32-true, "
+            "or trainer.accelerator=gpu",
+        )

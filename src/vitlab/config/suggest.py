@@ -1,0 +1,97 @@
+"""What was probably meant: the nearest key or option for one that does not exist. Torch-free."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from vitlab.config.kinds import alternatives
+
+# Keys are short words in one vocabulary: at 0.6, `depth` would be taken for `width`.
+KEY_CUTOFF = 0.7
+
+# Other programs' words for our keys, too far from them for a nearest match.
+SYNONYMS = {
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "dataset": "data",
+    "embed_dim": "model.dim",
+    "emb_dim": "model.dim",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "optimizer.lr",
+    "layers": "model.depth",
+    "num_layers": "model.depth",
+    "num_heads": "model.heads",
+    "opt": "optimizer",
+    "patch": "model.patch_size",
+    "sched": "scheduler",
+    "steps": "trainer.max_steps",
+    "warmup": "scheduler.warmup_epochs",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.num_workers",
+}
+
+
+def dotted_keys(node: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yield every key of a nested mapping in dotted form, nodes before what is below them."""
+    for part, value in node.items():
+        key = f"{at}.{part}" if at else str(part)
+        yield key
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, key)
+
+
+def near(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the closest of `choices`, or None if none is close."""
+    close = get_close_matches(word, list(choices), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the keys (or `group=option`) that were probably meant by `key`, best first.
+
+    keys: all dotted keys of the config. options: the groups and their options.
+    """
+    keys = [known for known in keys if not known.endswith(("_target_", "_partial_"))]
+    known = {*keys, *options}
+    key = key.replace("/", ".")
+    if key in known:
+        return [key]
+    parent, _, last = key.rpartition(".")
+    meant = SYNONYMS.get(last, "")
+    if meant in known and parent in ("", meant.rpartition(".")[0]):
+        return [meant]
+    for group, names in options.items():
+        if last in names and parent in ("", group):
+            return [f"{group}={last}"]
+    same = [name for name in keys if name.rpartition(".")[2] == last]
+    if same:
+        return same
+    if parent in known:
+        below = {name.removeprefix(f"{parent}."): name for name in keys if name.startswith(f"{parent}.")}
+        match = near(last, below, KEY_CUTOFF) or _longer(last, below)
+        if match:
+            return [below[match]]
+        return []
+    if not parent and (match := near(last, options, KEY_CUTOFF)):
+        return [match]
+    endings: dict[str, str] = {}
+    for name in keys:
+        endings.setdefault(name.rpartition(".")[2], name)
+    match = near(key, known, KEY_CUTOFF) if parent else None
+    if match:
+        return [match]
+    ending = near(last, endings, KEY_CUTOFF) or _longer(last, endings)
+    return [endings[ending]] if ending else []
+
+
+def _longer(word: str, choices: Iterable[str]) -> str | None:
+    """Return the shortest choice that contains the word: `norm` for `patch_norm`."""
+    longer = [choice for choice in choices if len(word) >= 4 and word in choice]
+    return min(longer, key=len) if longer else None
+
+
+def did_you_mean(matches: list[str]) -> str:
+    """Return ``" did you mean a or b?"``, or nothing."""
+    return f" did you mean {alternatives(matches[:3])}?" if matches else ""

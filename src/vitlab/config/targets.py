@@ -1,0 +1,82 @@
+"""Which code a config may name: ours by the list, found in the source without importing it.
+
+A prefix alone is no fence: ``vitlab.models.vit.torch.hub.load`` begins like ours. So what is named
+must be defined in the module that it is named in, or be one of torch's optimizers.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitlab.config.kinds import alternatives, show
+from vitlab.config.suggest import did_you_mean, near
+
+ALLOWED_TARGETS = (
+    "vitlab.models.",
+    "vitlab.data.",
+    "vitlab.augment.",
+    "vitlab.optim.",
+    "vitlab.tasks.",
+    "vitlab.callbacks.",
+    "vitlab.losses.",
+    "torch.optim.",
+)
+_PACKAGE = Path(__file__).parents[1]
+_OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")
+
+
+def bad_targets(
+    node: Any, at: str = "", allowed: Sequence[str] = ALLOWED_TARGETS
+) -> Iterator[tuple[str, str]]:
+    """Yield (key, sentence) for every ``_target_`` below that may not, or cannot, be built."""
+    if isinstance(node, Mapping):
+        for part, value in node.items():
+            key = f"{at}.{part}" if at else str(part)
+            if part == "_target_":
+                reason = _objection(value, tuple(allowed))
+                if reason:
+                    yield key, f"{key}={show(value)}: {reason}"
+            else:
+                yield from bad_targets(value, key, allowed)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from bad_targets(value, f"{at}.{index}", allowed)
+
+
+def _objection(target: Any, allowed: tuple[str, ...]) -> str | None:
+    if not isinstance(target, str) or not target.startswith(allowed):
+        return f"a config may only name code that starts with {alternatives(allowed)}"
+    if target.startswith("torch."):
+        return None if _OPTIMIZER.fullmatch(target) else "of torch, only torch.optim.<Optimizer>"
+    path, module, parts = _PACKAGE, "vitlab", target.split(".")[1:]
+    while parts and (path / parts[0]).is_dir():
+        path, module = path / parts[0], f"{module}.{parts.pop(0)}"
+    if len(parts) > 1 and (path / f"{parts[0]}.py").is_file():
+        path, module = path / f"{parts[0]}.py", f"{module}.{parts.pop(0)}"
+    try:
+        names = _defined(path / "__init__.py" if path.is_dir() else path)
+    except SyntaxError as error:
+        return f"{module} is no Python, see its line {error.lineno}"
+    if len(parts) == 1 and parts[0] in names:
+        return None
+    match = near(parts[0], names) if parts else None
+    hint = did_you_mean([f"{module}.{match}"] if match else [])
+    return f"{module} does not define {'.'.join(parts) or 'it'};{hint}".rstrip(";")
+
+
+@cache
+def _defined(file: Path) -> frozenset[str]:
+    """Return a file's public functions and classes; for a package, what it takes from ours."""
+    if not file.is_file():
+        return frozenset()
+    names: list[str] = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom) and file.name == "__init__.py":
+            ours = node.level > 0 or (node.module or "").startswith("vitlab.")
+            names += [alias.asname or alias.name for alias in node.names if ours]
+    return frozenset(name for name in names if not name.startswith("_"))
