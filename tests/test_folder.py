@@ -10,7 +10,15 @@ import pytest
 
 from vitlab import folder as module
 from vitlab.errors import UserError
-from vitlab.folder import RunFolder, Summary, checksum_file, copy_checkpoint, publish, verify, write_atomic
+from vitlab.folder import (
+    RunFolder,
+    Summary,
+    checksum_file,
+    copy_checkpoint,
+    publish,
+    verify,
+    write_atomic,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +135,10 @@ def test_summary_merges_and_survives_a_damaged_file(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     Summary(run).update(status="running", train={"epochs": 1})
     Summary(run).update(train={"steps": 5})
-    assert json.loads(run.summary.read_text()) == {"status": "running", "train": {"epochs": 1, "steps": 5}}
+    assert json.loads(run.summary.read_text()) == {
+        "status": "running",
+        "train": {"epochs": 1, "steps": 5},
+    }
     with pytest.raises(ValueError, match="JSON"):
         Summary(run).update(loss=float("nan"))
     run.summary.write_text("{")

@@ -1,11 +1,11 @@
 """The run folder: the one place where a run keeps everything. Torch-free.
 
-    config.yaml     the resolved configuration, the whole input of `vitlab.runs.run`
-    summary.json    status, metrics, cost, provenance (see `Summary`)
-    metrics.csv     one row an epoch
-    checkpoints/    best.ckpt, last.ckpt, each with a .sha256 beside it
-    figures/        history.png, confusion_matrix.png, predictions.png
-    train.log, events.out.tfevents.*
+config.yaml     the resolved configuration, the whole input of `vitlab.runs.run`
+summary.json    status, metrics, cost, provenance (see `Summary`)
+metrics.csv     one row an epoch
+checkpoints/    best.ckpt, last.ckpt, each with a .sha256 beside it
+figures/        history.png, confusion_matrix.png, predictions.png
+train.log, events.out.tfevents.*
 """
 
 import contextlib
@@ -136,6 +136,15 @@ class RunFolder:
         if not isinstance(config, dict):
             raise UserError(f"{self.config} is empty or not a configuration; the run cannot be rebuilt.")
         return config
+
+    def discard(self) -> None:
+        """Remove a run that has not trained, with what a run writes before it trains."""
+        for path in (self.config, self.summary, self.log, self.path / ".lock"):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob("events.out.tfevents.*"):
+            path.unlink()
+        with contextlib.suppress(OSError):  # there is something else in it
+            self.path.rmdir()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

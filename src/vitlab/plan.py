@@ -33,8 +33,9 @@ class Plan:
             return None
         times = math.ceil(VIT_BATCH / self.batch_size)
         return (
-            f"effective batch {self.effective_batch} is under the {VIT_BATCH} that ViT recipes are tuned for: "
-            f"try trainer.accumulate_grad_batches={times}, or data.batch_size={VIT_BATCH} where memory allows"
+            f"effective batch {self.effective_batch} is under the {VIT_BATCH} that ViT recipes are tuned "
+            f"for: try trainer.accumulate_grad_batches={times}, or data.batch_size={VIT_BATCH} where "
+            "memory allows"
         )
 
 
@@ -63,30 +64,36 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     if batches == 0:
         raise UserError(
             f"there is no training batch: {num_train} training images, data.batch_size={batch_size}, "
-            f"trainer.limit_train_batches={trainer['limit_train_batches']}. Lower data.batch_size or add images."
+            f"trainer.limit_train_batches={trainer['limit_train_batches']}. Lower data.batch_size or add "
+            "images."
         )
     accumulate = trainer["accumulate_grad_batches"]
     steps_per_epoch = math.ceil(batches / accumulate)  # Lightning steps on an epoch's last batch
     epochs = 1 if trainer["fast_dev_run"] else trainer["max_epochs"]
-    max_steps = trainer["max_steps"]
-    if epochs is None or epochs == -1:
-        epochs = math.ceil(max_steps / steps_per_epoch)
-    total = epochs * steps_per_epoch
-    if max_steps is not None and max_steps != -1 and max_steps < total:
-        total, epochs = max_steps, math.ceil(max_steps / steps_per_epoch)
+    unlimited = (None, -1)
+    lengths = [] if epochs in unlimited else [epochs * steps_per_epoch]
+    lengths += [] if trainer["max_steps"] in unlimited else [trainer["max_steps"]]
+    if not lengths:
+        raise UserError(
+            "the run has no length, and a learning-rate schedule needs one: set trainer.max_epochs or "
+            "trainer.max_steps; trainer.max_time may end it earlier."
+        )
+    total = min(lengths)
+    epochs = math.ceil(total / steps_per_epoch)
     warmup = _warmup(config["scheduler"], steps_per_epoch, total)
     return Plan(batch_size, accumulate, batches, epochs, total, warmup)
 
 
 def _warmup(scheduler: Mapping[str, Any], steps_per_epoch: int, total: int) -> int:
-    epochs, steps = scheduler.get("warmup_epochs"), scheduler.get("warmup_steps")
+    epochs: Any = scheduler.get("warmup_epochs")
+    steps: Any = scheduler.get("warmup_steps")
     if epochs is None and steps is None:
         return round(total * scheduler.get("warmup_fraction", 0.0))
     asked = steps if steps is not None else round(epochs * steps_per_epoch)
     if asked > total:
         name, value = ("warmup_steps", steps) if steps is not None else ("warmup_epochs", epochs)
         raise UserError(
-            f"scheduler.{name}={value} is {asked} optimizer steps, but the whole run has {total}. Shorten the "
-            "warmup, train longer (trainer.max_epochs), or leave it to scheduler.warmup_fraction."
+            f"scheduler.{name}={value} is {asked} optimizer steps, but the whole run has {total}. Shorten "
+            "the warmup, train longer (trainer.max_epochs), or leave it to scheduler.warmup_fraction."
         )
     return asked

@@ -84,10 +84,7 @@ def test_layers_claim_every_parameter_once(model: nn.Module) -> None:
     parameters = [name for name, _ in model.named_parameters()]
     claims = {
         parameter: [
-            layer
-            for layer, prefixes in layers
-            for prefix in prefixes
-            if parameter.startswith(prefix)
+            layer for layer, prefixes in layers for prefix in prefixes if parameter.startswith(prefix)
         ]
         for parameter in parameters
     }

@@ -97,9 +97,7 @@ def test_what_cannot_be_built_is_refused_in_words(changes: dict[str, Any], messa
         build(**changes)
 
 
-def test_pretrained_weights_without_network(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pretrained_weights_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="could not be fetched") as caught:
         build(pretrained=True, kwargs={"cache_dir": str(tmp_path)})

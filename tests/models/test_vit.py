@@ -67,9 +67,7 @@ def weights_for_timm(model: nn.Module, reference: nn.Module) -> dict[str, Tensor
 def test_logits_equal_timms_with_the_same_weights(
     pool: str, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]
 ) -> None:
-    model = build(
-        pool=pool, image_size=image_size, patch_size=patch_size, dim=48, depth=3, heads=3
-    ).eval()
+    model = build(pool=pool, image_size=image_size, patch_size=patch_size, dim=48, depth=3, heads=3).eval()
     for parameter in model.parameters():  # weights of a size that shows every difference
         nn.init.normal_(parameter, std=0.3)
     reference = timm.models.VisionTransformer(
@@ -179,9 +177,7 @@ def test_queries_keys_and_values_are_drawn_as_three_matrices() -> None:
     ],
     ids=str,
 )
-def test_numbers_that_cannot_work_are_refused_in_words(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_numbers_that_cannot_work_are_refused_in_words(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(**changes)
 

@@ -24,7 +24,12 @@ def test_matrices_decay_and_the_rest_does_not() -> None:
     groups = {g["name"]: g for g in parameter_groups(Small({"position"}), 0.05)}
     assert groups["decay"]["names"] == ["linear.weight"]
     assert groups["decay"]["weight_decay"] == 0.05
-    assert sorted(groups["no_decay"]["names"]) == ["linear.bias", "norm.bias", "norm.weight", "position"]
+    assert sorted(groups["no_decay"]["names"]) == [
+        "linear.bias",
+        "norm.bias",
+        "norm.weight",
+        "position",
+    ]
     assert groups["no_decay"]["weight_decay"] == 0.0
 
 

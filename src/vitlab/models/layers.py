@@ -33,16 +33,10 @@ def pair(name: str, value: Size) -> tuple[int, int]:
     Raises:
         UserError: it is neither, or not positive.
     """
-    sides = (
-        tuple(value)
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else (value, value)
-    )
+    sides = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
     whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
     if len(sides) != 2 or not whole:
-        raise UserError(
-            f"{name} must be a positive whole number or a pair [height, width], found {value!r}."
-        )
+        raise UserError(f"{name} must be a positive whole number or a pair [height, width], found {value!r}.")
     return int(sides[0]), int(sides[1])
 
 
@@ -50,9 +44,7 @@ def choose(name: str, value: str, choices: Mapping[str, Part]) -> Part:
     """Look ``value`` up; an unknown one raises a UserError that lists the choices."""
     if value not in choices:
         known = ", ".join(choices)
-        raise UserError(
-            f"{name} must be one of {known}, found {value!r}{nearest(str(value), choices)}."
-        )
+        raise UserError(f"{name} must be one of {known}, found {value!r}{nearest(str(value), choices)}.")
     return choices[value]
 
 
@@ -80,9 +72,7 @@ def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
 # Building blocks with their first weights
 
 
-def linear(
-    in_features: int, out_features: int, *, bias: bool = True, stacked: int = 1
-) -> nn.Linear:
+def linear(in_features: int, out_features: int, *, bias: bool = True, stacked: int = 1) -> nn.Linear:
     """A Linear layer with Xavier-uniform weights and a zero bias.
 
     Source: ViT's published code, restated in "Masked Autoencoders Are Scalable Vision Learners" (He
@@ -288,9 +278,7 @@ class SinCosPositions(Positions):
             raise UserError(f"model.position=sincos needs a model.dim divisible by 4, found {dim}.")
         frequency = 10_000 ** -(torch.arange(dim // 4) / (dim // 4))  # (dim / 4,)
         rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
-        angles = [
-            torch.outer(axis.flatten(), frequency) for axis in (columns, rows)
-        ]  # (N, dim / 4)
+        angles = [torch.outer(axis.flatten(), frequency) for axis in (columns, rows)]  # (N, dim / 4)
         table = torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)  # (N, dim)
         table = F.pad(table, (0, 0, prefix, 0))[None]  # (1, prefix + N, dim)
         self.register_buffer("table", table, persistent=False)
@@ -390,9 +378,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or (dim_head is not None and dim_head < 1):
-            raise UserError(
-                f"model.heads and model.dim_head must be positive, found {heads} and {dim_head}."
-            )
+            raise UserError(f"model.heads and model.dim_head must be positive, found {heads} and {dim_head}.")
         if dim_head is None and dim % heads:
             raise UserError(
                 f"model.heads={heads} does not divide model.dim={dim}; choose heads that do, or "

@@ -74,9 +74,7 @@ class ResNet(nn.Module):
                 f"{list(blocks)}, {width}, {num_classes} and {channels}."
             )
         self.image_size = pair("model.image_size", image_size)
-        self.stem = nn.Sequential(
-            convolution(channels, width, size=3), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.stem = nn.Sequential(convolution(channels, width, size=3), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         channels_in = width
         for stage, count in enumerate(blocks):

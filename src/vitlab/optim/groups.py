@@ -24,8 +24,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         raise ValueError(f"{type(model).__name__}.no_weight_decay() names no parameter: {sorted(unknown)}")
     decay = [name for name, p in named.items() if p.ndim >= 2 and name not in exempt]
     rest = [name for name in named if name not in set(decay)]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "decay", "names": decay, "weight_decay": weight_decay},
         {"name": "no_decay", "names": rest, "weight_decay": 0.0},
     ]
-    return [group | {"params": [named[name] for name in group["names"]]} for group in groups if group["names"]]
+    return [group | {"params": [named[n] for n in group["names"]]} for group in groups if group["names"]]

@@ -1,0 +1,24 @@
+"""``python -m vitlab RUN_FOLDER``: run, or go on with, the run whose config.yaml lies there.
+
+What sweeps, several devices and torchrun start: ``torchrun --nproc-per-node=2 -m vitlab RUN_FOLDER``.
+"""
+
+import sys
+
+from vitlab.cli import finish
+from vitlab.errors import UserError
+
+
+def main() -> None:
+    from vitlab.folder import RunFolder
+
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m vitlab RUN_FOLDER")
+    folder = RunFolder.find(sys.argv[1])
+    from vitlab.runs import run
+
+    run(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(finish(main))

@@ -1,0 +1,121 @@
+"""metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
+
+import csv
+import io
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from vitlab.callbacks.checkpointing import Checkpointing
+from vitlab.folder import RunFolder, Summary, write_atomic
+
+# Columns that stand first and in this order; others follow as they come.
+COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+
+
+def learning_rate(trainer: L.Trainer, task: Any) -> float:
+    """Return the rate of the last optimizer step: by now the scheduler has set the next one's."""
+    peak = trainer.optimizers[0].param_groups[0]["initial_lr"]
+    return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)
+
+
+class StepLoss(L.Callback):
+    """Read the training loss back now and then, without making the device wait.
+
+    Every ``log_every_n_steps`` optimizer steps the loss starts on its way to the host; it is read at the
+    next such step, when it has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self._pending: tuple[int, float, Tensor] | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % every or (self._pending and self._pending[0] == step):
+            return
+        self._flush(trainer)
+        loss = outputs["loss"].detach()
+        host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
+        host.copy_(loss, non_blocking=True)
+        self._pending = step, learning_rate(trainer, pl_module), host
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._flush(trainer)
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        if self._pending is None:
+            return
+        step, rate, loss = self._pending
+        self._pending = None
+        self.loss = loss.item()
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step)
+
+
+class Record(Checkpoint):
+    """Write one row of ``metrics.csv`` an epoch.
+
+    A subclass of `Checkpoint` only because Lightning runs these last, when the module has logged its
+    epoch. The file is rewritten whole and atomically; rows of epochs that a resumed run repeats are dropped.
+    """
+
+    def __init__(self, folder: RunFolder, summary: Summary, checkpointing: Checkpointing) -> None:
+        self.folder = folder
+        self.summary = summary
+        self.checkpointing = checkpointing
+        self.rows: list[dict[str, Any]] = []
+        self._validation: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= trainer.current_epoch]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        epoch = trainer.current_epoch + 1
+        # Not every epoch is validated: the metrics of an earlier one must not stand in this row.
+        row = {"epoch": epoch, "step": trainer.global_step} | metrics | self._validation
+        row["learning_rate"] = learning_rate(trainer, pl_module)
+        self._validation = {}
+        self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
+        if trainer.is_global_zero:
+            write_atomic(self.folder.metrics, _to_csv(self.rows).encode())
+            self.summary.update(
+                metrics=self.checkpointing.best_metrics or {},
+                train={"epochs": epoch, "optimizer_steps": trainer.global_step},
+            )
+
+
+def _to_csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys([c for c in COLUMNS if any(c in r for r in rows)]))
+    columns += [c for c in dict.fromkeys(c for r in rows for c in r) if c not in columns]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of ``metrics.csv``: epoch and step as int, metrics as float, empty cells left out."""
+    if not folder.metrics.exists():
+        return []
+    with open(folder.metrics, newline="") as file:
+        return [
+            {k: int(v) if k in ("epoch", "step") else float(v) for k, v in row.items() if v != ""}
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,95 @@
+"""Images per second of training, as a user gets them."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+# The first steps compile, allocate and fill caches.
+WARMUP_STEPS = 10
+
+
+class Throughput(L.Callback):
+    """Measure the training rate over all processes: loading, augmentation and step, without validation,
+    checkpoints, compilation and the first ten optimizer steps of each session."""
+
+    def __init__(self, started: float) -> None:
+        """Args: ``started``, the `time.monotonic` at which this session began, for ``wall_seconds``."""
+        self._started = started
+        self._wall_before = 0.0
+        self.images = 0
+        self.seconds = 0.0
+        self._first_step: int | None = None
+        self._warm = False
+        self._mark: float | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The rate so far; None where the run was too short to measure."""
+        return self.images / self.seconds if self.images and self.seconds else None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Everything, from the start of the process: imports, decoding, validation, all sessions that
+        kept work.
+        """
+        return self._wall_before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds, "wall": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self._wall_before = state_dict["wall"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step, self._warm, self._mark = trainer.global_step, False, None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._start()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._warm:
+            self.images += len(batch.images) * trainer.world_size
+        elif trainer.global_step - (self._first_step or 0) >= WARMUP_STEPS:
+            self._warm = True
+            self._start()
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._pause()
+
+    def on_validation_end(self, *args: Any) -> None:
+        self._start()
+
+    def on_save_checkpoint(self, *args: Any) -> None:
+        self._pause()
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        self._pause()
+
+    def _start(self) -> None:
+        if self._warm and self._mark is None:
+            _wait_for_device()
+            self._mark = time.perf_counter()
+
+    def _pause(self) -> None:
+        if self._mark is not None:
+            _wait_for_device()
+            self.seconds += time.perf_counter() - self._mark
+            self._mark = None
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,123 @@
+"""What the machine can do, and what ``auto`` therefore means."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from vitlab.errors import UserError
+
+# torch.compile takes about a minute and then makes a step 1.5 to 4 times as fast, so `auto` asks whether
+# the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them.
+EAGER_FLOPS = {"cpu": 1e11, "cuda": 2e13}
+WORTH_COMPILING_SECONDS = 180
+
+
+def device_type(accelerator: str) -> str:
+    """Return the torch device type ("cpu", "cuda", "mps" …) that ``trainer.accelerator`` means here.
+
+    Raises:
+        UserError: the accelerator asked for is not there.
+    """
+    if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in ("mps", "gpu", "auto") and torch.backends.mps.is_available():
+        return "mps"
+    if accelerator in ("cpu", "auto"):
+        return "cpu"
+    if accelerator in ("cuda", "gpu", "mps"):
+        built = "" if torch.version.cuda else f" (torch {torch.__version__} is a build without CUDA)"
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch finds no such device here{built}. Use trainer=auto or "
+            "trainer=cpu, or check the driver with `nvidia-smi`."
+        )
+    return accelerator
+
+
+def device_name(kind: str) -> str:
+    """Return the processor's own name, for summaries."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    if kind == "cpu":
+        names = [line for line in _cpuinfo() if line.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else "CPU"
+        return f"{name}, {os.cpu_count()} cores"
+    return kind
+
+
+def num_processes(devices: int | str | list[int], kind: str) -> int:
+    """Return how many processes ``trainer.devices`` means on devices of ``kind``.
+
+    Raises:
+        UserError: more GPUs are asked for than there are.
+    """
+    present = torch.cuda.device_count() if kind == "cuda" else 1
+    if devices in ("auto", -1, "-1"):
+        return present
+    if isinstance(devices, str):
+        parts = [part for part in devices.split(",") if part.strip()]
+        count = len(parts) if "," in devices else int(devices)
+    else:
+        count = len(devices) if isinstance(devices, list) else devices
+    if kind != "cpu" and count > present:
+        raise UserError(f"trainer.devices={devices}, but this machine has {present} {kind} device(s).")
+    return count
+
+
+def precision(asked: str | int, kind: str) -> str:
+    """Resolve ``trainer.precision=auto``: bf16-mixed where the hardware computes in bfloat16, else 32.
+
+    Emulated bfloat16 is slower than float32, so only real units count: CUDA from compute capability 8.0,
+    and CPUs with AMX or AVX512-BF16.
+
+    Raises:
+        UserError: 16-mixed on a CPU, which Lightning would silently turn into bf16.
+    """
+    if asked == "auto":
+        return "bf16-mixed" if has_bf16(kind) else "32-true"
+    if str(asked) in ("16-mixed", "16") and kind == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU: float16 training scales its loss, which CPUs do not "
+            "support. Use trainer.precision=bf16-mixed, 32, or auto."
+        )
+    return str(asked)
+
+
+def has_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        flags = {flag for line in _cpuinfo() if line.startswith("flags") for flag in line.split()}
+        return bool(flags & {"amx_bf16", "avx512_bf16"})
+    return False
+
+
+def has_compiler(kind: str) -> bool:
+    """Say whether torch.compile finds what it needs: a C++ compiler on the CPU, Triton on CUDA."""
+    if kind == "cuda":
+        return torch.utils._triton.has_triton()
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def compiles(asked: bool | str, kind: str, training_flops: float) -> bool:
+    """Resolve ``compile=auto``: compile where the run is long enough to win back the compilation.
+
+    Args:
+        training_flops: of the whole run on one process, forward and backward.
+
+    Raises:
+        UserError: ``compile=true`` and no compiler.
+    """
+    if asked == "auto":
+        seconds = training_flops / EAGER_FLOPS.get(kind, float("inf"))
+        return seconds > WORTH_COMPILING_SECONDS and has_compiler(kind)
+    if asked and not has_compiler(kind):
+        what = "Triton" if kind == "cuda" else "a C++ compiler (g++ or clang++) on the PATH"
+        raise UserError(f"compile=true needs {what}, and there is none. Install it or set compile=false.")
+    return bool(asked)
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,158 @@
+"""From a composed config to a claimed run folder, and from there to a process. Torch-free."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from vitlab.errors import UserError
+from vitlab.folder import RunFolder, Summary
+from vitlab.plan import make_plan
+from vitlab.processes import rank_in_environment
+from vitlab.provenance import commit, versions
+
+
+def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Find, and where necessary download, the data of every job, and hold the rest of its config against it.
+
+    Before any run folder exists: what is refused here leaves nothing behind.
+
+    Raises:
+        UserError: the data is not there, or a count does not fit.
+    """
+    from vitlab.data import sources
+
+    found: dict[str, sources.Source] = {}
+    for config in configs:
+        data = config["data"]
+        # Jobs that differ in the batch size only share a source, but each is checked.
+        key = repr(sorted((k, repr(v)) for k, v in data.items()))
+        if key not in found:
+            found[key] = sources.build(data)
+        source = found[key]
+        asked = config["model"]["num_classes"]
+        if asked is not None and asked != len(source.classes):
+            raise UserError(
+                f"model.num_classes={asked}, but {source.name} has {len(source.classes)} classes. Leave "
+                "it out: it is found from the data."
+            )
+        make_plan(config, sources.part_sizes(source, data["val_size"])["train"])
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed after the verb."""
+
+    overrides: list[str]
+    multirun: bool
+    resume: str | None
+    checked: bool  # False where Hydra only shows something (--help, --cfg …)
+
+    @property
+    def swept(self) -> list[str]:
+        """The keys that a sweep varies."""
+        return [o.key_or_group for o in _parse(self.overrides) if o.is_sweep_override()]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def parse_arguments(arguments: Sequence[str]) -> Arguments:
+    """Tell flags, ``resume=`` and overrides apart.
+
+    Raises:
+        UserError: ``resume=`` beside other overrides: the run goes on as it was configured.
+    """
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith("-")]
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    resume = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
+    if resume and len(arguments) > 1:
+        others = " ".join(a for a in arguments if not a.startswith("resume="))
+        raise UserError(
+            "resume= continues a run exactly as it was configured and takes nothing beside it; found: "
+            f"{others}. To train with other settings start a new run."
+        )
+    shows = any(flag not in ("-m", "--multirun") for flag in flags)
+    return Arguments(overrides, multirun, resume[0] if resume else None, not shows and not resume)
+
+
+def execute(folder: RunFolder, *, new: bool = False) -> None:
+    """Run ``folder`` in this process. Imports torch, so only what has been checked gets here.
+
+    Args:
+        new: the folder was made for this: if the run is refused before it has trained, it goes again.
+    """
+    from vitlab.runs import run
+
+    try:
+        run(folder)
+    except UserError:
+        if new and not folder.checkpoints.exists() and not folder.metrics.exists():
+            folder.discard()
+        raise
+
+
+def create_run(
+    path: str | Path,
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    choices: Mapping[str, str],
+    swept: Sequence[str] = (),
+) -> RunFolder:
+    """Claim ``path`` and write the two files that a run starts from.
+
+    Args:
+        config: resolved, plain values.
+        overrides: as they were typed.
+        choices: the option of each config group, such as ``{"model": "vit_small"}``.
+        swept: the keys that a sweep varies.
+
+    Raises:
+        UserError: the folder holds a run already.
+    """
+    if rank_in_environment():
+        return _await_run(RunFolder(path))
+    config = {k: v for k, v in config.items() if k != "resume"}
+    record = {
+        "choices": {k: v for k, v in choices.items() if not k.startswith("hydra/")},
+        "overrides": list(overrides),
+        "swept": list(swept),
+    }
+    folder = RunFolder.create(path, config | record)
+    Summary(folder).update(
+        status="running",
+        metrics={},
+        model={"name": None, "parameters": None, "flops_per_image": None},
+        train={
+            "epochs": 0,
+            "optimizer_steps": 0,
+            "images_per_second": None,
+            "wall_seconds": 0.0,
+            "resumed_at": [],
+        },
+        seed=config["seed"],
+        overrides=list(overrides),
+        device=None,
+        versions=versions(),
+        commit=commit(),
+    )
+    return folder
+
+
+def _await_run(folder: RunFolder, seconds: float = 60) -> RunFolder:
+    """Wait, on a rank that torchrun started, until rank 0 has claimed the folder."""
+    deadline = time.monotonic() + seconds
+    while not folder.config.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank 0 made no run folder at {folder}. Under torchrun all ranks need one folder: give "
+                "hydra.run.dir=DIR."
+            )
+        time.sleep(0.1)
+    return folder

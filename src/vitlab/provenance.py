@@ -1,0 +1,48 @@
+"""Where a result comes from: versions and commit. Torch-free."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "vitlab",
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "einops",
+    "torchmetrics",
+    "hydra-core",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the project's checkout, with ``-dirty`` after it if files differ; None
+    outside git.
+    """
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        # Only what can change a result makes a commit dirty: a run's own outputs are ignored files.
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

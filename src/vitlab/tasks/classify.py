@@ -1,0 +1,198 @@
+"""Image classification: the LightningModule that trains any `vitlab.models` network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import ConfusionMatrix, MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from vitlab.errors import UserError
+from vitlab.losses import soft_cross_entropy
+from vitlab.optim import parameter_groups
+from vitlab.optim.schedulers import lambda_lr
+from vitlab.seeding import derive
+
+
+class Classify(L.LightningModule):
+    """Train ``net`` with soft-target cross entropy.
+
+    Batches are `vitlab.data.loader.Batch` after augmentation: images (B, C, H, W) float, targets (B, K)
+    that sum to one, their place in the run, and how many rows are real.
+
+    Args:
+        net: images (B, C, H, W) → logits (B, K).
+        optimizer: parameter groups → optimizer; its ``weight_decay`` goes to the matrices only.
+        schedule: (optimizer step, total steps) → multiplier of the learning rate.
+        total_steps: optimizer steps of the whole run.
+        num_classes: K.
+        label_smoothing: share of the target given to the uniform distribution, in training only.
+        seed: of the run; dropout is a function of (seed, epoch, micro-batch index, rank).
+        meta: plain values that every checkpoint carries: configuration, classes, normalisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[[int, int], float],
+        total_steps: int,
+        num_classes: int,
+        label_smoothing: float,
+        seed: int,
+        meta: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.label_smoothing = label_smoothing
+        self.seed = seed
+        self.meta = meta
+        accuracy: dict[str, Any] = {
+            "loss": MeanMetric(nan_strategy="disable"),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+        }
+        if num_classes > 5:  # with five classes or fewer, top-5 is always right
+            accuracy["accuracy_top5"] = MulticlassAccuracy(
+                num_classes, top_k=5, average="micro", validate_args=False
+            )
+        self.val_metrics = MetricCollection(accuracy, prefix="val/", compute_groups=False)
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+        # Rows are the truth, columns the prediction; its diagonal over its row sums is accuracy per class.
+        self.confusion = ConfusionMatrix("multiclass", num_classes=num_classes, validate_args=False)
+        # Sums over the epoch so far: loss, correct, images. They stay on the device, and travel in the
+        # checkpoint so that an epoch that was interrupted reports what it would have reported.
+        self.sums: Tensor | None = None
+        self.confusion_counts: Tensor  # (K, K), after a test
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    # training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout and drop path draw from the global generator, and Lightning restores no generator: give
+        # every micro-batch its own stream, so a resumed run draws what the uninterrupted one drew.
+        torch.manual_seed(derive(self.seed, "dropout", batch.epoch, batch.index, self.global_rank))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self.net(batch.images)
+        loss = soft_cross_entropy(logits, batch.targets, self.label_smoothing)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == batch.targets.argmax(1)).sum()
+            size = len(batch.images)
+            step = torch.stack([loss.detach().float() * size, correct.float(), torch.ones_like(loss) * size])
+            self.sums = step if self.sums is None else self.sums + step
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.check_finite()
+        assert self.sums is not None
+        loss, correct, images = self._reduced_sums().tolist()
+        self.sums = None
+        self.log("train/loss", loss / images)
+        self.log("train/accuracy", correct / images)
+
+    def _reduced_sums(self) -> Tensor:
+        assert self.sums is not None
+        return self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
+
+    def check_finite(self) -> None:
+        """Stop a run that has diverged before its weights reach a checkpoint.
+
+        Raises:
+            UserError: a loss of this epoch, or a weight, is NaN or infinite.
+        """
+        finite = torch.stack([p.detach().isfinite().all() for p in self.net.parameters()]).all()
+        if self.sums is not None:
+            finite &= self.sums.isfinite().all()
+        if "val/loss" in self.trainer.callback_metrics:
+            finite &= self.trainer.callback_metrics["val/loss"].to(finite.device).isfinite()
+        if not finite:
+            raise UserError(
+                "training diverged: the loss or the weights are no longer finite at optimizer step "
+                f"{self.global_step}. Lower optimizer.lr, lengthen the warmup (scheduler.warmup_epochs), "
+                "keep trainer.gradient_clip_val at 1.0, or try trainer.precision=32. The last "
+                "checkpoint holds the weights from before."
+            )
+
+    # evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report(self.val_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self._evaluate(batch, self.test_metrics)
+        if batch.valid:
+            self.confusion.update(logits, batch.targets[: batch.valid].argmax(1))
+
+    def on_test_epoch_end(self) -> None:
+        self._report(self.test_metrics)
+        self.confusion_counts = self.confusion.compute()  # here, where every rank takes part
+        self.confusion.reset()
+
+    def _evaluate(self, batch: Any, metrics: MetricCollection) -> Tensor:
+        # The rows after `valid` fill the batch up to its static shape and count for nothing.
+        logits = self.net(batch.images)[: batch.valid].float()
+        targets = batch.targets[: batch.valid]
+        if batch.valid:
+            labels = targets.argmax(1)
+            for name, metric in metrics.items(keep_base=True):
+                if name == "loss":
+                    # One value an image: with nan_strategy="disable", torchmetrics 1.9 ignores weights.
+                    metric.update(soft_cross_entropy(logits, targets, reduction="none"))
+                else:
+                    metric.update(logits, labels)
+        return logits
+
+    def _report(self, metrics: MetricCollection) -> None:
+        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
+        metrics.reset()
+
+    # optimization
+
+    def configure_optimizers(self) -> Any:
+        weight_decay = self.make_optimizer.keywords["weight_decay"]  # type: ignore[attr-defined]
+        optimizer = self.make_optimizer(parameter_groups(self.net, weight_decay))
+        scheduler = lambda_lr(optimizer, self.schedule, self.total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning 2.6 refuses to clip for a fused optimizer under bf16-mixed, where nothing has to be
+        # unscaled (Lightning#21435). Under 16-mixed the optimizer is not fused (`runs.build`), so the
+        # gradients are unscaled by the time this hook runs.
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.net.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitlab"] = self.meta
+        checkpoint["epoch_sums"] = None if self.sums is None else self._reduced_sums().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint["epoch_sums"]
+        # The sums of all ranks are one rank's to carry on.
+        if sums is not None and self.global_rank == 0:
+            self.sums = sums.to(self.device)
