@@ -93,7 +93,7 @@ def execute(folder: RunFolder, *, new: bool = False) -> None:
     try:
         run(folder)
     except UserError:
-        if new and not folder.checkpoints.exists() and not folder.metrics.exists():
+        if new and Summary(folder).data["train"]["optimizer_steps"] == 0:
             folder.discard()
         raise
 

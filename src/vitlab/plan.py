@@ -80,20 +80,20 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
         )
     total = min(lengths)
     epochs = math.ceil(total / steps_per_epoch)
-    warmup = _warmup(config["scheduler"], steps_per_epoch, total)
+    warmup = _warmup(config["scheduler"], steps_per_epoch, total, dry_run=bool(trainer["fast_dev_run"]))
     return Plan(batch_size, accumulate, batches, epochs, total, warmup)
 
 
-def _warmup(scheduler: Mapping[str, Any], steps_per_epoch: int, total: int) -> int:
+def _warmup(scheduler: Mapping[str, Any], steps_per_epoch: int, total: int, *, dry_run: bool) -> int:
     epochs: Any = scheduler.get("warmup_epochs")
     steps: Any = scheduler.get("warmup_steps")
     if epochs is None and steps is None:
         return round(total * scheduler.get("warmup_fraction", 0.0))
     asked = steps if steps is not None else round(epochs * steps_per_epoch)
-    if asked > total:
+    if asked > total and not dry_run:
         name, value = ("warmup_steps", steps) if steps is not None else ("warmup_epochs", epochs)
         raise UserError(
             f"scheduler.{name}={value} is {asked} optimizer steps, but the whole run has {total}. Shorten "
             "the warmup, train longer (trainer.max_epochs), or leave it to scheduler.warmup_fraction."
         )
-    return asked
+    return min(asked, total)

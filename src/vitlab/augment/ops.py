@@ -1,0 +1,122 @@
+"""Elementary operations on a batch: one draw for each image, no loop over images.
+
+They are gathers on whole rows or whole images: several times faster on a CPU than indexing pixels,
+    and the
+augmentation shares the cores with the training.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitlab.augment.base import ImageOp
+from vitlab.errors import UserError, nearest
+
+PADDING_MODES = ("zero", "reflect")
+
+
+class RandomCrop(ImageOp):
+    """Shift each image by up to ``padding`` pixels each way, as a crop of the padded image.
+
+    He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
+
+    Args:
+        padding: pixels added on every side, 0 or more.
+        padding_mode: what they hold: ``zero`` (black) or ``reflect`` (the image mirrored at its
+            border pixels).
+
+    Raises:
+        UserError: for another mode, a negative padding, or a reflection wider than the image.
+    """
+
+    def __init__(self, *, padding: int, padding_mode: str) -> None:
+        super().__init__()
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise UserError(f"padding of RandomCrop must be an integer from 0, but is {padding!r}.")
+        if padding_mode not in PADDING_MODES:
+            raise UserError(
+                f"padding_mode of RandomCrop must be one of {', '.join(PADDING_MODES)}, but is "
+                f"{padding_mode!r}{nearest(str(padding_mode), PADDING_MODES)}."
+            )
+        self.padding = padding
+        self.padding_mode = padding_mode
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the corners in the padded images: (B,) rows, (B,) columns, 0..2 * padding."""
+        corners = torch.randint(
+            0,
+            2 * self.padding + 1,
+            (2, len(images)),
+            generator=generator,
+            device=images.device,
+        )
+        return corners[0], corners[1]
+
+    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """Crop (B, C, H, W) at the corners given."""
+        rows, columns = drawn
+        batch, channels, height, width = images.shape
+        padded = self._pad(images)
+        padded_height, padded_width = padded.shape[-2:]
+        # All runs of `width` pixels that lie in memory one after the other, as a view: (pixels -
+        # width + 1, width). A cropped row is one of them, so the crop is a gather of B * C * H
+        # rows.
+        device = images.device
+        plane = torch.arange(batch * channels, device=device).view(batch, channels, 1)
+        line = rows[:, None, None] + torch.arange(height, device=device)  # (B, 1, H)
+        start = (plane * padded_height + line) * padded_width + columns[:, None, None]  # (B, C, H)
+        if start.numel() == 0:
+            return images
+        runs = padded.flatten().unfold(0, width, 1)
+        return runs.index_select(0, start.flatten()).view(batch, channels, height, width)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        p = self.padding
+        if p == 0:
+            return images.contiguous()
+        if self.padding_mode == "zero":
+            return F.pad(images, (p, p, p, p))
+        # By index: reflection in torch knows no uint8.
+        height, width = images.shape[-2:]
+        if p >= min(height, width):
+            raise UserError(
+                f"padding={p} of RandomCrop with padding_mode=reflect must be less than the "
+                "image's side "
+                f"({min(height, width)} pixels)."
+            )
+        padded = images.index_select(2, _reflected(height, p, images.device))
+        return padded.index_select(3, _reflected(width, p, images.device))
+
+
+class RandomFlip(ImageOp):
+    """Mirror each image left to right with probability ``p``.
+
+    Raises:
+        UserError: unless 0 <= p <= 1.
+    """
+
+    def __init__(self, *, p: float) -> None:
+        super().__init__()
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise UserError(f"p of RandomFlip must be a probability from 0 to 1, but is {p!r}.")
+        self.p = p
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:
+        """Draw which images to mirror: (B,) bool."""
+        chance = torch.rand(len(images), generator=generator, device=images.device)
+        return (chance < self.p,)
+
+    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """Mirror those of (B, C, H, W) that are marked."""
+        (flip,) = drawn
+        # Both versions, and a gather of whole images: four times as fast on a CPU as torch.where on
+        # uint8.
+        both = torch.cat((images, images.flip(-1)))
+        places = torch.arange(len(images), device=images.device)
+        return both.index_select(0, places + len(images) * flip)
+
+
+def _reflected(length: int, padding: int, device: torch.device) -> Tensor:
+    """Return the source of each of ``length + 2 * padding`` places: 2 1 | 0 1 2 3 | 2 1."""
+    places = torch.arange(-padding, length + padding, device=device).abs()
+    return (length - 1) - ((length - 1) - places).abs()

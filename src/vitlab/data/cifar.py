@@ -1,0 +1,272 @@
+"""CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009). Torch-free."""
+
+import gzip
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitlab.data.download import DownloadError, fetch, locked, md5_of
+from vitlab.data.images import resize_images
+from vitlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What an archive of this format is called and holds."""
+
+    name: str  # of the data set, for titles
+    file: str
+    folder: str  # in the archive, and beside it when extracted
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    label_key: bytes
+    names_key: bytes
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (*self.train, *self.test, self.meta)
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        name="CIFAR-10",
+        file="cifar-10-python.tar.gz",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        label_key=b"labels",
+        names_key=b"label_names",
+    ),
+    "cifar100": Archive(
+        name="CIFAR-100",
+        file="cifar-100-python.tar.gz",
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        label_key=b"fine_labels",
+        names_key=b"fine_label_names",
+    ),
+}
+SIDE = 32  # pixels of the stored images
+
+
+class Cifar:
+    """CIFAR-10 or CIFAR-100, found in ``root`` or downloaded to it.
+
+    Looked for in this order: the extracted folder, the archive, the network.
+
+    Args:
+        archive: which of the two.
+        root: folder that holds the archive or what was extracted from it.
+        url: where to download the archive if it is not there: http, https or file.
+        md5: sum of the archive, in hexadecimal.
+        shape: (height, width) in pixels to resize the images to.
+        channels: 3 or 1.
+
+    Raises:
+        UserError: if the data is not there and cannot be fetched, or is not what it should be.
+    """
+
+    def __init__(
+        self,
+        *,
+        archive: Archive,
+        root: Path,
+        url: str,
+        md5: str,
+        shape: tuple[int, int],
+        channels: int,
+    ) -> None:
+        self.archive = archive
+        self.name = archive.name
+        self.shape = shape
+        self.channels = channels
+        self.notes: list[str] = []
+        self.folder = root / archive.folder
+        _provide(archive, root, url, md5)
+        meta = self._read(archive.meta)
+        self.classes = _class_names(meta.get(archive.names_key), self.folder / archive.meta)
+        self.sizes = {
+            split: sum(len(self._batch(name)[1]) for name in names)
+            for split, names in (("train", archive.train), ("test", archive.test))
+        }
+
+    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return a split: uint8 (N, C, H, W) and int64 labels (N,)."""
+        names = {"train": self.archive.train, "test": self.archive.test}[split]
+        batches = [self._batch(name) for name in names]
+        images = np.concatenate([pixels for pixels, _ in batches])
+        labels = np.concatenate([labels for _, labels in batches])
+        return resize_images(images, self.shape, self.channels), labels
+
+    def _batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return one file's images (N, 3, 32, 32) and labels (N,), or say what is wrong with it."""
+        content = self._read(name)
+        pixels, labels = content.get(b"data"), content.get(self.archive.label_key)
+        width = 3 * SIDE * SIDE
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.ndim != 2
+            or pixels.shape[1] != width
+            or not isinstance(labels, list)
+            or len(labels) != len(pixels)
+            or not all(isinstance(n, int) and 0 <= n < len(self.classes) for n in labels)
+        ):
+            raise self._broken(name, f"it does not hold rows of {width} bytes with a label for each")
+        return pixels.reshape(-1, 3, SIDE, SIDE), np.array(labels, dtype=np.int64)
+
+    def _read(self, name: str) -> dict[Any, Any]:
+        try:
+            content = _BatchUnpickler((self.folder / name).read_bytes()).load()
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise self._broken(name, str(error) or type(error).__name__) from error
+        if not isinstance(content, dict):
+            raise self._broken(name, "it does not hold a dictionary")
+        return content
+
+    def _broken(self, name: str, reason: str) -> UserError:
+        return UserError(
+            f"{self.folder / name} is not a {self.name} file: {reason}. Delete {self.folder}: it "
+            "is made again "
+            "from the archive."
+        )
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads dictionaries, lists and arrays, and refuses to name anything else.
+
+    A pickle can otherwise call any function. The files were written by Python 2, hence bytes for
+    its strings.
+    """
+
+    ALLOWED = frozenset(
+        (module, name)
+        for core in ("numpy.core", "numpy._core")  # numpy 1 and 2
+        for module, name in (
+            (f"{core}.multiarray", "_reconstruct"),
+            (f"{core}.numeric", "_frombuffer"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        )
+    )
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _class_names(names: Any, file: Path) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file} holds no class names. Delete its folder: it is made again from the archive.")
+    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+
+
+def _provide(archive: Archive, root: Path, url: str, md5: str) -> None:
+    """See to it that the extracted files are there."""
+
+    def complete() -> bool:
+        return all((root / archive.folder / name).is_file() for name in archive.members)
+
+    if complete():
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / f".{archive.file}.lock"):
+            if complete():  # by the process that held the lock
+                return
+            target = root / archive.file
+            if not target.exists():
+                _download(archive, url, target, md5)
+            elif (found := md5_of(target)) != md5.lower():
+                raise UserError(
+                    f"{target} is not the {archive.name} archive: its MD5 is {found}, expected {md5}. "
+                    "Put the right one in its place, or delete it to have it downloaded."
+                )
+            _extract(archive, target, root)
+    except OSError as error:
+        raise UserError(
+            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that "
+            "can be written, or "
+            f"to one that holds {archive.folder}/."
+        ) from error
+
+
+def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
+    try:
+        fetch(url, target, md5)
+    except DownloadError as error:
+        kept = ""
+        if error.kept:
+            size = f"{error.kept / 2**20:.1f} MiB"
+            kept = f"\nThe {size} that came are kept: running again continues from there."
+        raise UserError(
+            f"{archive.name} is not in {target.parent.resolve()} and could not be downloaded from "
+            f"{url}: {error.reason}.{kept}\n"
+            "Ways on:\n"
+            f"  - put {archive.file} (or the extracted {archive.folder}/) there, or name its "
+            "folder: data.root=DIR\n"
+            "  - download from elsewhere: data.url=ADDRESS\n"
+            "  - train on images of your own: data=image_folder data.root=DIR\n"
+            "  - train on the built-in shapes, which need no download: data=shapes"
+        ) from error
+
+
+def _extract(archive: Archive, file: Path, root: Path) -> None:
+    """Take the expected plain files out of the archive, each under its final name only when whole.
+
+    No name in the archive becomes a path: they are compared with the expected ones.
+    """
+    folder = root / archive.folder
+    wanted = {f"{archive.folder}/{name}": name for name in archive.members}
+    extracted: dict[Path, Path] = {}  # temporary file → final name
+    try:
+        with tarfile.open(file, "r:gz") as tar:
+            folder.mkdir(exist_ok=True)
+            for member in tar:
+                path = member.name.removeprefix("./")
+                if path.startswith("/") or ".." in path.split("/"):
+                    raise UserError(
+                        f"{file} is not the {archive.name} archive: it holds the path "
+                        f"'{member.name}', which leads "
+                        "out of its folder. Nothing of it is used; delete it."
+                    )
+                if path not in wanted:
+                    continue
+                stream = tar.extractfile(member) if member.isreg() else None
+                if stream is None:
+                    raise UserError(
+                        f"{file} is not the {archive.name} archive: {member.name} is no plain "
+                        "file. Delete it."
+                    )
+                name = wanted.pop(path)
+                beside = folder / f".{name}.{os.getpid()}"
+                extracted[beside] = folder / name
+                with stream, beside.open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+        if wanted:
+            raise UserError(
+                f"{file} is not the {archive.name} archive: it lacks {', '.join(sorted(wanted))}. Delete it."
+            )
+        for beside, final in extracted.items():
+            os.replace(beside, final)
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file} cannot be read as an archive: {error}. Delete it.") from error
+    finally:
+        for beside in extracted:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""From pixels to what the model takes: the same module in training, evaluation and inference."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Preprocess(nn.Module):
+    """(B, C, H, W) pixels of any size → normalised float32 (B, C, height, width).
+
+    uint8 pixels are scaled to 0..1, floating-point pixels are taken to be there already. An image
+    of another size is resized on its device, bilinear, with antialiasing.
+
+    Args:
+        size: (height, width) of the result in pixels.
+        mean: one value a channel, on the 0..1 scale.
+        std: the same.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = (int(size[0]), int(size[1]))
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"expected images of shape (B, {len(self.mean)}, H, W), got {tuple(images.shape)}"
+            )
+        if images.dtype == torch.uint8:
+            pixels, unit = images.float(), 1 / 255
+        elif images.is_floating_point():
+            pixels, unit = images.float(), 1.0
+        else:
+            raise ValueError(f"expected uint8 or floating-point pixels, got {images.dtype}")
+        if tuple(pixels.shape[-2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
+        # (pixels * unit - mean) / std, in two passes; in place only on what is ours.
+        scale = (unit / self.std)[:, None, None]
+        shift = (self.mean / self.std)[:, None, None]
+        return (pixels * scale if pixels is images else pixels.mul_(scale)).sub_(shift)
+
+
+def channel_statistics(images: Tensor, chunk: int = 2048) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel of uint8 (N, C, H, W), on the 0..1 scale.
+
+    Exact: sums of integers, in chunks so that a large set is not copied. A channel that never
+        varies gets a
+    deviation of 1, so that it can be divided by.
+    """
+    channels = images.shape[1]
+    total = torch.zeros(channels, dtype=torch.int64, device=images.device)
+    squares = torch.zeros_like(total)
+    for part in images.split(chunk):
+        wide = part.to(torch.int32)
+        total += wide.sum((0, 2, 3), dtype=torch.int64)
+        squares += wide.square_().sum((0, 2, 3), dtype=torch.int64)
+    number = images.numel() // channels
+    means, deviations = [], []
+    for s, q in zip(total.tolist(), squares.tolist(), strict=True):
+        means.append(s / number / 255)
+        variance = (number * q - s * s) / number**2  # Python's integers: nothing cancels
+        deviations.append(variance**0.5 / 255 if variance > 0 else 1.0)
+    return means, deviations

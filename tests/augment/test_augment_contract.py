@@ -1,0 +1,55 @@
+"""Every file of conf/augment keeps the contract of an augmentation; new ones are found."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+FILES = sorted((Path(__file__).parents[2] / "conf" / "augment").glob("*.yaml"))
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def augment(request):
+    return instantiate(OmegaConf.to_container(OmegaConf.load(request.param)))
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 32, 32), (4, 1, 28, 36)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_contract(augment, shape, dtype):
+    seed = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, shape, generator=seed, dtype=torch.uint8)
+    images = images if dtype == torch.uint8 else images / 255
+    targets = torch.eye(10)[torch.arange(shape[0]) % 10]
+    before = images.clone(), targets.clone()
+    state = torch.get_rng_state()
+
+    def call(start):
+        return augment(images, targets, torch.Generator().manual_seed(start))
+
+    out, soft = call(0)
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+    assert soft.shape == targets.shape
+    torch.testing.assert_close(soft.sum(1), torch.ones(shape[0]))
+    assert soft.min() >= 0
+    again, soft_again = call(0)
+    assert torch.equal(out, again)
+    assert torch.equal(soft, soft_again)
+    assert torch.equal(torch.get_rng_state(), state), "no draw from the global generator"
+    assert torch.equal(images, before[0])
+    assert torch.equal(targets, before[1])
+    assert isinstance(augment, torch.nn.Module)
+
+
+def test_images_of_one_batch_are_drawn_apart(augment):
+    if not len(augment.ops):
+        pytest.skip("nothing is drawn")
+    one = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    out, _ = augment(
+        one.expand(32, -1, -1, -1).contiguous(),
+        torch.eye(10)[torch.zeros(32, dtype=torch.long)],
+        torch.Generator().manual_seed(0),
+    )
+    assert len({image.numpy().tobytes() for image in out}) > 8

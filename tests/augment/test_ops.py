@@ -1,0 +1,125 @@
+"""Crops and flips: exact pixels for fixed draws, and one draw for each image."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitlab.augment import Compose, ImageOp
+from vitlab.augment.ops import RandomCrop, RandomFlip
+from vitlab.errors import UserError
+
+SHAPES = [(6, 3, 8, 8), (5, 1, 7, 11), (4, 3, 1, 5), (0, 3, 8, 8)]
+OPS = {
+    "crop": RandomCrop(padding=2, padding_mode="zero"),
+    "no_crop": RandomCrop(padding=0, padding_mode="reflect"),
+    "flip": RandomFlip(p=0.5),
+}
+
+
+def images(shape, dtype=torch.uint8):
+    pixels = torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(0))
+    return pixels.to(dtype) if dtype == torch.uint8 else pixels.to(dtype) / 255
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OPS)
+def test_shape_type_and_arguments_are_kept(name, shape, dtype):
+    x, targets = images(shape, dtype), torch.rand(shape[0], 10)
+    before = x.clone()
+    out, same = OPS[name](x, targets, generator())
+    assert out.shape == x.shape
+    assert out.dtype == dtype
+    assert same is targets
+    assert torch.equal(x, before)
+    strided = x.transpose(2, 3)
+    assert torch.equal(
+        OPS[name](strided, targets, generator())[0],
+        OPS[name](strided.contiguous(), targets, generator())[0],
+    )
+
+
+@pytest.mark.parametrize(("mode", "torch_mode"), [("zero", "constant"), ("reflect", "reflect")])
+def test_a_crop_is_the_slice_of_the_padded_image(mode, torch_mode):
+    op = RandomCrop(padding=3, padding_mode=mode)
+    x = images((7, 3, 6, 9))
+    rows, columns = torch.tensor([0, 6, 3, 0, 6, 2, 5]), torch.tensor([0, 6, 3, 6, 0, 1, 4])
+    padded = nn.functional.pad(x.float(), (3, 3, 3, 3), mode=torch_mode).to(torch.uint8)
+    out = op.transform(x, rows, columns)
+    for i, (r, c) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        assert torch.equal(out[i], padded[i, :, r : r + 6, c : c + 9])
+    assert torch.equal(out[2], x[2]), "the middle is the image itself"
+
+
+def test_a_crop_draws_every_corner_for_every_image():
+    rows, columns = OPS["crop"].draw(torch.empty(2000, 3, 8, 8), generator())
+    counts = torch.zeros(5, 5).index_put_((rows, columns), torch.ones(2000), accumulate=True)
+    assert counts.min() > 40, "80 expected of each of the 25"
+
+
+def test_a_flip_mirrors_the_marked_images_alone():
+    x = images((3, 3, 4, 5))
+    out = OPS["flip"].transform(x, torch.tensor([True, False, True]))
+    assert torch.equal(out[0], x[0].flip(-1))
+    assert torch.equal(out[1], x[1])
+    assert torch.equal(out[2], x[2].flip(-1))
+
+
+@pytest.mark.parametrize(("p", "low", "high"), [(0, 0, 0), (1, 1, 1), (0.25, 0.2, 0.3)])
+def test_a_flip_has_its_probability(p, low, high):
+    (marked,) = RandomFlip(p=p).draw(torch.empty(2000, 3, 8, 8), generator())
+    assert low <= marked.float().mean() <= high
+
+
+@pytest.mark.parametrize("name", ["crop", "flip"])
+def test_chance_comes_from_the_generator_alone(name):
+    x, targets = images((32, 3, 8, 8)), torch.zeros(32, 2)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = OPS[name](x, targets, generator())[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(OPS[name](x, targets, generator())[0], first)
+    assert not torch.equal(OPS[name](x, targets, generator(1))[0], first)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomCrop(padding=-1, padding_mode="zero"), "padding"),
+        (lambda: RandomCrop(padding=1.5, padding_mode="zero"), "padding"),
+        (lambda: RandomCrop(padding=1, padding_mode="reflekt"), "did you mean 'reflect'"),
+        (lambda: RandomFlip(p=1.5), "probability"),
+        (lambda: Compose(ops={"crop": {"padding": 4}}), "augment.ops.crop"),
+    ],
+)
+def test_bad_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_reflection_must_fit_into_the_image():
+    with pytest.raises(UserError, match="less than the image's side"):
+        RandomCrop(padding=8, padding_mode="reflect")(images((2, 3, 8, 8)), None, generator())
+
+
+class Add(ImageOp):
+    def __init__(self, amount):
+        super().__init__()
+        self.amount = amount
+
+    def draw(self, images, generator):
+        return ()
+
+    def transform(self, images, *drawn):
+        return images * 2 + self.amount
+
+
+def test_compose_keeps_the_order_and_leaves_out_null():
+    x, targets = torch.ones(2, 1, 1, 1), torch.zeros(2, 2)
+    both = Compose(ops={"one": Add(1), "off": None, "ten": Add(10)})
+    assert both(x, targets, generator())[0].flatten().tolist() == [16, 16]
+    assert torch.equal(Compose(ops={})(x, targets, generator())[0], x)

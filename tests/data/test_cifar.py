@@ -1,0 +1,378 @@
+"""CIFAR from an archive of its format, served on this machine: fetched, checked, read."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.helpers import ROOT, cifar_files, config, python2_pickle, tar_gz
+from vitlab.data import download, sources
+from vitlab.errors import UserError
+
+NAME = "cifar-10-python.tar.gz"
+FOLDER = "cifar-10-batches-py"
+ARCHIVE = tar_gz(cifar_files())
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+class Server:
+    """Serves one file; what it does wrong and what it was asked are set and read by the test."""
+
+    def __init__(self):
+        self.content = ARCHIVE
+        self.ranges = True  # does it know Range
+        self.tag = '"one"'
+        self.cut = None  # bytes after which it hangs up
+        self.pause = 0.0  # seconds before it answers
+        self.silent = threading.Event()  # set: it takes the request and says nothing
+        self.asked = []  # the Range header of each request
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked.append(self.headers.get("Range"))
+                if outer.silent.is_set():
+                    time.sleep(3)
+                    return
+                time.sleep(outer.pause)
+                body, start = outer.content, 0
+                asked = self.headers.get("Range")
+                changed = self.headers.get("If-Range") not in (None, outer.tag)
+                if asked and outer.ranges and not changed:
+                    start = int(asked.removeprefix("bytes=").rstrip("-"))
+                    if start >= len(body):
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{len(body)}")
+                        self.end_headers()
+                        return
+                    self.send_response(206)
+                    last = len(body) - 1
+                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(body)}")
+                else:
+                    self.send_response(200)
+                self.send_header("ETag", outer.tag)
+                self.send_header("Content-Length", str(len(body) - start))
+                self.end_headers()
+                stop = None if outer.cut is None else start + outer.cut
+                self.wfile.write(body[start:stop])
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/{NAME}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def cifar(root, url="http://127.0.0.1:1/none", **changes):
+    options = {"root": str(root), "url": url, "md5": md5(ARCHIVE), "val_size": 10, "batch_size": 8}
+    return sources.build(config("cifar10", **options | changes))
+
+
+def leftovers(root) -> set[str]:
+    return {f.name for f in root.iterdir()} - {NAME, FOLDER, f".{NAME}.lock"}
+
+
+def test_it_is_downloaded_once_and_read(tmp_path, server):
+    root = tmp_path / "new" / "data"
+    source = cifar(root, server.url)
+    assert source.name == "CIFAR-10"
+    assert source.classes[:3] == ("airplane", "automobile", "bird")
+    assert source.sizes == {"train": 100, "test": 20}
+    images, labels = source.load("train")
+    assert images.shape == (100, 3, 32, 32)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    assert images[:, 0, 0, 0].tolist() == list(range(100)), "the batches in their order"
+    assert labels[:12].tolist() == [*range(10), 0, 1]
+    assert source.load("test")[0][:, 0, 0, 0].tolist() == list(range(100, 120))
+    rows = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+    assert images[1, 2, 31, 31] == rows[1, 3071], "channels first, row by row"
+    assert leftovers(root) == set()
+    cifar(root, server.url)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("placed", ["archive", "folder"])
+def test_what_the_user_placed_needs_no_network(tmp_path, placed):
+    if placed == "archive":
+        (tmp_path / NAME).write_bytes(ARCHIVE)
+    else:
+        for name, content in cifar_files().items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    assert cifar(tmp_path).sizes["train"] == 100
+
+
+def test_a_mirror_may_be_a_file(tmp_path):
+    (tmp_path / "mirror").write_bytes(ARCHIVE)
+    assert cifar(tmp_path / "data", (tmp_path / "mirror").as_uri()).sizes["train"] == 100
+    with pytest.raises(UserError, match=r"must begin with http"):
+        cifar(tmp_path / "other", str(tmp_path / "mirror"))
+
+
+def test_other_sizes_and_grayscale(tmp_path):
+    (tmp_path / NAME).write_bytes(ARCHIVE)
+    color, _ = cifar(tmp_path).load("test")
+    gray, _ = cifar(tmp_path, image_size=[16, 20], channels=1).load("test")
+    assert gray.shape == (20, 1, 16, 20)
+    expected = Image.fromarray(color[3].transpose(1, 2, 0)).convert("L")
+    expected = expected.resize((20, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(gray[3, 0], np.asarray(expected))
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path, server):
+    server.cut = len(ARCHIVE) // 2 + 1
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+    assert server.asked == [None, f"bytes={server.cut}-"]
+    assert leftovers(tmp_path) == set()
+
+
+def interrupted(root, server, kept=1000):
+    """Leave what a killed download leaves: the first ``kept`` bytes."""
+    root.mkdir(exist_ok=True)
+    part = root / (NAME + ".part")
+    server.cut = kept
+    with pytest.raises(download.DownloadError):
+        download._transfer(server.url, part)
+    server.cut = None
+    server.asked.clear()
+    assert part.stat().st_size == kept
+    return part
+
+
+def test_the_next_run_continues_what_an_interrupted_one_left(tmp_path, server):
+    interrupted(tmp_path, server)
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+    assert server.asked == ["bytes=1000-"]
+
+
+def test_another_mirror_continues_as_well(tmp_path, server):
+    interrupted(tmp_path, server)
+    server.tag = '"of another server"'
+    assert cifar(tmp_path, server.url.replace("127.0.0.1", "localhost")).sizes["train"] == 100
+    assert server.asked == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("change", ["no ranges", "changed", "changed size"])
+def test_where_continuing_is_impossible_it_starts_again(tmp_path, server, change):
+    part = interrupted(tmp_path, server)
+    part.write_bytes(b"x" * 1000)  # appending to it would not pass the check
+    if change == "no ranges":
+        server.ranges = False
+    elif change == "changed":
+        server.tag = '"two"'
+    else:
+        (tmp_path / (NAME + ".part.json")).write_text('{"url": "other", "size": 5000, "tag": null}')
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+    assert leftovers(tmp_path) == set()
+
+
+def test_a_part_that_was_whole_already_is_checked_and_used(tmp_path, server):
+    interrupted(tmp_path, server)
+    (tmp_path / (NAME + ".part")).write_bytes(ARCHIVE)
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+    assert server.asked == []
+
+
+def test_a_wrong_file_is_never_taken(tmp_path, server):
+    server.content = tar_gz({f"{FOLDER}/data_batch_1": b"other"})
+    with pytest.raises(UserError) as error:
+        cifar(tmp_path, server.url)
+    assert md5(server.content) in str(error.value)
+    assert md5(ARCHIVE) in str(error.value)
+    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / FOLDER).exists()
+    assert leftovers(tmp_path) == set()
+    server.content = ARCHIVE
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+
+
+def test_a_wrong_archive_that_was_placed_there_is_left_alone(tmp_path, server):
+    (tmp_path / NAME).write_bytes(ARCHIVE[:-1])
+    with pytest.raises(UserError, match=f"{md5(ARCHIVE[:-1])}, expected {md5(ARCHIVE)}"):
+        cifar(tmp_path, server.url)
+    assert server.asked == []
+    assert (tmp_path / NAME).read_bytes() == ARCHIVE[:-1]
+
+
+def check_offline(message: str, root) -> None:
+    """One message that names the reason, the folder looked in and the ways on."""
+    for part in (
+        "CIFAR-10",
+        str(root),
+        NAME,
+        f"{FOLDER}/",
+        "data=image_folder data.root=",
+        "data=shapes",
+        "data.url=",
+    ):
+        assert part in message
+
+
+def test_without_a_network_one_message_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="Connection refused") as error:
+        cifar(tmp_path)
+    check_offline(str(error.value), tmp_path)
+    assert "kept" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["http://vitlab.invalid/x", "http://192.0.2.1/x"])
+def test_nothing_hangs_without_a_network(tmp_path, url):
+    start = time.monotonic()
+    with pytest.raises(UserError) as error:
+        cifar(tmp_path, url)
+    assert time.monotonic() - start < 15
+    check_offline(str(error.value), tmp_path)
+
+
+def test_a_silent_server_is_given_up(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.3)
+    server.silent.set()
+    with pytest.raises(UserError, match=r"no answer from 127\.0\.0\.1"):
+        cifar(tmp_path, server.url)
+
+
+def test_a_stall_keeps_what_came(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.5)
+    part = interrupted(tmp_path, server, kept=3000)
+    server.silent.set()
+    with pytest.raises(UserError, match="kept: running again continues"):
+        cifar(tmp_path, server.url)
+    assert part.stat().st_size == 3000
+
+
+def test_an_error_of_the_server_is_named(tmp_path, server):
+    server.http.RequestHandlerClass.do_GET = lambda handler: handler.send_error(404)
+    with pytest.raises(UserError, match="answered 404"):
+        cifar(tmp_path, server.url)
+
+
+def test_two_processes_download_once(tmp_path, server):
+    server.pause = 1.0  # enough for the other to come to the same point
+    code = (
+        "import sys; from tests.data.test_cifar import cifar;"
+        "print(cifar(sys.argv[1], sys.argv[2]).sizes['train'])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), server.url]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == ["100", "100"]
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("path", ["../evil", f"{FOLDER}/../../evil", "/vitlab-evil"])
+def test_a_path_that_leads_out_is_refused(tmp_path, path):
+    archive = tar_gz(cifar_files() | {path: b"evil"})
+    root = tmp_path / "a" / "b"
+    root.mkdir(parents=True)
+    (root / NAME).write_bytes(archive)
+    with pytest.raises(UserError, match="leads out of its folder"):
+        cifar(root, md5=md5(archive))
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not os.path.exists("/vitlab-evil")
+    assert list((root / FOLDER).iterdir()) == [], "nothing of it is used"
+
+
+def test_members_must_be_plain_files_and_all_there(tmp_path):
+    import io
+    import tarfile
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        link = tarfile.TarInfo(f"{FOLDER}/data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    (tmp_path / NAME).write_bytes(out.getvalue())
+    with pytest.raises(UserError, match="no plain file"):
+        cifar(tmp_path, md5=md5(out.getvalue()))
+
+    files = cifar_files()
+    del files[f"{FOLDER}/test_batch"]
+    archive = tar_gz(files)
+    (tmp_path / NAME).write_bytes(archive)
+    with pytest.raises(UserError, match=r"lacks .*test_batch"):
+        cifar(tmp_path, md5=md5(archive))
+
+    (tmp_path / NAME).write_bytes(ARCHIVE[:5000])
+    with pytest.raises(UserError, match="cannot be read as an archive"):
+        cifar(tmp_path, md5=md5(ARCHIVE[:5000]))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (pickle.dumps({b"data": Evil()}, protocol=3), "posix.system|nt.system"),
+        (pickle.dumps({b"data": eval}, protocol=3), "eval"),
+        (b"", "Ran out of input"),
+        (cifar_files()[f"{FOLDER}/data_batch_2"][:500], "data_batch_2"),
+        (python2_pickle({b"data": np.zeros((2, 5), np.uint8), b"labels": [0, 1]}), "rows of 3072"),
+        (python2_pickle({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}), "rows of 3072"),
+        (python2_pickle({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "rows of 3072"),
+        (python2_pickle({b"labels": [0]}), "rows of 3072"),
+        (pickle.dumps([1]), "dictionary"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_named_and_runs_nothing(tmp_path, monkeypatch, content, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).write_bytes(ARCHIVE)
+    cifar(tmp_path)
+    (tmp_path / FOLDER / "data_batch_2").write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        cifar(tmp_path)
+    assert "data_batch_2" in str(error.value)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_files_written_by_a_newer_python_are_read(tmp_path):
+    files = cifar_files()
+    for name in [n for n in files if "batch_" in n or "test" in n]:
+        files[name] = pickle.dumps(pickle.loads(files[name], encoding="bytes"))
+    archive = tar_gz(files)
+    (tmp_path / NAME).write_bytes(archive)
+    assert cifar(tmp_path, md5=md5(archive)).load("test")[0].shape == (20, 3, 32, 32)
+
+
+def test_a_missing_file_is_taken_from_the_archive_again(tmp_path):
+    (tmp_path / NAME).write_bytes(ARCHIVE)
+    cifar(tmp_path)
+    (tmp_path / FOLDER / "test_batch").unlink()
+    assert cifar(tmp_path).sizes["test"] == 20
+
+
+def test_cifar100_has_its_fine_labels(tmp_path):
+    pixels = np.zeros((200, 3072), np.uint8)
+    batch = {b"data": pixels, b"fine_labels": [n % 100 for n in range(200)], b"coarse_labels": [0]}
+    names = {b"fine_label_names": [b"class %d" % n for n in range(100)]}
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, content in (("train", batch), ("test", batch), ("meta", names)):
+        (folder / name).write_bytes(python2_pickle(content))
+    source = sources.build(config("cifar100", root=str(tmp_path), val_size=0))
+    assert source.classes[99] == "class 99"
+    assert source.sizes == {"train": 200, "test": 200}
+    assert source.load("test")[1][150] == 50
