@@ -11,6 +11,8 @@ def stem(patch_size: Size = 4, image_size: Size = (32, 16), num_convs: int = 3) 
     torch.manual_seed(0)
     return ConvStem(
         num_convs=num_convs,
+        full_size_convs=0,
+        norm="layer",
         image_size=image_size,
         patch_size=patch_size,
         channels=3,

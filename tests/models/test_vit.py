@@ -167,11 +167,27 @@ def test_queries_keys_and_values_are_drawn_as_three_matrices() -> None:
         ({"drop_path": 1.0}, "model.drop_path must be at least 0 and below 1"),
         ({"dropout": -0.1}, "model.dropout must be"),
         ({"depth": 0}, "must be at least 1"),
-        ({"tokenizer": partial(ConvStem, num_convs=3), "patch_size": (4, 16)}, "num_convs=4"),
-        ({"tokenizer": partial(ConvStem, num_convs=3), "dim": 34}, "a multiple of 4"),
-        ({"tokenizer": partial(ConvStem, num_convs=0)}, "num_convs must be at least 1"),
         (
-            {"tokenizer": partial(ConvStem, num_convs=3), "image_size": 15, "patch_size": 3},
+            {
+                "tokenizer": partial(ConvStem, num_convs=3, full_size_convs=0, norm="layer"),
+                "patch_size": (4, 16),
+            },
+            "num_convs=4",
+        ),
+        (
+            {"tokenizer": partial(ConvStem, num_convs=3, full_size_convs=0, norm="layer"), "dim": 34},
+            "a multiple of 4",
+        ),
+        (
+            {"tokenizer": partial(ConvStem, num_convs=0, full_size_convs=0, norm="layer")},
+            "num_convs must be at least 1",
+        ),
+        (
+            {
+                "tokenizer": partial(ConvStem, num_convs=3, full_size_convs=0, norm="layer"),
+                "image_size": 15,
+                "patch_size": 3,
+            },
             "a power of two",
         ),
     ],

@@ -134,12 +134,14 @@ def _conv_stem(read: Reader) -> Misfits:
             "halve the image: choose 1, 2, 4, 8 or 16",
         )
         return
-    halvings = max(side.bit_length() - 1 for side in _two(patch))
-    if halvings > convs:
+    full_size = read("model.tokenizer.full_size_convs") or 0
+    needed = max(side.bit_length() - 1 for side in _two(patch)) + full_size
+    if needed > convs:
         yield (
             "model.tokenizer.num_convs",
-            f"model.patch_size={show(patch)} needs {halvings} halvings, and the stem has "
-            f"model.tokenizer.num_convs={convs}: set model.tokenizer.num_convs={halvings}",
+            f"model.patch_size={show(patch)} needs {needed - full_size} halvings after {full_size} full-size "
+            f"convolutions, and the stem has model.tokenizer.num_convs={convs}: set "
+            f"model.tokenizer.num_convs={needed}",
         )
     elif dim % 2 ** (convs - 1):
         yield (

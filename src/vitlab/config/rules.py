@@ -109,6 +109,8 @@ RULES: dict[str, Kind] = {
     "model.*dropout": _drop,
     "model.drop_path": either(null(), _drop),
     "model.tokenizer.num_convs": whole(1, 16),
+    "model.tokenizer.full_size_convs": whole(0, 8),
+    "model.tokenizer.norm": word("batch", "layer"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),
     "model.name": text(),
