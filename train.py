@@ -1,20 +1,16 @@
-"""Train a classifier: compose, check, claim a run folder, run it. `python train.py --help` says what can
-be set.
-"""
+"""Train a classifier: compose, check, claim a run folder, run it. `--help` says what can be set."""
 
 import os
 import sys
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vitlab.cli import finish
 from vitlab.config import CONF, preflight, register_resolvers, to_plain
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
-from vitlab.launch import check_data, create_run, execute, parse_arguments
+from vitlab.launch import check_data, check_folder, claim, execute, parse_arguments
 from vitlab.processes import run_job
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
@@ -27,6 +23,7 @@ def main() -> None:
         return
     configs = []
     if arguments.checked:
+        check_folder(arguments.overrides)
         configs = [to_plain(config) for config in preflight(arguments.overrides, arguments.multirun)]
         check_data(configs)
     single: list[RunFolder] = []
@@ -34,16 +31,9 @@ def main() -> None:
 
     @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
     def job(cfg: DictConfig) -> None:
-        state = HydraConfig.get()
         try:
-            folder = create_run(
-                state.runtime.output_dir,
-                to_plain(cfg),
-                list(state.overrides.task),
-                state.runtime.choices,
-                arguments.swept,
-            )
-            if state.mode == RunMode.MULTIRUN:
+            folder = claim(to_plain(cfg), arguments.swept)
+            if arguments.multirun:
                 run_job(folder)
             else:
                 single.append(folder)  # run below, outside Hydra: its own errors and signals
@@ -54,6 +44,8 @@ def main() -> None:
     register_resolvers()
     try:
         job()  # in a sweep Hydra goes on after a failed job, and raises its error at the end
+    except OSError as error:
+        raise UserError(f"the run folder cannot be made: {error}") from error
     except UserError as error:
         many = f"{len(failed)} of {len(configs)} jobs failed; the first: " if arguments.multirun else ""
         raise UserError(f"{many}{error}") from None

@@ -1,11 +1,13 @@
 """From a resolved config to the objects of a run."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import hydra
 import torch
+from hydra.errors import InstantiationException
 from torch import nn
 
 from vitlab import hardware
@@ -59,12 +61,13 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     flops = flops_per_image(net, size, config["model"]["channels"])
     seen = 3 * flops * plan.total_steps * plan.effective_batch  # backward costs two forwards
     compiled = hardware.compiles(config["compile"], kind, seen / processes)
-    optimizer = hydra.utils.instantiate(config["optimizer"], _convert_="all")
+    _check_evaluation(trainer, data, plan)
+    optimizer = instantiate(config["optimizer"], _convert_="all")
     if precision == "16-mixed":
         # A fused step unscales by itself, after gradient clipping would need it done.
         optimizer = functools.partial(optimizer, fused=False)
     # A partial, and then a call: instantiate would wrap plain dictionaries in its own types.
-    task = hydra.utils.instantiate(config["task"], _partial_=True)(
+    task = instantiate(config["task"], _partial_=True)(
         net=net,
         optimizer=optimizer,
         schedule=_schedule(config["scheduler"], plan),
@@ -82,15 +85,59 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     return Job(config, source, data, net, task, plan, kind, precision, compiled, flops)
 
 
+def instantiate(node: dict[str, Any], **options: Any) -> Any:
+    """Build what a config node describes.
+
+    Raises:
+        UserError: its constructor refuses the values.
+    """
+    try:
+        return hydra.utils.instantiate(node, **options)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{node['_target_']} cannot be built as configured: {cause}") from error
+
+
+def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
+    """Refuse now what Lightning would refuse in the middle of a run, or after it."""
+    for split, images in (("val", data.num_val), ("test", data.num_test)):
+        limit = trainer[f"limit_{split}_batches"]
+        batches = math.ceil(images / plan.batch_size)
+        if isinstance(limit, float) and limit and batches and int(batches * limit) == 0:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none. Give at least "
+                f"{1 / batches:.3g}, a number of batches, or 0 for none."
+            )
+    every = trainer["val_check_interval"]
+    if trainer["check_val_every_n_epoch"] is None and not isinstance(every, int):
+        raise UserError(
+            "trainer.check_val_every_n_epoch=null validates every so many batches: give the number as "
+            "trainer.val_check_interval."
+        )
+    if (
+        isinstance(every, int)
+        and every > plan.batches_per_epoch
+        and trainer["check_val_every_n_epoch"] is not None
+    ):
+        raise UserError(
+            f"trainer.val_check_interval={every} is more than the {plan.batches_per_epoch} batches of an "
+            "epoch. Lower it, or set trainer.check_val_every_n_epoch=null to count through the epochs."
+        )
+
+
 def build_net(config: dict[str, Any]) -> nn.Module:
-    return hydra.utils.instantiate(config["model"], _convert_="all")
+    return instantiate(config["model"], _convert_="all")
 
 
 def build_data(config: dict[str, Any], source: sources.Source) -> ImageData:
     options = config["data"]
     return ImageData(
         source=source,
-        augment=hydra.utils.instantiate(config["augment"], _convert_="all"),
+        augment=instantiate(config["augment"], _convert_="all"),
         batch_size=options["batch_size"],
         val_size=options["val_size"],
         split_seed=options["split_seed"],
@@ -106,7 +153,7 @@ def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
     options = {k: v for k, v in scheduler.items() if not k.startswith("warmup_")}
     if len(options) < len(scheduler):
         options["warmup_steps"] = plan.warmup_steps
-    return hydra.utils.instantiate(options)
+    return instantiate(options)
 
 
 def pair(size: int | list[int]) -> tuple[int, int]:

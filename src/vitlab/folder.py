@@ -55,6 +55,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def claimed(folder: "RunFolder") -> UserError:
+    return UserError(
+        f"{folder} holds a run already. Go on with it by `python train.py resume={folder}`, or choose "
+        "another folder (hydra.run.dir=…)."
+    )
+
+
 class RunFolder:
     """Paths of a run, and the rules about who may write to it."""
 
@@ -92,25 +99,28 @@ class RunFolder:
             # one gets it, and nobody sees half a file.
             os.link(temporary, folder.config)
         except FileExistsError:
-            raise UserError(
-                f"{folder} holds a run already. Go on with it by `python train.py resume={folder}`, or "
-                "choose another folder (hydra.run.dir=…)."
-            ) from None
+            raise claimed(folder) from None
         finally:
             temporary.unlink()
         return folder
 
     @classmethod
     def find(cls, path: str | Path) -> "RunFolder":
-        """Return the run at ``path`` (the folder, its config.yaml or one of its checkpoints).
+        """Return the run at ``path``: its folder, or the config.yaml, checkpoints or last.ckpt in it.
 
         Raises:
             UserError: there is no run; names the nearest folder that is one.
         """
         given = Path(path)
-        for candidate in (given, given.parent, given.parent.parent):
-            if (candidate / "config.yaml").is_file():
-                return cls(candidate)
+        # Up from these names alone: a mistyped folder must not be taken for one above it.
+        up = {"config.yaml": given.parent, "checkpoints": given.parent, "last.ckpt": given.parent.parent}
+        folder = up.get(given.name, given)
+        if (folder / "config.yaml").is_file():
+            return cls(folder)
+        if given.suffix == ".ckpt" and (given.parent.parent / "config.yaml").is_file():
+            raise UserError(
+                f"a run goes on from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
+            )
         if (given / "multirun.yaml").is_file() or any(given.glob("*/config.yaml")):
             jobs = sorted(str(job.parent) for job in given.glob("*/config.yaml"))
             raise UserError(
@@ -242,6 +252,26 @@ class Summary:
         if self.path.exists():
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
                 self.data = json.loads(self.path.read_text())
+
+    def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
+        """Write what is known before the run; the rest stands there as null until it is measured."""
+        self.update(
+            status="running",
+            metrics={},
+            model={"name": None, "parameters": None, "flops_per_image": None},
+            train={
+                "epochs": 0,
+                "optimizer_steps": 0,
+                "images_per_second": None,
+                "wall_seconds": 0.0,
+                "resumed_at": [],
+            },
+            seed=seed,
+            overrides=overrides,
+            device=None,
+            versions=versions,
+            commit=commit,
+        )
 
     def update(self, **changes: Any) -> None:
         """Merge ``changes`` (dictionaries one level deep) and write the file."""

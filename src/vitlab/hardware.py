@@ -96,7 +96,9 @@ def has_bf16(kind: str) -> bool:
 def has_compiler(kind: str) -> bool:
     """Say whether torch.compile finds what it needs: a C++ compiler on the CPU, Triton on CUDA."""
     if kind == "cuda":
-        return torch.utils._triton.has_triton()
+        from torch.utils._triton import has_triton  # private, and what torch.compile itself asks
+
+        return has_triton()
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 

@@ -48,7 +48,7 @@ def load(path: str | Path) -> Classifier:
         UserError: there is no checkpoint there, it is damaged, or it is not one of vitlab's.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or path.name == "config.yaml":
         folder = RunFolder.find(path)
         path = folder.best if folder.best.exists() else folder.last
     checkpoint = read_checkpoint(path)

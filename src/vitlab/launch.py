@@ -1,16 +1,18 @@
 """From a composed config to a claimed run folder, and from there to a process. Torch-free."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from vitlab.errors import UserError
-from vitlab.folder import RunFolder, Summary
+from vitlab.errors import UserError, nearest
+from vitlab.folder import RunFolder, Summary, claimed
 from vitlab.plan import make_plan
 from vitlab.processes import rank_in_environment
 from vitlab.provenance import commit, versions
@@ -43,6 +45,13 @@ def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
         make_plan(config, sources.part_sizes(source, data["val_size"])["train"])
 
 
+# Hydra's flags that make sense here; there is one config tree.
+FLAGS = (
+    *("-m", "--multirun", "-h", "--help", "--hydra-help", "--version"),
+    *("-c", "--cfg", "-p", "--package", "-r", "--resolve", "-i", "--info"),
+)
+
+
 @dataclass(frozen=True)
 class Arguments:
     """What was typed after the verb."""
@@ -70,7 +79,12 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-")]
-    multirun = bool({"-m", "--multirun"} & set(flags))
+    multirun = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in overrides
+    for flag in flags:
+        if flag.split("=")[0] not in FLAGS:
+            key = flag.lstrip("-")
+            hint = f"write {key}, without dashes" if "=" in key else nearest(flag, FLAGS).strip(" ()")
+            raise UserError(f"there is no flag {flag}{f': {hint}' if hint else ''}. See --help.")
     resume = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
     if resume and len(arguments) > 1:
         others = " ".join(a for a in arguments if not a.startswith("resume="))
@@ -78,8 +92,37 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
             "resume= continues a run exactly as it was configured and takes nothing beside it; found: "
             f"{others}. To train with other settings start a new run."
         )
+    if resume and not resume[0]:
+        raise UserError("resume= needs the folder of a run, such as resume=outputs/runs/NAME.")
     shows = any(flag not in ("-m", "--multirun") for flag in flags)
     return Arguments(overrides, multirun, resume[0] if resume else None, not shows and not resume)
+
+
+def check_folder(overrides: Sequence[str]) -> None:
+    """Refuse a folder that was asked for and cannot be had, before Hydra writes into it.
+
+    Raises:
+        UserError: it holds runs already, or cannot be written to.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in ("hydra.run.dir", "hydra.sweep.dir"):
+            continue
+        if not value:
+            raise UserError(f"{key}= needs the name of a folder.")
+        folder = Path(value)
+        if rank_in_environment():  # rank 0 makes it
+            continue
+        if key == "hydra.run.dir" and (folder / "config.yaml").exists():
+            raise claimed(RunFolder(folder))
+        if key == "hydra.sweep.dir" and any(folder.glob("*/config.yaml")):
+            raise UserError(
+                f"{folder} holds a sweep already; choose another folder (hydra.sweep.dir=…), or finish "
+                f"single jobs of it by resume={folder}/NUMBER."
+            )
+        above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"{key}={value}: {above} is not a folder that can be written to.")
 
 
 def execute(folder: RunFolder, *, new: bool = False) -> None:
@@ -96,6 +139,13 @@ def execute(folder: RunFolder, *, new: bool = False) -> None:
         if new and Summary(folder).data["train"]["optimizer_steps"] == 0:
             folder.discard()
         raise
+
+
+def claim(config: dict[str, Any], swept: Sequence[str] = ()) -> RunFolder:
+    """Claim, inside Hydra's main, the folder that Hydra made for this job."""
+    state = HydraConfig.get()
+    overrides = list(state.overrides.task)
+    return create_run(state.runtime.output_dir, config, overrides, state.runtime.choices, swept)
 
 
 def create_run(
@@ -125,23 +175,7 @@ def create_run(
         "swept": list(swept),
     }
     folder = RunFolder.create(path, config | record)
-    Summary(folder).update(
-        status="running",
-        metrics={},
-        model={"name": None, "parameters": None, "flops_per_image": None},
-        train={
-            "epochs": 0,
-            "optimizer_steps": 0,
-            "images_per_second": None,
-            "wall_seconds": 0.0,
-            "resumed_at": [],
-        },
-        seed=config["seed"],
-        overrides=list(overrides),
-        device=None,
-        versions=versions(),
-        commit=commit(),
-    )
+    Summary(folder).begin(config["seed"], list(overrides), versions(), commit())
     return folder
 
 

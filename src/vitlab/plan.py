@@ -75,8 +75,8 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     lengths += [] if trainer["max_steps"] in unlimited else [trainer["max_steps"]]
     if not lengths:
         raise UserError(
-            "the run has no length, and a learning-rate schedule needs one: set trainer.max_epochs or "
-            "trainer.max_steps; trainer.max_time may end it earlier."
+            "the run would never end, and a learning-rate schedule needs its length: set trainer.max_epochs "
+            "or trainer.max_steps; trainer.max_time may end it earlier."
         )
     total = min(lengths)
     epochs = math.ceil(total / steps_per_epoch)

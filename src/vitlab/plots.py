@@ -19,6 +19,10 @@ def _figure(*, width: float, height: float) -> Figure:
     return figure
 
 
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]], title: str) -> Figure:
     """Draw loss, accuracy and learning rate over the epochs.
 
@@ -64,6 +68,7 @@ def history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]],
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draw ``counts`` (K, K), rows the truth and columns the prediction, shaded by the share of the row."""
     k = len(classes)
+    classes = [_short(name) for name in classes]
     size = min(24.0, 2.5 + 0.55 * k) if k <= 40 else 12.0
     figure = _figure(width=size + 0.8, height=size)
     axes = figure.subplots()
@@ -99,7 +104,9 @@ def predictions(
         probabilities: (N, K), the softmax of the logits.
     """
     rows = -(-len(images) // columns)
-    figure = _figure(width=1.6 * columns, height=2.0 * rows + 0.5)
+    classes = [_short(name) for name in classes]
+    aspect = images.shape[2] / images.shape[3]
+    figure = _figure(width=1.6 * columns, height=(1.5 * aspect + 0.5) * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")

@@ -53,6 +53,9 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if sys.stdout.isatty():
+                sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
+                sys.stdout.flush()
             os._exit(128 + signum)
         self.received = signum
         self._say("stopping at the next optimizer step; once more stops at once, without a checkpoint")

@@ -1,48 +1,31 @@
 """What a run leaves to look at: figures, and the summary on the screen."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from vitlab import hardware, plots
+from vitlab.build import Job
+from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
+from vitlab.screen import Screen
 
-WIDTH = 120  # of lines in files
 GRID = 40  # images in predictions.png
-
-
-class Screen:
-    """Print to the terminal and, the same lines, to ``train.log``.
-
-    Args:
-        quiet: of ranks other than 0: print nothing anywhere.
-    """
-
-    def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=WIDTH)
-        self._file = None if quiet else open(folder.log, "a", encoding="utf-8")  # noqa: SIM115
-        self._log = Console(file=self._file, width=WIDTH, quiet=quiet, highlight=False, soft_wrap=True)
-
-    def print(self, *objects: Any) -> None:
-        self.console.print(*objects)
-        self.log(*objects)
-
-    def log(self, *objects: Any) -> None:
-        self._log.print(*objects, markup=False)
-        if self._file is not None:
-            self._file.flush()
+SMALL_DATA = 5120  # training images under which a batch of 512 would leave too few steps
 
 
 def save(figure: Figure, folder: RunFolder, name: str) -> None:
     folder.figures.mkdir(exist_ok=True)
-    figure.savefig(folder.figures / f"{name}.png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
+        figure.savefig(folder.figures / f"{name}.png", dpi=110, bbox_inches="tight")
 
 
 @torch.no_grad()
@@ -99,14 +82,93 @@ def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> No
             f"{train['optimizer_steps']:,} steps, {speed}, {clock(train['wall_seconds'])} in all",
         ),
         ("figures", str(folder.figures)),
-        ("watch", "tensorboard --logdir outputs"),
+        ("watch", f"tensorboard --logdir {watched(folder)}"),
         ("summary", str(folder.summary)),
     ]
     screen.print()
     describe(screen, lines)
 
 
+def watched(folder: RunFolder) -> str:
+    """Return the folder above which TensorBoard compares this run with its neighbours."""
+    shown = Path(str(folder))
+    return "outputs" if shown.parts[0] == "outputs" else str(shown.parent)
+
+
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def announce(
+    screen: Screen,
+    folder: RunFolder,
+    job: Job,
+    model: dict[str, Any],
+    processes: int,
+    step: int | None,
+) -> None:
+    """Say what is about to run, and what might be better."""
+    data, plan, config = job.data, job.plan, job.config
+    sizes = (
+        f"{data.num_train:,} train, {data.num_val:,} val, {data.num_test:,} test; {len(data.classes)} classes"
+    )
+    batch = f"{plan.effective_batch} = {plan.batch_size} × {plan.accumulate} accumulated"
+    if processes > 1:
+        batch += f", split over {processes} processes"
+    asked = "" if config["compile"] != "auto" else " (auto)"
+    lines = [
+        ("run", str(folder) + (f"  resumed at step {step:,}" if step is not None else "")),
+        (
+            "model",
+            f"{model['name']}  {model['parameters']:,} parameters, {job.flops / 1e6:,.3g} MFLOPs "
+            "an image (forward)",
+        ),
+        ("data", f"{job.source.name}  {sizes}"),
+        ("effective batch", batch),
+        (
+            "schedule",
+            f"{plan.total_steps:,} optimizer steps in {plan.epochs} epoch(s), {plan.warmup_steps:,} warmup; "
+            f"{config['choices']['optimizer']}, peak learning rate {config['optimizer']['lr']:g}",
+        ),
+        (
+            "device",
+            f"{hardware.device_name(job.kind)}; {job.precision}; compile {str(job.compiled).lower()}{asked}",
+        ),
+    ]
+    describe(screen, lines)
+    notes = list(job.source.notes)
+    is_vit = "heads" in config["model"] or "name" in config["model"]
+    if is_vit and data.num_train >= SMALL_DATA and (advice := plan.advice()):
+        notes.append(advice)
+    for note in notes:
+        screen.print(f"note: {note}")
+
+
+def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) -> None:
+    """Write the run's figures; those of the test only if there was one (``metrics``)."""
+    plan, config = job.plan, job.config
+    title = f"{config['choices']['model']} on {job.source.name}, seed {config['seed']}"
+    per_epoch = plan.total_steps / plan.epochs
+    rate = [
+        ((s + 1) / per_epoch, config["optimizer"]["lr"] * job.task.schedule(s, plan.total_steps))
+        for s in range(0, steps, max(1, steps // 500))
+    ]
+    save(plots.history(read_metrics(folder), rate, title), folder, "history")
+    if not metrics:
+        return
+    title += f": test accuracy {metrics['test/accuracy']:.2%}"
+    counts = job.task.confusion_counts.cpu().numpy()
+    save(plots.confusion_matrix(counts, job.data.classes, title), folder, "confusion_matrix")
+    images, labels = job.data.test_images()
+    device = next(job.net.parameters()).device
+    grid = predict_some(job.net, job.data.preprocess, images, labels, device)
+    save(plots.predictions(*grid, job.data.classes, title), folder, "predictions")
+
+
+def accuracy_per_class(job: Job) -> dict[str, float]:
+    """Return the test accuracy of each class, 0..1."""
+    counts = job.task.confusion_counts
+    share = counts.diagonal() / counts.sum(1).clamp(min=1)
+    return dict(zip(job.data.classes, share.tolist(), strict=True))

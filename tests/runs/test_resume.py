@@ -15,6 +15,7 @@ from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
 from vitlab.callbacks.record import read_metrics
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
+from vitlab.hardware import has_compiler
 from vitlab.processes import Interrupted
 from vitlab.runs import run
 
@@ -187,6 +188,19 @@ def test_resume_takes_nothing_beside_it_and_a_folder_that_exists(fresh: Train) -
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: ")
     assert str(stopped) in missing.stderr, "the nearest run is named"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+def test_compiled_and_augmented_the_same_weights(train: Train, fresh: Train) -> None:
+    options = ("compile=true", "augment=basic", "callbacks.checkpoint.every_minutes=1e-6")
+    whole, stopped = fresh(*options, name="whole"), fresh(*options)
+    end_at(whole, 10**6, signal.SIGKILL)  # in another process as well, and never ended
+    end_at(stopped, 6, signal.SIGKILL)
+    end_at(stopped, 10**6, signal.SIGKILL)
+    assert summary(whole)["compiled"]
+    assert summary(stopped)["train"]["resumed_at"] == [5]
+    assert same_weights(whole, stopped)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """Elementary operations on a batch: one draw for each image, no loop over images.
 
-They are gathers on whole rows or whole images: several times faster on a CPU than indexing pixels,
-    and the
-augmentation shares the cores with the training.
+They are gathers of whole rows or whole images: several times faster on a CPU than indexing pixels, and
+the augmentation shares the cores with the training.
 """
 
 import torch
@@ -81,8 +80,7 @@ class RandomCrop(ImageOp):
         if p >= min(height, width):
             raise UserError(
                 f"padding={p} of RandomCrop with padding_mode=reflect must be less than the "
-                "image's side "
-                f"({min(height, width)} pixels)."
+                f"image's side ({min(height, width)} pixels)."
             )
         padded = images.index_select(2, _reflected(height, p, images.device))
         return padded.index_select(3, _reflected(width, p, images.device))

@@ -49,8 +49,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from None
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, not one, or names code to run "
+            f"({type(error).__name__})."
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint: it has no state_dict.")
     return checkpoint
@@ -144,7 +146,8 @@ class Checkpointing(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if trainer.state.fn != "fit" or MONITOR not in metrics:
+        # A sanity check (trainer.num_sanity_val_steps) measures an untrained network on a few batches.
+        if trainer.sanity_checking or trainer.state.fn != "fit" or MONITOR not in metrics:
             return
         if self.best_metrics is None or metrics[MONITOR] > self.best_metrics[MONITOR]:
             self.best_metrics = metrics

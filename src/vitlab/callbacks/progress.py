@@ -7,11 +7,11 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vitlab.callbacks.record import StepLoss
-from vitlab.report import Screen
+from vitlab.screen import Screen
 
 
 class ProgressLine(ProgressBar):
-    """A Rich progress bar over the whole run; one printed line an epoch, which is all that a log file gets.
+    """A Rich progress bar over the whole run, on a terminal; a log file gets a line an epoch from `Record`.
 
     Args:
         screen: where to write.
@@ -70,18 +70,13 @@ class ProgressLine(ProgressBar):
         if self.bar is None:
             return
         speed = self.bar.tasks[0].speed
-        self._rate = f"{speed * len(batch.images) * trainer.world_size:,.0f} img/s" if speed else ""
+        self._rate = f"{speed * len(batch.images) * trainer.world_size:,.0f} images/s" if speed else ""
         self.bar.update(
             self.task,
             advance=1,
             description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             status=" ".join(filter(None, [self._status(trainer), self._rate])),
         )
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.bar is not None:
-            text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {self._status(trainer)}"
-            self.screen.print(f"{text}  {self._rate}".rstrip())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()

@@ -10,7 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from vitlab.callbacks.checkpointing import Checkpointing
+from vitlab.callbacks.throughput import Throughput
 from vitlab.folder import RunFolder, Summary, write_atomic
+from vitlab.screen import Screen
 
 # Columns that stand first and in this order; others follow as they come.
 COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -32,6 +34,7 @@ class StepLoss(L.Callback):
     def __init__(self) -> None:
         self.loss: float | None = None
         self._pending: tuple[int, float, Tensor] | None = None
+        self._step = 0
 
     def on_train_batch_end(
         self,
@@ -41,12 +44,13 @@ class StepLoss(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step = trainer.global_step
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every or (self._pending and self._pending[0] == step):
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if step == before or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         self._flush(trainer)
-        loss = outputs["loss"].detach()
+        # Lightning has divided it by the micro-batches of a step.
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
         host.copy_(loss, non_blocking=True)
         self._pending = step, learning_rate(trainer, pl_module), host
@@ -65,16 +69,26 @@ class StepLoss(L.Callback):
 
 
 class Record(Checkpoint):
-    """Write one row of ``metrics.csv`` an epoch.
+    """Write one row of ``metrics.csv`` an epoch, and say it in one line.
 
     A subclass of `Checkpoint` only because Lightning runs these last, when the module has logged its
     epoch. The file is rewritten whole and atomically; rows of epochs that a resumed run repeats are dropped.
     """
 
-    def __init__(self, folder: RunFolder, summary: Summary, checkpointing: Checkpointing) -> None:
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        summary: Summary,
+        checkpointing: Checkpointing,
+        throughput: Throughput,
+        screen: Screen,
+    ) -> None:
         self.folder = folder
         self.summary = summary
         self.checkpointing = checkpointing
+        self.throughput = throughput
+        self.screen = screen
         self.rows: list[dict[str, Any]] = []
         self._validation: dict[str, float] = {}
 
@@ -82,6 +96,8 @@ class Record(Checkpoint):
         self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= trainer.current_epoch]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         self._validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -98,6 +114,14 @@ class Record(Checkpoint):
                 metrics=self.checkpointing.best_metrics or {},
                 train={"epochs": epoch, "optimizer_steps": trainer.global_step},
             )
+        self._say(row, trainer.max_epochs)
+
+    def _say(self, row: dict[str, Any], epochs: int | None) -> None:
+        parts = [f"epoch {row['epoch']}/{epochs}", f"train/loss {row['train/loss']:.3f}"]
+        parts += [f"{key} {row[key]:.4f}" for key in ("train/accuracy", "val/accuracy") if key in row]
+        if rate := self.throughput.images_per_second:
+            parts.append(f"{rate:,.0f} images/s")
+        self.screen.print("  ".join(parts))
 
 
 def _to_csv(rows: list[dict[str, Any]]) -> str:

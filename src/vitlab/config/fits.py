@@ -209,12 +209,6 @@ def _model_and_data(read: Reader) -> Misfits:
 
 def _duration(read: Reader) -> Misfits:
     epochs, steps = read("trainer.max_epochs"), read("trainer.max_steps")
-    if epochs == -1 and steps == -1 and read("trainer.max_time") is None:
-        yield (
-            "trainer.max_epochs",
-            "the run would never end: trainer.max_epochs=-1, trainer.max_steps=-1 and no "
-            "trainer.max_time; set one of them",
-        )
     for name, least, most in (
         ("epochs", read("trainer.min_epochs"), epochs),
         ("steps", read("trainer.min_steps"), steps),

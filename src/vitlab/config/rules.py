@@ -111,6 +111,7 @@ RULES: dict[str, Kind] = {
     "model.tokenizer.num_convs": whole(1, 16),
     "model.tokenizer.full_size_convs": whole(0, 8),
     "model.tokenizer.norm": word("batch", "layer"),
+    "augment.*.padding_mode": word("zero", "reflect"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),
     "model.name": text(),

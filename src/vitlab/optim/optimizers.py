@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, AdamW
 
+from vitlab.errors import UserError
+
 # The devices for which torch 2.11 to 2.15 implement fused Adam, AdamW and SGD.
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -27,7 +29,16 @@ def adam(params: Iterable[Any], *, fused: bool | str, **options: Any) -> Adam:
 
 
 def sgd(params: Iterable[Any], *, fused: bool | str, **options: Any) -> SGD:
-    """Stochastic gradient descent with momentum. Arguments as in `adamw`, with ``momentum``, ``nesterov``."""
+    """Stochastic gradient descent with momentum. Arguments as in `adamw`, with ``momentum``, ``nesterov``.
+
+    Raises:
+        UserError: Nesterov's step without momentum.
+    """
+    if options["nesterov"] and not options["momentum"]:
+        raise UserError(
+            "optimizer.nesterov=true needs a momentum above 0: set optimizer.momentum or "
+            "optimizer.nesterov=false."
+        )
     return _build(SGD, params, fused, options)
 
 

@@ -74,6 +74,10 @@ class Classify(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def _cast(self, images: Tensor) -> Tensor:
+        # trainer.precision=bf16-true or 64-true changes the weights' type; otherwise both are float32.
+        return images.to(next(self.net.parameters()).dtype)
+
     # training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -82,7 +86,7 @@ class Classify(L.LightningModule):
         torch.manual_seed(derive(self.seed, "dropout", batch.epoch, batch.index, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        logits = self.net(batch.images)
+        logits = self.net(self._cast(batch.images))
         loss = soft_cross_entropy(logits, batch.targets, self.label_smoothing)
         with torch.no_grad():
             correct = (logits.argmax(1) == batch.targets.argmax(1)).sum()
@@ -118,8 +122,8 @@ class Classify(L.LightningModule):
             raise UserError(
                 "training diverged: the loss or the weights are no longer finite at optimizer step "
                 f"{self.global_step}. Lower optimizer.lr, lengthen the warmup (scheduler.warmup_epochs), "
-                "keep trainer.gradient_clip_val at 1.0, or try trainer.precision=32. The last "
-                "checkpoint holds the weights from before."
+                "keep trainer.gradient_clip_val at 1.0, or try trainer.precision=32. Checkpoints hold "
+                "the weights from before."
             )
 
     # evaluation
@@ -142,7 +146,7 @@ class Classify(L.LightningModule):
 
     def _evaluate(self, batch: Any, metrics: MetricCollection) -> Tensor:
         # The rows after `valid` fill the batch up to its static shape and count for nothing.
-        logits = self.net(batch.images)[: batch.valid].float()
+        logits = self.net(self._cast(batch.images))[: batch.valid].float()
         targets = batch.targets[: batch.valid]
         if batch.valid:
             labels = targets.argmax(1)
