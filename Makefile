@@ -31,7 +31,7 @@ quickstart: install  ## train a small ViT on built-in images: no download, about
 	@echo "Next, in this folder:"
 	@echo "  source $(BIN)/activate"
 	@echo "  tensorboard --logdir outputs"
-	@echo "  python train.py experiment=quickstart model.depth=4 optimizer.lr=5e-4"
+	@echo "  python train.py experiment=quickstart model.depth=6 optimizer.lr=5e-4"
 	@echo "  python train.py -m experiment=quickstart model.patch_size=4,8 trainer.max_epochs=2"
 	@echo "  python train.py model=vit_small scheduler=warmup_cosine      (downloads CIFAR-10)"
 	@echo "  python train.py --help"

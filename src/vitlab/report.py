@@ -81,9 +81,9 @@ def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> No
             "training",
             f"{train['optimizer_steps']:,} steps, {speed}, {clock(train['wall_seconds'])} in all",
         ),
-        ("figures", str(folder.figures)),
+        ("figures", f"{folder}/figures"),
         ("watch", f"tensorboard --logdir {watched(folder)}"),
-        ("summary", str(folder.summary)),
+        ("summary", f"{folder}/summary.json"),
     ]
     screen.print()
     describe(screen, lines)

@@ -227,7 +227,8 @@ class ConvStem(Tokenizer):
         normalize = choose("model.tokenizer.norm", norm, STEM_NORMS)
         stages: list[nn.Module] = []
         for i, (wide_in, wide_out) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
-            stride = tuple(2 if 0 <= i - full_size_convs < n else 1 for n in halvings)
+            place = i - full_size_convs
+            stride = (2 if 0 <= place < halvings[0] else 1, 2 if 0 <= place < halvings[1] else 1)
             conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1, bias=False)
             # He et al. 2015, "Delving Deep into Rectifiers", section 2.2: keeps the variance
             # through a ReLU.
