@@ -36,9 +36,9 @@ def predict_some(
     labels: torch.Tensor,
     device: torch.device,
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Classify test images spread evenly over the split, which is ordered by class in an image folder.
+    """Classify test images drawn at random, the same in every run.
 
-    Evenly, and not picked by how they turn out: the grid shows as many mistakes as there are.
+    Not picked by how they turn out: the grid shows mistakes as often as they are made.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -47,7 +47,7 @@ def predict_some(
     Returns:
         images (n, C, H, W), labels, and probabilities (n, K); n is at most 40.
     """
-    rows = torch.linspace(0, len(images) - 1, min(GRID, len(images))).round().long().to(images.device)
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:GRID].to(images.device)
     some = images[rows].to(device)
     net.eval()
     # `forward`, not a call: a compiled network would be compiled again for this one batch's shape.
@@ -95,6 +95,10 @@ def watched(folder: RunFolder) -> str:
     return "outputs" if shown.parts[0] == "outputs" else str(shown.parent)
 
 
+def _flops(count: int) -> str:
+    return f"{count / 1e9:,.3g} GFLOPs" if count >= 1e9 else f"{count / 1e6:,.3g} MFLOPs"
+
+
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -122,8 +126,7 @@ def announce(
         ("run", str(folder) + (f"  resumed at step {step:,}" if step is not None else "")),
         (
             "model",
-            f"{model['name']}  {model['parameters']:,} parameters, {job.flops / 1e6:,.3g} MFLOPs "
-            "an image (forward)",
+            f"{model['name']}  {model['parameters']:,} parameters, {_flops(job.flops)} an image (forward)",
         ),
         ("data", f"{job.source.name}  {sizes}"),
         ("effective batch", batch),
