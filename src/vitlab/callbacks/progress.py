@@ -4,7 +4,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from vitlab.callbacks.record import StepLoss
 from vitlab.screen import Screen
@@ -45,9 +46,9 @@ class ProgressLine(ProgressBar):
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            # Narrow terminals shorten the bar and not the time.
+            TextColumn("left", table_column=Column(min_width=4, no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
             console=self.screen.console,
             refresh_per_second=4,
             expand=True,

@@ -54,22 +54,11 @@ def build(cfg: Mapping[str, Any]) -> Source:
             shape=shape,
             channels=channels,
         )
-    elif kind == "image_folder":
-        from vitlab.data.folder import ImageFolder
+    elif kind in ("image_folder", "image_list"):
+        from vitlab.data.folder import ImageFolder, ImageList
 
-        source = ImageFolder(
-            root=_folder(cfg["root"], kind),
-            shape=shape,
-            channels=channels,
-            labels=cfg["labels"],
-            test_size=cfg["test_size"],
-            split_seed=cfg["split_seed"],
-            num_workers=cfg["num_workers"],
-        )
-    elif kind == "image_list":
-        from vitlab.data.folder import ImageList
-
-        source = ImageList(
+        files = ImageFolder if kind == "image_folder" else ImageList
+        source = files(
             root=_folder(cfg["root"], kind),
             shape=shape,
             channels=channels,
