@@ -15,6 +15,7 @@ from vitlab.data import sources
 from vitlab.data.datamodule import ImageData
 from vitlab.errors import UserError
 from vitlab.models.cost import flops_per_image
+from vitlab.models.layers import pair
 from vitlab.plan import Plan, make_plan
 from vitlab.seeding import derive
 from vitlab.tasks.classify import Classify
@@ -48,7 +49,6 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     source = sources.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(source.classes)}}
     data = build_data(config, source)
-    data.setup("fit")
     if config["data"]["batch_size"] % processes:
         raise UserError(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
@@ -57,7 +57,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     plan = make_plan(config, data.num_train)
     torch.manual_seed(derive(config["seed"], "weights"))
     net = build_net(config)
-    size = pair(config["model"]["image_size"])
+    size = pair("model.image_size", config["model"]["image_size"])
     flops = flops_per_image(net, size, config["model"]["channels"])
     seen = 3 * flops * plan.total_steps * plan.effective_batch  # backward costs two forwards
     compiled = hardware.compiles(config["compile"], kind, seen / processes)
@@ -66,6 +66,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     if precision == "16-mixed":
         # A fused step unscales by itself, after gradient clipping would need it done.
         optimizer = functools.partial(optimizer, fused=False)
+    data.setup("fit")  # decodes; whatever can be refused has been by now
     # A partial, and then a call: instantiate would wrap plain dictionaries in its own types.
     task = instantiate(config["task"], _partial_=True)(
         net=net,
@@ -142,7 +143,7 @@ def build_data(config: dict[str, Any], source: sources.Source) -> ImageData:
         val_size=options["val_size"],
         split_seed=options["split_seed"],
         normalization=options["normalization"],
-        input_size=pair(config["model"]["image_size"]),
+        input_size=pair("model.image_size", config["model"]["image_size"]),
         seed=config["seed"],
         num_classes=len(source.classes),
     )
@@ -154,8 +155,3 @@ def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
     if len(options) < len(scheduler):
         options["warmup_steps"] = plan.warmup_steps
     return instantiate(options)
-
-
-def pair(size: int | list[int]) -> tuple[int, int]:
-    """Return (height, width) of a size given as one number or two."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitlab.build import build_net, pair
+from vitlab.build import build_net
 from vitlab.callbacks.checkpointing import read_checkpoint
 from vitlab.config import check_targets
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
+from vitlab.models.layers import pair
 
 
 class Classifier(nn.Module):
@@ -30,7 +31,9 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module, meta: dict[str, Any]) -> None:
         super().__init__()
         self.net = net
-        self.preprocess = Preprocess(size=pair(meta["input_size"]), mean=meta["mean"], std=meta["std"])
+        self.preprocess = Preprocess(
+            size=pair("input_size", meta["input_size"]), mean=meta["mean"], std=meta["std"]
+        )
         self.classes: list[str] = meta["classes"]
         self.config: dict[str, Any] = meta["config"]
 
