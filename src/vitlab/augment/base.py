@@ -14,14 +14,20 @@ class Augmentation(nn.Module):
 
     A subclass writes ``draw`` and ``apply_to``; both work on all images at once, with one draw for
     each image.
+
+    Attributes:
+        off_after_epoch: epochs after which the augmentation is left out; None for never.
     """
+
+    off_after_epoch: int | None = None
 
     def forward(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augment images (B, C, H, W) and targets (B, K) by what ``generator`` draws."""
-        return self.apply_to(images, targets, *self.draw(images, generator))
+        drawn = self.draw(images, generator)
+        return self.apply_to(images, targets, *(d.to(images.device, non_blocking=True) for d in drawn))
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Any, ...]:
-        """Draw a batch's parameters from its shape alone: tensors of length B on its device."""
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw a batch's parameters from its shape alone: tensors of length B on the CPU."""
         raise NotImplementedError
 
     def apply_to(self, images: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
@@ -62,8 +68,16 @@ class Compose(nn.Module):
                 raise UserError(f"augment.ops.{name} must be an augmentation with a _target_, but is {op!r}.")
             self.ops[name] = op
 
-    def forward(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment images (B, C, H, W) and targets (B, K) by what ``generator`` draws."""
+    def forward(
+        self, images: Tensor, targets: Tensor, generator: torch.Generator, epoch: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Augment images (B, C, H, W) and targets (B, K) by what ``generator`` draws.
+
+        Args:
+            epoch: of the run, from 0; operations with ``off_after_epoch`` end by it.
+        """
         for op in self.ops.values():
-            images, targets = op(images, targets, generator)
+            last = getattr(op, "off_after_epoch", None)
+            if last is None or epoch < last:
+                images, targets = op(images, targets, generator)
         return images, targets

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp
+from vitlab.augment.pixels import reflected
 from vitlab.errors import UserError, nearest
 
 PADDING_MODES = ("zero", "reflect")
@@ -42,13 +43,7 @@ class RandomCrop(ImageOp):
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the corners in the padded images: (B,) rows, (B,) columns, 0..2 * padding."""
-        corners = torch.randint(
-            0,
-            2 * self.padding + 1,
-            (2, len(images)),
-            generator=generator,
-            device=images.device,
-        )
+        corners = torch.randint(0, 2 * self.padding + 1, (2, len(images)), generator=generator)
         return corners[0], corners[1]
 
     def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
@@ -82,8 +77,8 @@ class RandomCrop(ImageOp):
                 f"padding={p} of RandomCrop with padding_mode=reflect must be less than the "
                 f"image's side ({min(height, width)} pixels)."
             )
-        padded = images.index_select(2, _reflected(height, p, images.device))
-        return padded.index_select(3, _reflected(width, p, images.device))
+        padded = images.index_select(2, reflected(height, p, images.device))
+        return padded.index_select(3, reflected(width, p, images.device))
 
 
 class RandomFlip(ImageOp):
@@ -101,8 +96,7 @@ class RandomFlip(ImageOp):
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:
         """Draw which images to mirror: (B,) bool."""
-        chance = torch.rand(len(images), generator=generator, device=images.device)
-        return (chance < self.p,)
+        return (torch.rand(len(images), generator=generator) < self.p,)
 
     def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
         """Mirror those of (B, C, H, W) that are marked."""
@@ -112,9 +106,3 @@ class RandomFlip(ImageOp):
         both = torch.cat((images, images.flip(-1)))
         places = torch.arange(len(images), device=images.device)
         return both.index_select(0, places + len(images) * flip)
-
-
-def _reflected(length: int, padding: int, device: torch.device) -> Tensor:
-    """Return the source of each of ``length + 2 * padding`` places: 2 1 | 0 1 2 3 | 2 1."""
-    places = torch.arange(-padding, length + padding, device=device).abs()
-    return (length - 1) - ((length - 1) - places).abs()

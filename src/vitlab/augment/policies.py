@@ -1,0 +1,364 @@
+"""Which operations an image meets, and how strongly: the published policies, drawn for each image."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitlab.augment.base import ImageOp
+from vitlab.augment.pixels import INTERPOLATIONS, OPS, apply_ops, to_uint8
+from vitlab.augment.searched import POLICIES
+from vitlab.errors import UserError, nearest
+
+
+class Scale(NamedTuple):
+    """How a strength from 0 to 1 becomes the value of an operation: ``offset ± step(slope * strength)``."""
+
+    offset: float = 0.0
+    slope: float = 0.0
+    signed: bool = False  # the sign is drawn
+    step: str = "exact"  # exact | truncate | round
+    of_side: bool = False  # slope is a share of the image's width (translate_x) or height (translate_y)
+
+
+Space = Mapping[str, Scale]
+
+_FACTOR = Scale(offset=1, slope=0.9, signed=True)
+_FIXED = Scale()
+
+# Cubuk et al. 2020, "RandAugment", section 3.1 and figure 2, with the ranges of AutoAugment's table 6.
+# Solarize and posterize grow stronger with the strength, as in torchvision.
+PAPER: Space = {
+    "identity": _FIXED,
+    "shear_x": Scale(slope=0.3, signed=True),
+    "shear_y": Scale(slope=0.3, signed=True),
+    "translate_x": Scale(slope=150 / 331, signed=True, step="truncate", of_side=True),
+    "translate_y": Scale(slope=150 / 331, signed=True, step="truncate", of_side=True),
+    "rotate": Scale(slope=30, signed=True),
+    "brightness": _FACTOR,
+    "color": _FACTOR,
+    "contrast": _FACTOR,
+    "sharpness": _FACTOR,
+    "posterize": Scale(offset=8, slope=-4, step="round"),
+    "solarize": Scale(offset=255, slope=-255),
+    "autocontrast": _FIXED,
+    "equalize": _FIXED,
+}
+
+# timm's "increasing" set (`rand-…-inc1`): 15 operations, every one stronger with the strength.
+TIMM: Space = {
+    "autocontrast": _FIXED,
+    "equalize": _FIXED,
+    "invert": _FIXED,
+    "rotate": Scale(slope=30, signed=True),
+    "posterize": Scale(offset=4, slope=-4, step="truncate"),
+    "solarize": Scale(offset=256, slope=-256, step="truncate"),
+    "solarize_add": Scale(slope=110, step="truncate"),
+    "color": _FACTOR,
+    "contrast": _FACTOR,
+    "brightness": _FACTOR,
+    "sharpness": _FACTOR,
+    "shear_x": Scale(slope=0.3, signed=True),
+    "shear_y": Scale(slope=0.3, signed=True),
+    "translate_x": Scale(slope=0.45, signed=True, of_side=True),
+    "translate_y": Scale(slope=0.45, signed=True, of_side=True),
+}
+
+# Müller and Hutter 2021, "TrivialAugment", table 1, the "wide" space.
+_WIDE_FACTOR = Scale(offset=1, slope=0.99, signed=True)
+WIDE: Space = {
+    "identity": _FIXED,
+    "shear_x": Scale(slope=0.99, signed=True),
+    "shear_y": Scale(slope=0.99, signed=True),
+    "translate_x": Scale(slope=32, signed=True, step="truncate"),
+    "translate_y": Scale(slope=32, signed=True, step="truncate"),
+    "rotate": Scale(slope=135, signed=True),
+    "brightness": _WIDE_FACTOR,
+    "color": _WIDE_FACTOR,
+    "contrast": _WIDE_FACTOR,
+    "sharpness": _WIDE_FACTOR,
+    "posterize": Scale(offset=8, slope=-6, step="round"),
+    "solarize": Scale(offset=255, slope=-255),
+    "autocontrast": _FIXED,
+    "equalize": _FIXED,
+}
+
+SPACES = {"paper": (PAPER, 30.0), "timm": (TIMM, 10.0)}  # operations, and the magnitude that is full strength
+
+
+class Policy(ImageOp):
+    """Apply to each image a few operations in turn; a subclass draws which.
+
+    Float images are brought to 256 levels first: half of the operations are defined on levels.
+
+    Args:
+        interpolation: of rotations, shears and translations: ``nearest`` (as the papers and torchvision)
+            or ``bilinear``. Either mixes in ``fill`` at the border alone.
+        fill: level of what comes from outside the image: one number, or one a channel, 0..255.
+
+    Raises:
+        UserError: for another interpolation, a level out of range, or as many levels as no image has
+            channels.
+    """
+
+    def __init__(self, *, interpolation: str, fill: int | list[int]) -> None:
+        super().__init__()
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation of {type(self).__name__} must be one of {', '.join(INTERPOLATIONS)}, but is "
+                f"{interpolation!r}{nearest(str(interpolation), INTERPOLATIONS)}."
+            )
+        levels = fill if isinstance(fill, list) else [fill]
+        if len(levels) not in (1, 3) or not all(isinstance(v, int) and 0 <= v <= 255 for v in levels):
+            raise UserError(
+                f"fill of {type(self).__name__} must be a level from 0 to 255, or three, but is {fill!r}."
+            )
+        self.interpolation = interpolation
+        self.register_buffer("fill", torch.tensor(levels, dtype=torch.float32), persistent=False)
+
+    fill: Tensor
+
+    def forward(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # The draws stay on the CPU: `apply_ops` sorts the images by them.
+        return self.apply_to(images, targets, *self.draw(images, generator))
+
+    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """Apply ``ops`` (S, B), places in ``OPS``, with ``values`` (S, B), one after the other."""
+        if len(self.fill) not in (1, images.shape[1]):
+            raise UserError(
+                f"fill of {type(self).__name__} has {len(self.fill)} levels, but the images have "
+                f"{images.shape[1]} channel(s)."
+            )
+        if self.fill.device != images.device:
+            self.to(images.device)
+        pixels = images if images.dtype == torch.uint8 else to_uint8((images * 255).round())
+        ops, values = drawn
+        pixels = apply_ops(pixels, ops, values, interpolation=self.interpolation, fill=self.fill)
+        return pixels if images.dtype == torch.uint8 else (pixels / 255).to(images.dtype)
+
+
+class _Strength:
+    """Values of a space's operations for many images at once."""
+
+    def __init__(self, space: Space) -> None:
+        self.ops = torch.tensor([OPS.index(name) for name in space])
+        rows = [space.get(name, _FIXED) for name in OPS]  # by place in OPS
+        self.offset = torch.tensor([float(row.offset) for row in rows])
+        self.slope = torch.tensor([0.0 if row.of_side else row.slope for row in rows])
+        self.of_width, self.of_height = (
+            torch.tensor(
+                [row.slope if row.of_side and op == name else 0.0 for op, row in zip(OPS, rows, strict=True)]
+            )
+            for name in ("translate_x", "translate_y")
+        )
+        self.signed = torch.tensor([row.signed for row in rows])
+        self.whole = torch.tensor([row.step != "exact" for row in rows])
+        self.half = torch.tensor([math.copysign(0.5, row.slope) * (row.step == "round") for row in rows])
+
+    def values(self, ops: Tensor, strength: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the values of ``ops`` at ``strength`` 0..1, both of one shape, with signs drawn."""
+        height, width = images.shape[-2:]
+        slope = self.slope + self.of_width * width + self.of_height * height
+        change = slope[ops] * strength
+        change = torch.where(self.whole[ops], (change + self.half[ops]).trunc_(), change)
+        negative = torch.rand(ops.shape, generator=generator) < 0.5
+        change = torch.where(self.signed[ops] & negative, -change, change)
+        return self.offset[ops] + change
+
+
+class RandAugment(Policy):
+    """``num_ops`` operations for each image, drawn evenly, all at one magnitude.
+
+    Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced search space".
+    timm's ``rand-m9-mstd0.5-inc1`` is magnitude 9, magnitude_std 0.5, p 0.5, space timm (but for its
+    bicubic interpolation and its gray fill; fill=128 gives the latter).
+
+    Args:
+        num_ops: N, operations an image.
+        magnitude: M; full strength is 30 in the paper's space and 10 in timm's.
+        magnitude_std: deviation of a normal noise on M, drawn for each operation; 0 for none.
+        p: probability of each operation; otherwise the image skips it.
+        space: ``paper``, 14 operations with the identity, or ``timm``, 15 "increasing" ones.
+        interpolation, fill: see `Policy`.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_ops: int,
+        magnitude: float,
+        magnitude_std: float,
+        p: float,
+        space: str,
+        interpolation: str,
+        fill: int | list[int],
+    ) -> None:
+        super().__init__(interpolation=interpolation, fill=fill)
+        if space not in SPACES:
+            raise UserError(
+                f"space of RandAugment must be one of {', '.join(SPACES)}, but is "
+                f"{space!r}{nearest(str(space), SPACES)}."
+            )
+        operations, self.full = SPACES[space]
+        if num_ops < 1:
+            raise UserError(f"num_ops of RandAugment must be 1 or more, but is {num_ops}.")
+        if not 0 <= magnitude <= self.full:
+            raise UserError(
+                f"magnitude of RandAugment must be from 0 to {self.full:g} with space={space}, but is "
+                f"{magnitude}."
+            )
+        if magnitude_std < 0 or not 0 <= p <= 1:
+            raise UserError(
+                "magnitude_std of RandAugment must be 0 or more and p a probability, but they are "
+                f"{magnitude_std} and {p}."
+            )
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.magnitude_std = magnitude_std
+        self.p = p
+        self.strength = _Strength(operations)
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw operations and values, both (num_ops, B)."""
+        shape = (self.num_ops, len(images))
+        ops = self.strength.ops[torch.randint(len(self.strength.ops), shape, generator=generator)]
+        noise = torch.randn(shape, generator=generator) * self.magnitude_std
+        magnitude = (self.magnitude + noise).clamp_(0, self.full)
+        values = self.strength.values(ops, magnitude / self.full, images, generator)
+        return ops * (torch.rand(shape, generator=generator) < self.p), values
+
+
+class TrivialAugment(Policy):
+    """One operation for each image at an even strength, from the wide space.
+
+    Müller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation".
+
+    Args:
+        num_levels: strengths to draw from, evenly spaced from 0 to 1; the paper's 31.
+        interpolation, fill: see `Policy`.
+
+    Raises:
+        UserError: fewer than two levels.
+    """
+
+    def __init__(self, *, num_levels: int, interpolation: str, fill: int | list[int]) -> None:
+        super().__init__(interpolation=interpolation, fill=fill)
+        if num_levels < 2:
+            raise UserError(f"num_levels of TrivialAugment must be 2 or more, but is {num_levels}.")
+        self.num_levels = num_levels
+        self.strength = _Strength(WIDE)
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw operations and values, both (1, B)."""
+        shape = (1, len(images))
+        ops = self.strength.ops[torch.randint(len(self.strength.ops), shape, generator=generator)]
+        level = torch.randint(self.num_levels, shape, generator=generator) / (self.num_levels - 1)
+        return ops, self.strength.values(ops, level, images, generator)
+
+
+class AutoAugment(Policy):
+    """A pair of operations for each image out of 25 that were found by search, each with its probability.
+
+    Cubuk et al. 2019, "AutoAugment: Learning Augmentation Strategies from Data", tables 7 and 9.
+
+    Args:
+        policy: ``cifar10`` or ``imagenet``.
+        interpolation, fill: see `Policy`.
+
+    Raises:
+        UserError: for another policy.
+    """
+
+    def __init__(self, *, policy: str, interpolation: str, fill: int | list[int]) -> None:
+        super().__init__(interpolation=interpolation, fill=fill)
+        if policy not in POLICIES:
+            raise UserError(
+                f"policy of AutoAugment must be one of {', '.join(POLICIES)}, but is "
+                f"{policy!r}{nearest(str(policy), POLICIES)}."
+            )
+        pairs = POLICIES[policy]
+        self.ops = torch.tensor([[OPS.index(op) for op, _, _ in pair] for pair in pairs])  # (25, 2)
+        self.probabilities = torch.tensor([[p for _, p, _ in pair] for pair in pairs])
+        self.levels = torch.tensor([[level / 9 for _, _, level in pair] for pair in pairs])
+        self.strength = _Strength(PAPER)
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw operations and values, both (2, B)."""
+        pair = torch.randint(len(self.ops), (len(images),), generator=generator)
+        ops, levels = self.ops[pair].T, self.levels[pair].T  # (2, B)
+        values = self.strength.values(ops, levels, images, generator)
+        return ops * (torch.rand(ops.shape, generator=generator) < self.probabilities[pair].T), values
+
+
+class ThreeAugment(Policy):
+    """For each image one of grayscale, solarization and Gaussian blur, drawn evenly.
+
+    Touvron et al. 2022, "DeiT III: Revenge of the ViT", section 3 ("3-Augment"), which goes on with colour
+    jitter. The blur is in pixels, and was chosen for images of 224.
+
+    Args:
+        threshold: level from which on solarization inverts.
+        min_sigma, max_sigma: of the blur, in pixels, drawn evenly in between; at most 2.
+
+    Raises:
+        UserError: the range of the blur is empty or out of bounds.
+    """
+
+    OPS = ("color", "solarize", "blur")  # colour of factor 0 is gray
+
+    def __init__(self, *, threshold: int, min_sigma: float, max_sigma: float) -> None:
+        super().__init__(interpolation="nearest", fill=0)
+        if not 0 < min_sigma <= max_sigma <= 2:
+            raise UserError(
+                "ThreeAugment needs 0 < min_sigma <= max_sigma <= 2 pixels, but they are "
+                f"{min_sigma} and {max_sigma}."
+            )
+        self.threshold = threshold
+        self.min_sigma = min_sigma
+        self.max_sigma = max_sigma
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw operations and values, both (1, B)."""
+        choice = torch.randint(3, (len(images),), generator=generator)
+        sigma = torch.rand(len(images), generator=generator)
+        sigma = self.min_sigma + (self.max_sigma - self.min_sigma) * sigma
+        thresholds = torch.full_like(sigma, self.threshold)
+        values = torch.stack([torch.zeros_like(sigma), thresholds, sigma])  # (3, B)
+        ops = torch.tensor([OPS.index(name) for name in self.OPS])[choice]
+        return ops[None], values.gather(0, choice[None])
+
+
+class ColorJitter(Policy):
+    """Change brightness, contrast and colour of each image, in an order drawn for it.
+
+    Args:
+        brightness, contrast, color: largest change of the factor, 0..1: it is drawn evenly from 1 - x to
+            1 + x.
+
+    Raises:
+        UserError: a change is out of range.
+    """
+
+    OPS = ("brightness", "contrast", "color")
+
+    def __init__(self, *, brightness: float, contrast: float, color: float) -> None:
+        super().__init__(interpolation="nearest", fill=0)
+        self.changes = torch.tensor([float(brightness), float(contrast), float(color)])
+        if not bool(((self.changes >= 0) & (self.changes <= 1)).all()):
+            raise UserError(
+                "brightness, contrast and color of ColorJitter must be from 0 to 1, but are "
+                f"{brightness}, {contrast} and {color}."
+            )
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw operations and values, both (3, B)."""
+        shape = (3, len(images))
+        order = torch.rand(shape, generator=generator).argsort(0)  # a permutation in each column
+        change = torch.rand(shape, generator=generator) * 2 - 1
+        ops = torch.tensor([OPS.index(name) for name in self.OPS])[order]
+        return ops, 1 + self.changes[order] * change
