@@ -1,0 +1,161 @@
+"""Random erasing and cutout: exact pixels for fixed boxes, and torchvision's distribution of boxes."""
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from vitlab.augment.erase import VALUES, Cutout, RandomErasing
+from vitlab.errors import UserError
+
+BOXES = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [0, 0, 6, 7], [5, 6, 1, 1]])
+
+
+def erasing(**options):
+    defaults = {"p": 1.0, "min_area": 0.02, "max_area": 0.33, "min_ratio": 0.3, "max_ratio": 3.3}
+    return RandomErasing(**defaults | {"value": "zero"} | options)
+
+
+def pixels(shape, dtype=torch.uint8):
+    images = torch.randint(1, 256, shape, generator=generator(), dtype=torch.uint8)
+    return images if dtype == torch.uint8 else (images / 255).to(dtype)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def masks(boxes, height, width):
+    marked = torch.zeros(len(boxes), 1, height, width, dtype=torch.bool)
+    for mask, (top, left, h, w) in zip(marked, boxes.tolist(), strict=True):
+        mask[:, top : top + h, left : left + w] = True
+    return marked
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_box_holds_its_value_and_the_rest_stays(dtype, channels):
+    images = pixels((4, channels, 6, 7), dtype)
+    marked = masks(BOXES, 6, 7)
+    black = erasing(value="zero").transform(images, BOXES)
+    assert torch.equal(black, images.masked_fill(marked, 0))
+    mean = images.double().mean((2, 3), keepdim=True)
+    mean = (mean.round() if dtype == torch.uint8 else mean).to(dtype)
+    gray = erasing(value="mean").transform(images, BOXES)
+    torch.testing.assert_close(gray, torch.where(marked, mean, images))
+    strip = pixels((2 * channels * 42,))
+    starts = torch.tensor([0, 5, channels * 42, 1])
+    noisy = erasing(value="random").transform(images, BOXES, strip, starts)
+    noise = torch.stack([strip[s : s + channels * 42].view(channels, 6, 7) for s in starts.tolist()])
+    noise = noise if dtype == torch.uint8 else noise.to(dtype) / 255
+    assert torch.equal(noisy, torch.where(marked, noise, images))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 8, 8), (5, 1, 7, 11), (3, 3, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("name", ["erasing", "cutout"])
+def test_any_batch_keeps_shape_type_and_arguments(name, value, dtype, shape):
+    op = erasing(value=value) if name == "erasing" else Cutout(size=5, p=0.7, value=value)
+    images, targets = pixels(shape, dtype), torch.rand(shape[0], 4)
+    before = images.clone()
+    state = torch.get_rng_state()
+    out, same = op(images, targets, generator())
+    assert out.shape == images.shape
+    assert out.dtype == dtype
+    assert same is targets
+    assert torch.equal(images, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(op(images, targets, generator())[0], out)
+    assert out.min() >= 0 if out.numel() else True
+    assert out.max() <= (255 if dtype == torch.uint8 else 1) if out.numel() else True
+
+
+def test_noise_is_uniform_and_another_one_in_every_image_and_batch():
+    op = erasing(value="random", min_area=0.5, max_area=0.5, min_ratio=1.0, max_ratio=1.0)
+    images = torch.full((64, 3, 32, 32), 7, dtype=torch.uint8)
+    first, second = (op(images, None, generator(seed))[0] for seed in (0, 1))
+    changed = first[first != 7].double()
+    assert changed.numel() == pytest.approx(64 * 3 * 529 * 255 / 256, rel=0.01)
+    assert changed.mean() == pytest.approx(127.5, abs=2)
+    assert changed.std() == pytest.approx(73.9, abs=2)
+    assert not torch.equal(first, second)
+    centres = first[:, :, 15:17, 15:17].flatten(1)
+    assert len({tuple(c.tolist()) for c in centres}) > 60
+
+
+OPTIONS = [
+    {},
+    {"min_area": 0.3, "max_area": 0.9, "min_ratio": 0.2, "max_ratio": 1.0},  # often none of ten fits
+    {"min_area": 0.5, "max_area": 0.5, "min_ratio": 2.0, "max_ratio": 2.0},  # never: as tall as the image
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_boxes_are_distributed_as_torchvisions(options):
+    height, width, number = 24, 40, 3000
+    op = erasing(**options)
+    boxes, *_ = op.draw(torch.empty(number, 3, height, width), generator())
+    reference = v2.RandomErasing(p=1.0, scale=op.area, ratio=op.ratio)
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = []
+    for _ in range(number):
+        params = reference.make_params([image])
+        found = params["v"] is not None
+        theirs.append([params[k] if found else 0 for k in ("i", "j", "h", "w")])
+    expected = torch.tensor(theirs)
+    boxes = boxes * (boxes[:, 2:3] > 0)  # an empty box lies anywhere
+    assert ((boxes[:, 2] == 0) == (boxes[:, 3] == 0)).all()
+    for ours, other in zip(boxes.T, expected.T, strict=True):
+        points = torch.arange(0, max(height, width) + 1)
+        below = [(sample[:, None] <= points).float().mean(0) for sample in (ours, other)]
+        torch.testing.assert_close(*below, atol=0.04, rtol=0)
+    assert (boxes[:, 2] < height).all()
+    assert (boxes[:, 3] < width).all()
+
+
+@pytest.mark.parametrize(("p", "low", "high"), [(0, 0, 0), (0.25, 0.22, 0.28), (1, 1, 1)])
+def test_erasing_has_its_probability(p, low, high):
+    boxes, *_ = Cutout(size=3, p=p, value="zero").draw(torch.empty(4000, 3, 8, 8), generator())
+    assert low <= (boxes[:, 2] * boxes[:, 3] > 0).float().mean() <= high
+
+
+def test_cutout_is_a_square_around_any_pixel_cut_off_at_the_border():
+    height, width, number = 9, 13, 20_000
+    boxes, *_ = Cutout(size=5, p=1.0, value="zero").draw(torch.empty(number, 1, height, width), generator())
+    expected = {}
+    for row in range(height):
+        for column in range(width):
+            top, left = max(row - 2, 0), max(column - 2, 0)
+            box = top, left, min(row + 3, height) - top, min(column + 3, width) - left
+            expected[box] = expected.get(box, 0) + 1
+    found, counts = boxes.unique(dim=0, return_counts=True)
+    assert {tuple(box) for box in found.tolist()} == set(expected)
+    for box, count in zip(found.tolist(), counts.tolist(), strict=True):
+        assert count == pytest.approx(number / (height * width) * expected[tuple(box)], abs=60)
+
+
+def test_the_largest_share_is_what_a_draw_can_erase():
+    assert erasing(max_area=0.33).largest_share(32, 32) == 0.33
+    assert Cutout(size=16, p=1.0, value="zero").largest_share(32, 32) == 0.25
+    assert Cutout(size=16, p=1.0, value="zero").largest_share(8, 32) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: erasing(p=2), "p of RandomErasing must be a number from 0 to 1"),
+        (
+            lambda: erasing(min_area=0.5, max_area=0.1),
+            "min_area=0.5 of RandomErasing is more than max_area=0.1",
+        ),
+        (lambda: erasing(max_area=1.1), "max_area"),
+        (lambda: erasing(min_ratio=0), "min_ratio"),
+        (lambda: erasing(value="maen"), "did you mean 'mean'"),
+        (lambda: Cutout(size=0, p=1.0, value="zero"), "size of Cutout"),
+        (lambda: Cutout(size=2.5, p=1.0, value="zero"), "size of Cutout"),
+    ],
+)
+def test_bad_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
