@@ -126,11 +126,24 @@ def test_hydra_keys_are_left_to_hydra() -> None:
     assert compose(overrides, with_hydra=True).hydra.run.dir == "/somewhere"
 
 
-def test_an_augmentation_is_left_out_by_null() -> None:
-    (cfg,) = preflight(["augment.ops.flip=null", "augment.ops.crop.padding=2"])
-    assert cfg.augment.ops.flip is None
-    assert "augment.ops.flip.p=1.5: expected a number" in refused("augment.ops.flip.p=1.5")
+def test_augmentations_are_listed_and_only_those_are_kept() -> None:
+    (cfg,) = preflight(["augment.ops=[flip,cutout,crop]", "augment.cutout.size=8", "augment.crop.padding=2"])
+    augment = to_plain(cfg)["augment"]
+    assert augment["ops"] == ["flip", "cutout", "crop"]
+    assert {*augment} == {"_target_", "ops", "flip", "cutout", "crop"}
+    assert (augment["cutout"]["size"], augment["crop"]["padding"]) == (8, 2)
+    assert "augment.flip.p=1.5: expected a number" in refused("augment.flip.p=1.5")
+    assert "did you mean flip?" in refused("augment.ops=[crop,fli]")
+    assert "crop stands there twice" in refused("augment.ops=[crop,crop]")
     assert "augment.ops=null" in refused("augment.ops=null")
+
+
+def test_a_setting_of_an_augmentation_that_is_not_listed_is_refused() -> None:
+    assert refused("augment.cutout.size=8") == (
+        "augment.cutout.size=8 has no effect: cutout is not in augment.ops; add "
+        "'augment.ops=[crop,flip,cutout]'"
+    )
+    assert "did you mean augment.cutout.size?" in refused("augment.cutout.sise=8")
 
 
 def test_keys_are_added_in_an_open_node_alone() -> None:
@@ -242,7 +255,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ("optimizer.betas=[0.9]", "expected a list of two"),
         ("optimizer.betas=0.9", "expected a list of two"),
         ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
-        ("augment.ops=3", "augment.ops=3: expected keys below it"),
+        ("augment.ops=3", "augment.ops=3: expected a list"),
         ("model.kwargs=3", "model=vit_small has no key 'kwargs'"),
     ],
 )

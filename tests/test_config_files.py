@@ -13,6 +13,7 @@ from vitlab.config import CONF, OPEN_NODES, check_targets, compose, preflight, t
 from vitlab.config.fits import CLASSES, DEFAULT_HELD_OUT
 from vitlab.config.rules import RULES, rule
 
+ROOTS = sorted(CONF.glob("*.yaml"))  # one a verb, and the augmentations
 FILES = sorted(CONF.glob("*/*.yaml"))
 NAMES = [file.relative_to(CONF).with_suffix("").as_posix() for file in FILES]
 # What a data set on the user's own disk cannot know.
@@ -30,14 +31,14 @@ def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
 
 def file_leaves(file: Path) -> Iterator[tuple[str, Any]]:
     text = file.read_text()
-    at = "" if "@package _global_" in text else file.parent.name
-    plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    yield from leaves(plain, "" if file.parent == CONF else at)
+    at = "" if "@package _global_" in text or file.parent == CONF else file.parent.name
+    at = "augment" if file.stem == "augment_ops" else at
+    yield from leaves(OmegaConf.to_container(OmegaConf.create(text), resolve=False), at)
 
 
 ALL_LEAVES = {
     key: value
-    for file in [CONF / "train.yaml", *FILES]
+    for file in [*ROOTS, *FILES]
     for key, value in file_leaves(file)
     if not key.startswith("hydra.")
 }
@@ -61,7 +62,7 @@ def test_every_group_of_the_design_has_a_choice() -> None:
 def test_every_null_has_a_rule() -> None:
     nulls = {
         key
-        for file in [CONF / "train.yaml", *FILES]
+        for file in [*ROOTS, *FILES]
         for key, value in file_leaves(file)
         if value is None and not key.startswith(("hydra.", *OPEN_NODES))
     }
@@ -101,6 +102,8 @@ def test_every_precision_of_lightning_is_known() -> None:
 
 
 def test_the_words_of_the_rules_are_those_of_the_code() -> None:
+    from vitlab.augment.pixels import INTERPOLATIONS
+    from vitlab.augment.policies import POLICIES, SPACES
     from vitlab.data.sources import KINDS
     from vitlab.models.layers import POOLINGS, POSITIONS
 
@@ -108,6 +111,9 @@ def test_the_words_of_the_rules_are_those_of_the_code() -> None:
         ("model.pool", POOLINGS),
         ("model.position", POSITIONS),
         ("data.kind", KINDS),
+        ("augment.*.interpolation", INTERPOLATIONS),
+        ("augment.*.policy", POLICIES),
+        ("augment.*.space", SPACES),
     ):
         assert RULES[key].says == " or ".join(words)
 

@@ -264,6 +264,7 @@ class Summary:
                 "optimizer_steps": 0,
                 "images_per_second": None,
                 "wall_seconds": 0.0,
+                "peak_memory_bytes": None,  # of one process, in the session that ran last
                 "resumed_at": [],
             },
             seed=seed,

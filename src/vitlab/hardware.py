@@ -1,7 +1,9 @@
 """What the machine can do, and what ``auto`` therefore means."""
 
 import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -44,6 +46,13 @@ def device_name(kind: str) -> str:
         name = names[0].split(":", 1)[1].strip() if names else "CPU"
         return f"{name}, {os.cpu_count()} cores"
     return kind
+
+
+def peak_memory(kind: str) -> dict[str, int | None]:
+    """Return the most bytes this process has held at once, in RAM and on its GPU (None without one)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"host": host, "device": torch.cuda.max_memory_allocated() if kind == "cuda" else None}
 
 
 def num_processes(devices: int | str | list[int], kind: str) -> int:

@@ -145,7 +145,7 @@ def test_with_one_alpha_off_the_other_takes_all():
 
 def test_mixing_ends_after_its_epochs():
     images, targets = batch(8)
-    both = Compose(ops={"mix": make(off_after_epoch=2)})
+    both = Compose(ops=["mix"], mix=make(off_after_epoch=2))
     assert not torch.equal(both(images, targets, generator(), 1)[1], targets)
     out, same = both(images, targets, generator(), 2)
     assert torch.equal(out, images)

@@ -92,8 +92,9 @@ def test_chance_comes_from_the_generator_alone(name):
         (lambda: RandomCrop(padding=-1, padding_mode="zero"), "padding"),
         (lambda: RandomCrop(padding=1.5, padding_mode="zero"), "padding"),
         (lambda: RandomCrop(padding=1, padding_mode="reflekt"), "did you mean 'reflect'"),
-        (lambda: RandomFlip(p=1.5), "probability"),
-        (lambda: Compose(ops={"crop": {"padding": 4}}), "augment.ops.crop"),
+        (lambda: RandomFlip(p=1.5), "p of RandomFlip must be a number from 0 to 1"),
+        (lambda: Compose(ops=["fli"], flip=OPS["flip"]), "did you mean 'flip'"),
+        (lambda: Compose(ops=["flip", "flip"], flip=OPS["flip"]), "twice"),
     ],
 )
 def test_bad_values_are_refused(make, message):
@@ -118,8 +119,17 @@ class Add(ImageOp):
         return images * 2 + self.amount
 
 
-def test_compose_keeps_the_order_and_leaves_out_null():
+def test_compose_applies_what_is_listed_in_that_order():
     x, targets = torch.ones(2, 1, 1, 1), torch.zeros(2, 2)
-    both = Compose(ops={"one": Add(1), "off": None, "ten": Add(10)})
-    assert both(x, targets, generator())[0].flatten().tolist() == [16, 16]
-    assert torch.equal(Compose(ops={})(x, targets, generator())[0], x)
+    ops = {"one": Add(1), "off": Add(100), "ten": Add(10)}
+    assert Compose(ops=["one", "ten"], **ops)(x, targets, generator())[0].flatten().tolist() == [16, 16]
+    assert Compose(ops=["ten", "one"], **ops)(x, targets, generator())[0].flatten().tolist() == [25, 25]
+    assert torch.equal(Compose(ops=[], **ops)(x, targets, generator())[0], x)
+
+
+def test_compose_ends_an_augmentation_by_the_epoch():
+    x, targets = torch.ones(2, 1, 1, 1), torch.zeros(2, 2)
+    both = Compose(ops=["one", "ten"], one=Add(1), ten=Add(10))
+    both.ops["ten"].off_after_epoch = 3
+    results = [both(x, targets, generator(), epoch)[0].unique().item() for epoch in range(5)]
+    assert results == [16, 16, 16, 3, 3]

@@ -38,7 +38,7 @@ def test_help_and_typos_answer_without_torch() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("augment.ops.crop.padding_mode=mirror", "padding_mode"),
+        ("augment.crop.padding_mode=mirror", "padding_mode"),
         ("trainer.barebones=true", "barebones"),
         ("trainer.strategy=foo", "Trainer refuses"),
         ("trainer.limit_test_batches=0.01", "limit_test_batches=0.01 of 5 batches is none"),

@@ -1,12 +1,12 @@
 """What an augmentation is, and how several make one."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.errors import UserError, nearest
 
 
 class Augmentation(nn.Module):
@@ -46,27 +46,36 @@ class ImageOp(Augmentation):
         raise NotImplementedError
 
 
+def to_pixels(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float32 ``numbers`` in the images' type; for uint8 rounded to nearest. May overwrite them."""
+    if dtype.is_floating_point:
+        return numbers.to(dtype)
+    # By way of int16: twice as fast on a CPU as from float to uint8 at once.
+    return numbers.round_().to(torch.int16).to(dtype)
+
+
 class Compose(nn.Module):
     """Augmentations one after the other.
 
     Args:
-        ops: name → augmentation, in order. Names let a command line reach in
-            (``augment.ops.crop.padding=2``); None leaves an operation out
-            (``augment.ops.flip=null``).
+        ops: names of the augmentations to apply, in order.
+        augmentations: those there are, by name; the ones not listed in ``ops`` are not kept.
 
     Raises:
-        UserError: if an entry is not an augmentation.
+        UserError: ``ops`` names one that is not there, or one twice.
     """
 
-    def __init__(self, *, ops: Mapping[str, nn.Module | None]) -> None:
+    def __init__(self, *, ops: Sequence[str], **augmentations: nn.Module) -> None:
         super().__init__()
-        self.ops = nn.ModuleDict()
-        for name, op in ops.items():
-            if op is None:
-                continue
-            if not isinstance(op, nn.Module):
-                raise UserError(f"augment.ops.{name} must be an augmentation with a _target_, but is {op!r}.")
-            self.ops[name] = op
+        for place, name in enumerate(ops):
+            if name not in augmentations:
+                raise UserError(
+                    f"augment.ops names '{name}', which is no augmentation{nearest(name, augmentations)}. "
+                    f"There are {', '.join(augmentations) or 'none'}."
+                )
+            if name in ops[:place]:
+                raise UserError(f"augment.ops names '{name}' twice; an augmentation is applied once.")
+        self.ops = nn.ModuleDict({name: augmentations[name] for name in ops})
 
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, epoch: int = 0

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from vitlab.augment.base import ImageOp
+from vitlab.augment.base import ImageOp, to_pixels
 from vitlab.augment.boxes import draw_sides, inside, place, place_around, size_of
-from vitlab.augment.values import check_number, check_range, check_word, to_pixels
+from vitlab.augment.checks import check_number, check_range, check_word
 from vitlab.errors import UserError
 
 VALUES = ("zero", "mean", "random")

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vitlab.augment.base import Augmentation
+from vitlab.augment.base import Augmentation, to_pixels
 from vitlab.augment.boxes import inside, place_around, size_of
-from vitlab.augment.values import check_number, to_pixels
+from vitlab.augment.checks import check_number
 from vitlab.errors import UserError
 
 

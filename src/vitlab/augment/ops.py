@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp
+from vitlab.augment.checks import check_number, check_word
 from vitlab.augment.pixels import reflected
-from vitlab.errors import UserError, nearest
+from vitlab.errors import UserError
 
 PADDING_MODES = ("zero", "reflect")
 
@@ -33,11 +34,7 @@ class RandomCrop(ImageOp):
         super().__init__()
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise UserError(f"padding of RandomCrop must be an integer from 0, but is {padding!r}.")
-        if padding_mode not in PADDING_MODES:
-            raise UserError(
-                f"padding_mode of RandomCrop must be one of {', '.join(PADDING_MODES)}, but is "
-                f"{padding_mode!r}{nearest(str(padding_mode), PADDING_MODES)}."
-            )
+        check_word(self, "padding_mode", padding_mode, PADDING_MODES)
         self.padding = padding
         self.padding_mode = padding_mode
 
@@ -90,8 +87,7 @@ class RandomFlip(ImageOp):
 
     def __init__(self, *, p: float) -> None:
         super().__init__()
-        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-            raise UserError(f"p of RandomFlip must be a probability from 0 to 1, but is {p!r}.")
+        check_number(self, "p", p, 0, 1)
         self.p = p
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp
+from vitlab.augment.checks import check_number, check_range, check_word
 from vitlab.augment.pixels import INTERPOLATIONS, OPS, apply_ops, to_uint8
 from vitlab.augment.searched import POLICIES
-from vitlab.errors import UserError, nearest
+from vitlab.errors import UserError
 
 
 class Scale(NamedTuple):
@@ -105,11 +106,7 @@ class Policy(ImageOp):
 
     def __init__(self, *, interpolation: str, fill: int | list[int]) -> None:
         super().__init__()
-        if interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation of {type(self).__name__} must be one of {', '.join(INTERPOLATIONS)}, but is "
-                f"{interpolation!r}{nearest(str(interpolation), INTERPOLATIONS)}."
-            )
+        check_word(self, "interpolation", interpolation, INTERPOLATIONS)
         levels = fill if isinstance(fill, list) else [fill]
         if len(levels) not in (1, 3) or not all(isinstance(v, int) and 0 <= v <= 255 for v in levels):
             raise UserError(
@@ -199,24 +196,16 @@ class RandAugment(Policy):
         fill: int | list[int],
     ) -> None:
         super().__init__(interpolation=interpolation, fill=fill)
-        if space not in SPACES:
-            raise UserError(
-                f"space of RandAugment must be one of {', '.join(SPACES)}, but is "
-                f"{space!r}{nearest(str(space), SPACES)}."
-            )
+        check_word(self, "space", space, list(SPACES))
         operations, self.full = SPACES[space]
-        if num_ops < 1:
-            raise UserError(f"num_ops of RandAugment must be 1 or more, but is {num_ops}.")
+        check_number(self, "num_ops", num_ops, 1)
         if not 0 <= magnitude <= self.full:
             raise UserError(
                 f"magnitude of RandAugment must be from 0 to {self.full:g} with space={space}, but is "
                 f"{magnitude}."
             )
-        if magnitude_std < 0 or not 0 <= p <= 1:
-            raise UserError(
-                "magnitude_std of RandAugment must be 0 or more and p a probability, but they are "
-                f"{magnitude_std} and {p}."
-            )
+        check_number(self, "magnitude_std", magnitude_std, 0)
+        check_number(self, "p", p, 0, 1)
         self.num_ops = num_ops
         self.magnitude = magnitude
         self.magnitude_std = magnitude_std
@@ -248,8 +237,7 @@ class TrivialAugment(Policy):
 
     def __init__(self, *, num_levels: int, interpolation: str, fill: int | list[int]) -> None:
         super().__init__(interpolation=interpolation, fill=fill)
-        if num_levels < 2:
-            raise UserError(f"num_levels of TrivialAugment must be 2 or more, but is {num_levels}.")
+        check_number(self, "num_levels", num_levels, 2)
         self.num_levels = num_levels
         self.strength = _Strength(WIDE)
 
@@ -276,11 +264,7 @@ class AutoAugment(Policy):
 
     def __init__(self, *, policy: str, interpolation: str, fill: int | list[int]) -> None:
         super().__init__(interpolation=interpolation, fill=fill)
-        if policy not in POLICIES:
-            raise UserError(
-                f"policy of AutoAugment must be one of {', '.join(POLICIES)}, but is "
-                f"{policy!r}{nearest(str(policy), POLICIES)}."
-            )
+        check_word(self, "policy", policy, list(POLICIES))
         pairs = POLICIES[policy]
         self.ops = torch.tensor([[OPS.index(op) for op, _, _ in pair] for pair in pairs])  # (25, 2)
         self.probabilities = torch.tensor([[p for _, p, _ in pair] for pair in pairs])
@@ -313,11 +297,8 @@ class ThreeAugment(Policy):
 
     def __init__(self, *, threshold: int, min_sigma: float, max_sigma: float) -> None:
         super().__init__(interpolation="nearest", fill=0)
-        if not 0 < min_sigma <= max_sigma <= 2:
-            raise UserError(
-                "ThreeAugment needs 0 < min_sigma <= max_sigma <= 2 pixels, but they are "
-                f"{min_sigma} and {max_sigma}."
-            )
+        check_number(self, "threshold", threshold, 0, 256)
+        check_range(self, "sigma", min_sigma, max_sigma, 0.01, 2)
         self.threshold = threshold
         self.min_sigma = min_sigma
         self.max_sigma = max_sigma
@@ -348,12 +329,9 @@ class ColorJitter(Policy):
 
     def __init__(self, *, brightness: float, contrast: float, color: float) -> None:
         super().__init__(interpolation="nearest", fill=0)
+        for name, change in zip(self.OPS, (brightness, contrast, color), strict=True):
+            check_number(self, name, change, 0, 1)
         self.changes = torch.tensor([float(brightness), float(contrast), float(color)])
-        if not bool(((self.changes >= 0) & (self.changes <= 1)).all()):
-            raise UserError(
-                "brightness, contrast and color of ColorJitter must be from 0 to 1, but are "
-                f"{brightness}, {contrast} and {color}."
-            )
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw operations and values, both (3, B)."""

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitlab.augment.base import ImageOp
+from vitlab.augment.base import ImageOp, to_pixels
 from vitlab.augment.boxes import draw_sides, place, size_of
-from vitlab.augment.values import check_range, to_pixels
+from vitlab.augment.checks import check_range
 
 
 class RandomResizedCrop(ImageOp):

@@ -9,8 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config.fits import misfits
 from vitlab.config.kinds import Kind, found, like, show
-from vitlab.config.rules import OPEN_NODES, is_open, may_be_null, rule
-from vitlab.config.suggest import did_you_mean, dotted_keys, suggest_key
+from vitlab.config.rules import OPEN_NODES, is_open, rule
+from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
 from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
 from vitlab.errors import UserError
 
@@ -34,7 +34,17 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     if "study" in resolved:
         resolved["study"] = str(resolved["study"])  # study=2026 is a name
+    if "augment" in resolved:
+        resolved["augment"] = _used(resolved["augment"])
     return {str(key): value for key, value in resolved.items()}
+
+
+def _used(augment: Any) -> Any:
+    """Leave out the augmentations that are not in ``ops``: a run's record holds what the run used."""
+    ops = augment.get("ops") if isinstance(augment, dict) else None
+    if not isinstance(ops, list):
+        return augment
+    return {key: value for key, value in augment.items() if key in ops or not isinstance(value, dict)}
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:
@@ -70,6 +80,7 @@ def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = Non
     problems: Problems = {}
     if base is not None:
         problems |= dict(_strangers(plain, base, "", list(dotted_keys(base))))
+        problems |= dict(_unknown_ops(plain, base))
     for key, sentence in (*_bad_values(plain, base, ""), *bad_targets(plain)):
         problems.setdefault(key, sentence)
     for key, sentence in misfits(plain, set(problems)):
@@ -117,13 +128,24 @@ def _strangers(
             hint = did_you_mean(suggest_key(key, top, {})) or f" the keys there are {_names(base)}"
             yield key, f"{key}: no such key;{hint}"
         elif isinstance(base[part], Mapping):
-            if value is None and may_be_null(key):
-                continue
             if isinstance(value, Mapping):
                 yield from _strangers(value, base[part], key, top)
             else:
                 expected = f"expected keys below it ({_names(base[part])})"
                 yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
+
+
+def _unknown_ops(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong in the list of augmentations."""
+    ops, augment = plain.get("augment", {}).get("ops"), base.get("augment", {})
+    there = [key for key, value in augment.items() if isinstance(value, Mapping)]
+    for place, name in enumerate(ops if isinstance(ops, list) else []):
+        if name not in there:
+            match = near(str(name), there)
+            hint = did_you_mean([match]) if match else f" there are {', '.join(there)}"
+            yield "augment.ops", f"augment.ops={show(ops)}: there is no augmentation '{name}';{hint}"
+        elif name in ops[:place]:
+            yield "augment.ops", f"augment.ops={show(ops)}: {name} stands there twice"
 
 
 def _names(node: Mapping[str, Any]) -> str:

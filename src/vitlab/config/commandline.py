@@ -223,7 +223,9 @@ class _Preflight:
             if not self._is_group(item):
                 problems |= self._apply(item, cfg, known, choices)
         try:
-            problems = find_problems(to_plain(cfg), unresolved(base)) | problems
+            plain = to_plain(cfg)
+            idle = {item.key_or_group: said for item in job if (said := _idle(item, plain))}
+            problems = idle | find_problems(plain, unresolved(base)) | problems
         except UserError as error:
             problems[""] = str(error)
         typed = {item.key_or_group for item in job}
@@ -267,6 +269,17 @@ class _Preflight:
             names = node if inside and isinstance(node, dict) else known
             hint = f" the keys there are {', '.join(n for n in names if not n.startswith('_'))}"
         return f"{key}: {place};{hint}"
+
+
+def _idle(item: Override, plain: dict[str, Any]) -> str:
+    """Return what to say of a setting of an augmentation that is not applied, or nothing."""
+    group, _, rest = item.key_or_group.partition(".")
+    name, _, key = rest.partition(".")
+    ops = plain.get("augment", {}).get("ops")
+    if group != "augment" or not key or not isinstance(ops, list) or name in ops:
+        return ""
+    listed = ",".join(map(str, [*ops, name]))
+    return f"{item.input_line} has no effect: {name} is not in augment.ops; add 'augment.ops=[{listed}]'"
 
 
 def _report(refused: dict[tuple[str, ...], list[int]], names: list[str]) -> str:

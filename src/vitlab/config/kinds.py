@@ -79,11 +79,11 @@ def pair(kind: Kind) -> Kind:
     )
 
 
-def listing(kind: Kind) -> Kind:
-    """Return lists of at least one."""
+def listing(kind: Kind, least: int = 1) -> Kind:
+    """Return lists of at least so many."""
     return Kind(
         f"a list, each {kind.says}",
-        lambda value: isinstance(value, list) and bool(value) and all(map(kind.accepts, value)),
+        lambda value: isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value)),
     )
 
 

@@ -26,9 +26,6 @@ from vitlab.config.kinds import (
 # Below these keys an experimenter may add keys of their own with `+`: they go to another library.
 OPEN_NODES = ("model.kwargs",)
 
-# Nodes that null leaves out.
-NULLABLE_NODES = ("augment.ops.*",)
-
 MANY = 1_000_000_000
 _side = whole(1, 8192)
 _sides = either(_side, pair(_side))
@@ -94,6 +91,15 @@ RULES: dict[str, Kind] = {
     ),
     "resume": either(null(), text()),
     "compile": _auto_flag,
+    # benchmark.py
+    "benchmark.layers": listing(word("step", "input", "both")),
+    "benchmark.against": listing(word("plain", "tutorial", "pil", "torchvision", "torchvision_batch")),
+    "benchmark.rounds": whole(1, 1000),
+    "benchmark.seconds": real(0, 3600, above=True),
+    "benchmark.warmup_steps": whole(1, 1_000_000),
+    "benchmark.worker_counts": either(null(), listing(whole(0, 1024))),
+    "benchmark.pool": whole(1, 1_000_000),
+    "benchmark.peak_flops": either(null(), real(0, 1e19, above=True)),
     # model
     "model.image_size": _sides,
     "model.channels": whole(1, 1024),
@@ -143,6 +149,8 @@ RULES: dict[str, Kind] = {
     "data.num_test": whole(1, 100_000_000),
     "data.seed": whole(0, 2**32 - 1),
     "data.split_seed": whole(0, 2**32 - 1),
+    "data.in_memory": _auto_flag,
+    "data.cache": either(null(), text()),
     "data.num_workers": either(null(), whole(0, 1024)),
     "data.normalization": either(
         word("dataset", "half"),
@@ -150,8 +158,30 @@ RULES: dict[str, Kind] = {
     ),
     "data.labels": either(null(), _names),
     # augmentation
+    "augment.ops": listing(text(), least=0),
     "augment.*.p": _probability,
+    "augment.*.size": whole(1, 8192),
+    "augment.*.num_ops": whole(1, 100),
+    "augment.*.magnitude": real(0, 30),
+    "augment.*.magnitude_std": real(0, 100),
+    "augment.*.space": word("paper", "timm"),
+    "augment.*.interpolation": word("nearest", "bilinear"),
+    "augment.*.fill": either(whole(0, 255), listing(whole(0, 255))),
+    "augment.*.policy": word("cifar10", "imagenet"),
+    "augment.*.num_levels": whole(2, 1000),
+    "augment.*.threshold": whole(0, 256),
+    "augment.*.min_sigma": real(0, 2, above=True),
+    "augment.*.max_sigma": real(0, 2, above=True),
+    "augment.*.brightness": _probability,
+    "augment.*.contrast": _probability,
+    "augment.*.color": _probability,
     "augment.*.padding": whole(0, 1024),
+    "augment.*.m??_area": _probability,
+    "augment.*.m??_ratio": real(0, 1000, above=True),
+    "augment.*.value": word("zero", "mean", "random"),
+    "augment.*.*_alpha": either(null(), real(0, 1000)),
+    "augment.*.switch_p": _probability,
+    "augment.*.off_after_epoch": either(null(), whole(1, MANY)),
     # task
     "task.label_smoothing": _drop,
     # callbacks
@@ -201,11 +231,6 @@ def rule(key: str) -> Kind | None:
     if key in RULES:
         return RULES[key]
     return next((kind for pattern, kind in _PATTERNS.items() if fnmatchcase(key, pattern)), None)
-
-
-def may_be_null(key: str) -> bool:
-    """Whether null leaves out the node at a dotted key."""
-    return any(fnmatchcase(key, pattern) for pattern in NULLABLE_NODES)
 
 
 def is_open(key: str) -> bool:

@@ -1,11 +1,8 @@
-"""What the constructors refuse, in one sentence each; and the way from computed numbers back to pixels."""
+"""What the constructors of augmentations refuse, in one sentence each."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from vitlab.errors import UserError, nearest
 
@@ -47,11 +44,3 @@ def check_word(owner: object, name: str, value: Any, words: Sequence[str]) -> No
             f"{name} of {type(owner).__name__} must be one of {', '.join(words)}, but is "
             f"{value!r}{nearest(str(value), words)}."
         )
-
-
-def to_pixels(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 ``numbers`` in the images' type; for uint8 rounded to nearest. May overwrite them."""
-    if dtype.is_floating_point:
-        return numbers.to(dtype)
-    # By way of int16: twice as fast on a CPU as from float to uint8 at once.
-    return numbers.round_().to(torch.int16).to(dtype)
