@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     precision = hardware.precision(trainer["precision"], kind)
     source = sources.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(source.classes)}}
-    data = build_data(config, source)
+    data = build_data(config, source, processes)
     if config["data"]["batch_size"] % processes:
         raise UserError(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
@@ -134,7 +135,7 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     return instantiate(config["model"], _convert_="all")
 
 
-def build_data(config: dict[str, Any], source: sources.Source) -> ImageData:
+def build_data(config: dict[str, Any], source: sources.Source, processes: int = 1) -> ImageData:
     options = config["data"]
     return ImageData(
         source=source,
@@ -146,12 +147,27 @@ def build_data(config: dict[str, Any], source: sources.Source) -> ImageData:
         input_size=pair("model.image_size", config["model"]["image_size"]),
         seed=config["seed"],
         num_classes=len(source.classes),
+        in_memory=options.get("in_memory", "auto"),  # absent from runs older than the choice
+        num_workers=options["num_workers"],
+        device=_device(config["trainer"]),
+        processes=processes,
     )
+
+
+def _device(trainer: dict[str, Any]) -> torch.device:
+    """Return the device that this process will train on, before there is a Trainer to ask."""
+    kind = hardware.device_type(trainer["accelerator"])
+    if kind != "cuda":
+        return torch.device(kind if kind == "mps" else "cpu")
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = trainer["devices"]
+    return torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
 
 
 def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
     # The three ways to state a warmup have become one number of steps in the plan.
-    options = {k: v for k, v in scheduler.items() if not k.startswith("warmup_")}
-    if len(options) < len(scheduler):
+    options = {k: v for k, v in scheduler.items() if not k.startswith(("warmup_", "_"))}
+    if "warmup_steps" in scheduler:
         options["warmup_steps"] = plan.warmup_steps
-    return instantiate(options)
+    # Hydra's own partial looks its target up again at every call, and this is called twice a step.
+    return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options)

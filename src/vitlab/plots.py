@@ -1,12 +1,12 @@
 """Figures of a run, from plain numbers and arrays. Needs matplotlib alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 RIGHT, WRONG = "#2a7f3f", "#c0392b"
 TRAIN, VAL, RATE = "#1f77b4", "#d95f02", "#555555"
@@ -17,6 +17,13 @@ def _figure(*, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def rasterize(figure: Figure) -> np.ndarray:
+    """Return the figure as a picture: (H, W, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _short(name: str, most: int = 18) -> str:
@@ -123,5 +130,74 @@ def predictions(
         text = f"{classes[predicted]} {probability[predicted]:.0%}"
         text += "" if right else f"\n✗ is {classes[label]}"
         axes.set_title(text, fontsize=8, color=RIGHT if right else WRONG, pad=3)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def augmentations(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[str], title: str
+) -> Figure:
+    """Draw training images, a column each: the first row as they are stored, then draw by draw.
+
+    Args:
+        rows: images (N, C, H, W), uint8 or float 0..1, and their soft targets (N, K). A caption names the
+            classes that have at least half a percent.
+    """
+    number, _, height, width = rows[0][0].shape
+    space, gap = -(-width // 4), -(-width // 16)  # pixels: over an image for its caption, between two
+    # One picture, not a pair of axes an image: that would take seconds, and every run starts with this.
+    sheet = np.full((len(rows) * (space + height), number * (width + gap) - gap, 3), 255, np.uint8)
+    inches = 1.45 / width  # for each pixel
+    figure = _figure(width=sheet.shape[1] * inches + 0.5, height=sheet.shape[0] * inches + 0.7)
+    axes = figure.subplots()
+    for row, (images, targets) in enumerate(rows):
+        top = row * (space + height) + space
+        label = f"draw {row}" if row else "original"
+        axes.text(-1.5 * gap, top + height / 2, label, rotation=90, ha="center", va="center", fontsize=9)
+        for column, (image, target) in enumerate(zip(images, targets, strict=True)):
+            left = column * (width + gap)
+            levels = image if image.dtype == np.uint8 else np.round(255 * image)
+            sheet[top : top + height, left : left + width] = levels.transpose(1, 2, 0)  # gray is repeated
+            shares = [(target[k], _short(classes[k])) for k in target.argsort()[::-1] if target[k] >= 0.005]
+            text = "\n".join(f"{name} {share:.0%}" for share, name in shares) if shares[1:] else shares[0][1]
+            axes.text(left + width / 2, top - space / 12, text, ha="center", va="bottom", fontsize=8)
+    axes.imshow(sheet)
+    axes.axis("off")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def throughput(layers: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """Draw images per second of several contenders as bars: the median, whiskers from min to max.
+
+    Args:
+        layers: title of a panel → name → {"images_per_second": {"median", "min", "max"}, "ratio": the
+            same or None}. A bar says its median, and how many times that the first one reaches.
+        title: says what was measured on what.
+    """
+    counts = [len(rows) for rows in layers.values()]
+    figure = _figure(width=9, height=0.8 + sum(0.75 + 0.42 * count for count in counts))
+    panels = figure.subplots(len(layers), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])
+    for axes, (name, rows) in zip(panels.ravel(), layers.items(), strict=True):
+        rates = [row["images_per_second"] for row in rows.values()]
+        medians = [rate["median"] for rate in rates]
+        whiskers = [
+            [rate["median"] - rate["min"] for rate in rates],
+            [rate["max"] - rate["median"] for rate in rates],
+        ]
+        colours = [TRAIN] + ["#b8bec6"] * (len(rates) - 1)
+        axes.barh(list(rows), medians, xerr=whiskers, color=colours, capsize=3, error_kw={"linewidth": 1})
+        for place, (row, rate) in enumerate(zip(rows.values(), rates, strict=True)):
+            text = f"  {rate['median']:,.0f}"
+            if row["ratio"]:
+                text += f"   ({next(iter(rows))}: {row['ratio']['median']:.2f} times)"
+            axes.text(rate["max"], place, text, va="center", fontsize=9)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xlim(0, 1.45 * max(rate["max"] for rate in rates))  # room for the words
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.tick_params(labelsize=9)
+    panels[-1, 0].set_xlabel("images per second")
     figure.suptitle(title, fontsize=10)
     return figure

@@ -18,10 +18,10 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on; ``more`` are others."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

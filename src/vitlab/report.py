@@ -1,7 +1,7 @@
 """What a run leaves to look at: figures, and the summary on the screen."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,21 @@ from rich.table import Table
 from torch import nn
 
 from vitlab import hardware, plots
+from vitlab.augment.erase import Erase
+from vitlab.augment.mix import MixupCutmix
 from vitlab.build import Job
 from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
+from vitlab.logger import RunLogger
+from vitlab.models.layers import pair
 from vitlab.screen import Screen
+from vitlab.seeding import derive
 
 GRID = 40  # images in predictions.png
+SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
+# Of an image by one box: where DeiT, by timm's default, ends. Zhong et al. went to 0.4, but for networks that
+# look at pixels: a ViT of few patches loses whole ones.
+MOST_ERASED = 1 / 3
 SMALL_DATA = 5120  # training images under which a batch of 512 would leave too few steps
 
 
@@ -36,23 +45,19 @@ def predict_some(
     labels: torch.Tensor,
     device: torch.device,
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Classify test images drawn at random, the same in every run.
-
-    Not picked by how they turn out: the grid shows mistakes as often as they are made.
+    """Classify images.
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
 
     Returns:
-        images (n, C, H, W), labels, and probabilities (n, K); n is at most 40.
+        images (N, C, H, W), labels, and probabilities (N, K).
     """
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:GRID].to(images.device)
-    some = images[rows].to(device)
     net.eval()
     # `forward`, not a call: a compiled network would be compiled again for this one batch's shape.
-    probabilities = net.forward(preprocess.to(device)(some)).float().softmax(-1)
-    return some.cpu().numpy(), labels[rows].tolist(), probabilities.cpu().numpy()
+    probabilities = net.forward(preprocess.to(device)(images.to(device))).float().softmax(-1)
+    return images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
 
 
 def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
@@ -76,11 +81,11 @@ def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> No
             lines.append((split, text))
     rate = train["images_per_second"]
     speed = f"{rate:,.0f} images/s" if rate else "too short to measure"
+    text = f"{train['optimizer_steps']:,} steps, {speed}, {clock(train['wall_seconds'])} in all"
+    if peak := train.get("peak_memory_bytes"):
+        text += "".join(f", {size / 2**30:.1f} GiB on the {name}" for name, size in peak.items() if size)
     lines += [
-        (
-            "training",
-            f"{train['optimizer_steps']:,} steps, {speed}, {clock(train['wall_seconds'])} in all",
-        ),
+        ("training", text),
         ("figures", f"{folder}/figures"),
         ("watch", f"tensorboard --logdir {watched(folder)}"),
         ("summary", f"{folder}/summary.json"),
@@ -129,6 +134,7 @@ def announce(
             f"{model['name']}  {model['parameters']:,} parameters, {_flops(job.flops)} an image (forward)",
         ),
         ("data", f"{job.source.name}  {sizes}"),
+        ("images", data.describe_placement()),
         ("effective batch", batch),
         (
             "schedule",
@@ -145,8 +151,59 @@ def announce(
     is_vit = "heads" in config["model"] or "name" in config["model"]
     if is_vit and data.num_train >= SMALL_DATA and (advice := plan.advice()):
         notes.append(advice)
+    notes += augmentation_notes(job, processes)
     for note in notes:
         screen.print(f"note: {note}")
+
+
+def augmentation_notes(job: Job, processes: int) -> Iterator[str]:
+    """Yield what is doubtful about the augmentation, or without effect."""
+    model = job.config["model"]
+    for name, op in getattr(job.data.augment, "ops", {}).items():
+        key = f"augment.{name}"
+        if isinstance(op, Erase) and (share := op.largest_share(*job.source.shape)) > MOST_ERASED:
+            text = f"{key} may erase {share:.0%} of an image"
+            if "patch_size" in model:
+                (height, width), (down, right) = (
+                    pair(f"model.{k}", model[k]) for k in ("image_size", "patch_size")
+                )
+                patches = (height // down) * (width // right)
+                text += f", as much as {round(share * patches)} of its {patches} patches"
+            yield f"{text}; lower {key}.{op.extent} to keep the object in sight (at most a third is usual)."
+        last = getattr(op, "off_after_epoch", None)
+        if last is not None and last >= job.plan.epochs:
+            yield f"{key}.off_after_epoch={last} has no effect: the run has {job.plan.epochs} epoch(s)."
+        if isinstance(op, MixupCutmix) and job.data.batch_size == processes:
+            yield f"{key} has no effect: a batch of one image has no partner in it."
+
+
+def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) -> None:
+    """Write what the augmentation makes of a few training images, drawn as in training; once a run."""
+    if (folder.figures / "augmentations.png").exists():  # of before a resume
+        return
+    config = job.config
+    images, labels = job.data.train_images(SHOWN)
+    targets = torch.nn.functional.one_hot(labels, len(job.data.classes)).float()
+    rows = [(images, targets)]
+    for number in range(DRAWS):
+        generator = torch.Generator().manual_seed(derive(config["seed"], "augmentations", number))
+        rows.append(job.data.augment(images, targets, generator, 0))
+    ops = " → ".join(config["augment"]["ops"]) or "images as they are"
+    title = f"augment={config['choices']['augment']} ({ops})"
+    title += f" on {job.source.name}, seed {config['seed']}"
+    if smoothing := config["task"]["label_smoothing"]:
+        title += f"; targets before label smoothing {smoothing:g}"
+    figure = plots.augmentations(
+        [(_array(pixels), _array(soft)) for pixels, soft in rows], job.data.classes, title
+    )
+    save(figure, folder, "augmentations")
+    if logger:
+        logger.experiment.add_image("augmentations", plots.rasterize(figure), dataformats="HWC")
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    # NumPy has no bfloat16.
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
 def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) -> None:
@@ -164,7 +221,10 @@ def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) 
     title += f": test accuracy {metrics['test/accuracy']:.2%}"
     counts = job.task.confusion_counts.cpu().numpy()
     save(plots.confusion_matrix(counts, job.data.classes, title), folder, "confusion_matrix")
-    images, labels = job.data.test_images()
+    # Drawn at random, the same in every run, and not picked by how they turn out: the grid shows
+    # mistakes as often as they are made.
+    places = torch.randperm(job.data.num_test, generator=torch.Generator().manual_seed(0))[:GRID]
+    images, labels = job.data.test_images(places)
     device = next(job.net.parameters()).device
     grid = predict_some(job.net, job.data.preprocess, images, labels, device)
     save(plots.predictions(*grid, job.data.classes, title), folder, "predictions")

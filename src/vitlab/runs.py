@@ -43,7 +43,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
     rank = rank_in_environment() or 0
     watch_parent()
     screen = Screen(folder, quiet=rank > 0)
-    _quieten()
+    quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
         summary = Summary(folder, writable=rank == 0)
         if "train" not in summary.data:  # lost or damaged; the checkpoint knows the rest
@@ -54,7 +54,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
             report.results(screen, folder, summary.data)
             return summary.data
         try:
-            with _plain_errors():
+            with plain_errors():
                 kind = hardware.device_type(config["trainer"]["accelerator"])
                 processes = hardware.num_processes(config["trainer"]["devices"], kind)
                 threads = max(1, (os.cpu_count() or 1) // processes) if kind == "cpu" else 1
@@ -116,6 +116,8 @@ def _run(
     )
     if logger:
         logger.begin(config | {"model": config["model"] | job.config["model"]})
+    if config["callbacks"]["figures"] and not rank_in_environment():
+        report.draw_augmentations(folder, job, logger)
     throughput = Throughput(started)
     stop = StopSignal(screen.print)
     trainer, checkpointing = make_trainer(folder, job, processes, summary, screen, stop, throughput, logger)
@@ -134,12 +136,19 @@ def _run(
             tested = "best checkpoint by validation accuracy"
         # Once, after everything has been decided.
         measured = trainer.test(job.task, datamodule=job.data, verbose=False)
+    except Exception:
+        if stop.received is None:
+            raise
+        # Ctrl-C reaches the children too, and a compiler that dies of it looks like a fault.
+        screen.log(traceback.format_exc())
+        raise Interrupted(stop.received) from None
     finally:
         summary.update(
             train={
                 "images_per_second": throughput.images_per_second,
                 "wall_seconds": throughput.wall_seconds,
                 "optimizer_steps": trainer.global_step,
+                "peak_memory_bytes": hardware.peak_memory(job.kind),
             }
         )
     metrics = measured[0] if measured else {}
@@ -164,7 +173,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Say in plain words what people run into that is no bug."""
     try:
         yield
@@ -200,7 +209,7 @@ def _resume_step(last: Path, job: Job) -> int:
     return checkpoint["global_step"]
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what Lightning says to people who configure it by hand."""
     # torch.compile looks for CUDA's compiler and warns on machines without a GPU.
     for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.data.helpers import config, decoded, image_tree
 from vitlab.augment import Compose
+from vitlab.data import images as images_module
+from vitlab.data import sources
 from vitlab.data.datamodule import ImageData
 from vitlab.errors import UserError
 
@@ -19,6 +22,8 @@ class FakeSource:
     name = "fake"
     classes = ("a", "b")
     channels = 3
+    shape = (6, 6)
+    on_disk = False
 
     def __init__(self, sizes):
         self.sizes = sizes
@@ -37,8 +42,13 @@ class FakeSource:
 class Tag(nn.Module):
     """An augmentation that writes what it drew into the image, for the test to read."""
 
-    def forward(self, images, targets, generator):
-        noise = torch.randint(0, 256, images.shape, generator=generator, device=images.device)
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def forward(self, images, targets, generator, epoch):
+        self.epochs.append(epoch)
+        noise = torch.randint(0, 256, images.shape, generator=generator)
         return noise.to(torch.uint8), targets * 0.5 + 0.25
 
 
@@ -69,7 +79,7 @@ class Probe(lightning.LightningModule):
 
 def module(sizes=SIZES, source=None, **changes) -> ImageData:
     options = {
-        "augment": Compose(ops={}),
+        "augment": Compose(ops=[]),
         "batch_size": 8,
         "val_size": 10,
         "split_seed": 0,
@@ -77,6 +87,10 @@ def module(sizes=SIZES, source=None, **changes) -> ImageData:
         "input_size": 6,
         "seed": 0,
         "num_classes": 2,
+        "in_memory": "auto",
+        "num_workers": None,
+        "device": torch.device("cpu"),
+        "processes": 1,
     }
     return ImageData(source=source or FakeSource(sizes), **options | changes)
 
@@ -99,8 +113,9 @@ def places(data, loader) -> list[int]:
     return sorted(int(i) for batch in loader for i in batch.images[: batch.valid, 0, 0, 0].tolist())
 
 
-def test_the_hold_out_and_the_training_images_are_the_training_split():
-    data = module()
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_hold_out_and_the_training_images_are_the_training_split(in_memory):
+    data = module(in_memory=in_memory)
     data.setup("fit")
     assert (data.num_train, data.num_val, data.num_test) == (30, 10, 20)
     held = places(data, data.val_dataloader())
@@ -122,8 +137,9 @@ def test_the_split_seed_alone_decides_the_hold_out():
     assert held() != held(split_seed=1)
 
 
-def test_the_statistics_are_those_of_the_images_trained_on():
-    data = module()
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_statistics_are_those_of_the_images_trained_on(in_memory):
+    data = module(in_memory=in_memory)
     data.setup("fit")
     held = set(places(data, data.val_dataloader()))
     images, _ = FakeSource(SIZES).load("train")
@@ -172,6 +188,7 @@ def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
     fit = trainer(tmp_path)
     fit.fit(model, data)
     assert data.source.loaded == ["train"]
+    assert data.augment.epochs == [0, 0, 0, 1, 1, 1]
     shown = model.shown["train"]
     assert [(b.epoch, b.index) for b in shown] == [(e, i) for e in range(2) for i in range(3)]
     for batch in [*shown, *model.shown["val"]]:
@@ -193,7 +210,8 @@ def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_resumed_in_mid_epoch_sees_the_rest_of_the_epoch(tmp_path, recwarn):
+@pytest.mark.parametrize("stream", [{}, {"in_memory": False}, {"in_memory": False, "num_workers": 2}])
+def test_a_run_resumed_in_mid_epoch_sees_the_rest_of_the_epoch(tmp_path, recwarn, stream):
     whole = Probe()
     trainer(tmp_path, max_epochs=3).fit(whole, module(augment=Tag()))
 
@@ -202,9 +220,13 @@ def test_a_run_resumed_in_mid_epoch_sees_the_rest_of_the_epoch(tmp_path, recwarn
             if trainer.global_step == 5:
                 trainer.save_checkpoint(tmp_path / "five.ckpt")
 
-    trainer(tmp_path, max_epochs=3, callbacks=[Save()]).fit(Probe(), module(augment=Tag()))
+    trainer(tmp_path, max_epochs=3, callbacks=[Save()]).fit(Probe(), module(augment=Tag(), **stream))
+    checkpoint = torch.load(tmp_path / "five.ckpt", weights_only=True)
+    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader == [{"epoch": 1, "batch": 2}]
     rest = Probe()
-    trainer(tmp_path, max_epochs=3).fit(rest, module(augment=Tag()), ckpt_path=tmp_path / "five.ckpt")
+    again = module(augment=Tag(), **stream)
+    trainer(tmp_path, max_epochs=3).fit(rest, again, ckpt_path=tmp_path / "five.ckpt")
     expected = whole.shown["train"][5:]
     assert [(b.epoch, b.index) for b in rest.shown["train"]] == [(1, 2), (2, 0), (2, 1), (2, 2)]
     for a, b in zip(expected, rest.shown["train"], strict=True):
@@ -218,4 +240,116 @@ def test_overfitting_repeats_the_same_batches(tmp_path):
     trainer(tmp_path, overfit_batches=2).fit(model, module(val_size=0))
     first, second = model.shown["train"][:2], model.shown["train"][2:]
     for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_streamed_batches_are_those_in_memory(tmp_path, num_workers):
+    seen = []
+    for options in ({"in_memory": True}, {"in_memory": False, "num_workers": num_workers}):
+        data, model = module(augment=Tag(), **options), Probe()
+        fit = trainer(tmp_path)
+        fit.fit(model, data)
+        assert data.source.loaded == ["train"]
+        fit.test(model, data)
+        seen.append([batch for stage in model.shown.values() for batch in stage])
+    assert len(seen[0]) == 2 * (3 + 2) + 3
+    for a, b in zip(*seen, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+        assert a[2:] == b[2:]
+
+
+def test_a_data_set_lies_in_memory_once_and_at_its_own_size():
+    source = FakeSource(SIZES)
+    pixels, labels = source.load("train")
+    source.load = lambda split: (pixels, labels)
+    data = module(source=source, input_size=224)
+    data.setup("fit")
+    train, val = data.train_dataloader(), data.val_dataloader()
+    for loader in (train, val):
+        assert loader.feed.images.data_ptr() == pixels.ctypes.data, "the array of the source itself"
+        assert loader.feed.images.shape == (40, 3, 6, 6)
+    batch = data.on_after_batch_transfer(next(iter(train)), 0)
+    assert batch.images.shape == (8, 3, 224, 224), "enlarged on its way to the model"
+
+
+@pytest.mark.parametrize(
+    ("free", "in_memory"), [(2 * 60 * 108, True), (2 * 60 * 108 - 1, False), (None, True)]
+)
+def test_auto_asks_for_half_of_what_is_free(monkeypatch, free, in_memory):
+    monkeypatch.setattr("vitlab.data.datamodule.available_memory", lambda: free)
+    assert module().placement.in_memory is in_memory, "60 images of 3 x 6 x 6"
+    if free:
+        assert not module(processes=2).placement.in_memory, "a tensor for each process"
+        with pytest.raises(UserError, match=r"data\.in_memory=true"):
+            module(processes=3, in_memory=True)
+
+
+def test_what_is_said_about_the_place_of_the_images(monkeypatch):
+    monkeypatch.setattr("vitlab.data.datamodule.available_memory", lambda: 2**30)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert module().describe_placement() == "in memory on cpu (0 MiB of 1.0 GiB free; auto)"
+    streamed = module(in_memory=False)
+    assert streamed.describe_placement().startswith("streamed in the training process (")
+    assert streamed.source.notes == []
+    assert module(in_memory=False, num_workers=3).describe_placement().startswith("streamed by 3 worker(s) (")
+    assert "num_workers has no effect" in module(num_workers=3).source.notes[0]
+    source = FakeSource(SIZES)
+    source.on_disk = True
+    files = module(source=source, in_memory=False, processes=2)
+    assert files.num_workers == 3, "a core each, shared by the processes"
+    assert "measured at every start" in files.source.notes[0]
+    monkeypatch.setattr("os.cpu_count", lambda: 200)
+    assert module(source=source, in_memory=False).num_workers == 16
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_for_figures(in_memory):
+    data = module(in_memory=in_memory)
+    data.setup("fit")
+    images, labels = data.train_images(5)
+    assert labels.tolist() == [0, 1, 0, 1, 0]
+    places = images[:, 0, 0, 0].tolist()
+    assert [p % 2 for p in places] == [0, 1, 0, 1, 0]
+    assert not set(places) & set(map(int, images_of(data.val_dataloader()))), "none that is held out"
+    assert len(data.train_images(100)[0]) == 30
+    assert data.source.loaded == ["train"]
+    images, labels = data.test_images(torch.tensor([7, 2]))
+    assert images[:, 0, 0, 0].tolist() == [7, 2]
+    assert labels.tolist() == [1, 0]
+
+
+def images_of(loader) -> list[int]:
+    return [int(i) for batch in loader for i in batch.images[: batch.valid, 0, 0, 0]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("cache", ["cache", None])
+def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch, in_memory, cache):
+    root = image_tree(tmp_path / "set", {"train/a": 20, "train/b": 20, "test/a": 10, "test/b": 10})
+    reads = []
+    real = images_module.read_image
+    monkeypatch.setattr(images_module, "read_image", lambda path, *a: reads.append(path) or real(path, *a))
+    options = {"root": str(root), "cache": cache and str(tmp_path / cache), "image_size": 6}
+    source = sources.build(config("image_folder", **options, batch_size=8, val_size=10))
+    data = module(source=source, in_memory=in_memory, num_workers=0)
+    assert reads == []
+    fit, model = trainer(tmp_path, max_epochs=2), Probe()
+    fit.fit(model, data)
+    assert {path.parts[-3] for path in reads} == {"train"}
+    if in_memory or cache:
+        assert len(reads) == 40
+    if cache:
+        assert len(list((tmp_path / cache).glob("*.npy"))) == 1, "the hold-out lies in the same file"
+    fit.test(model, data)
+    if in_memory or cache:
+        assert len(reads) == 60
+    expected = trainer(tmp_path, max_epochs=2), Probe()
+    array = FakeSource(SIZES)
+    array.load = lambda split: decoded(source, split)
+    expected[0].fit(expected[1], module(source=array))
+    for a, b in zip(expected[1].shown["train"], model.shown["train"], strict=True):
         assert torch.equal(a.images, b.images)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.data.helpers import save
 from vitlab.data import images as module
-from vitlab.data.images import image_shape, read_image, read_images, resize_images
+from vitlab.data.images import ImageFiles, image_shape, read_image, resize_images
 from vitlab.errors import UserError
 
 
@@ -75,26 +75,26 @@ def test_broken_files_are_all_named_at_once(tmp_path):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(UserError) as error:
-        read_images([*paths, cut], (8, 8), 3, 2)
+        ImageFiles([*paths, cut], (8, 8), 3, 2).whole()
     message = str(error.value)
     assert "8 of 10 files" in message
     assert str(paths[1]) in message
     assert "and 3 more" in message
     assert str(paths[0]) not in message
     with pytest.raises(UserError, match="1 of 2 file is not an image"):
-        read_images([whole, cut], (8, 8), 3, None)
+        ImageFiles([whole, cut], (8, 8), 3, None).whole()
 
 
 def test_floating_point_images_are_refused(tmp_path):
     path = save(tmp_path / "depth.tif", 0.5, mode="F")
     with pytest.raises(UserError, match="range is unknown"):
-        read_images([path], (8, 8), 3, 1)
+        ImageFiles([path], (8, 8), 3, 1).whole()
 
 
-@pytest.mark.parametrize("workers", [1, 3, None])
+@pytest.mark.parametrize("workers", [0, 3, None])
 def test_the_order_is_that_of_the_paths(tmp_path, workers):
     paths = [save(tmp_path / f"{i}.png", (i, 0, 0)) for i in range(150)]
-    out = read_images(paths, (8, 8), 3, workers)
+    out = ImageFiles(paths, (8, 8), 3, workers).whole()
     assert out[:, 0, 0, 0].tolist() == list(range(150))
 
 
@@ -111,9 +111,9 @@ def test_memory_is_looked_at_before_decoding(tmp_path, monkeypatch):
     path = save(tmp_path / "one.png")
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"smaller data\.image_size"):
-        read_images([path], (32, 32), 3, 1)
+        ImageFiles([path], (32, 32), 3, 1).whole()
     monkeypatch.setattr(module, "available_memory", lambda: None)
-    assert len(read_images([path], (32, 32), 3, 1)) == 1
+    assert len(ImageFiles([path], (32, 32), 3, 1).whole()) == 1
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "32", True, None, [32], [32, 0], [32, 32, 3], "33"])

@@ -3,32 +3,46 @@
 import pytest
 import torch
 
+from vitlab.data.feed import Gather, Stream
 from vitlab.data.loader import EvalLoader, TrainLoader
 
 
-def tensors(number: int):
-    labels = torch.arange(number)
-    return labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous(), labels
+def gather(number: int) -> Gather:
+    """Return images that hold their own number, which lie among others."""
+    labels = torch.cat((torch.full((7,), -1), torch.arange(number)))
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
+    return Gather(images, labels, torch.arange(number) + 7)
 
 
-def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0), **options):
+def stream(number: int, num_workers: int = 0) -> Stream:
+    """Return the same, streamed."""
+    whole = gather(number)
+    return Stream(whole.images.numpy(), whole.labels, whole.rows, num_workers=num_workers, pin_memory=False)
+
+
+def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0), feed=gather, **options):
     return TrainLoader(
-        *tensors(number),
+        feed(number),
         batch_size=batch_size,
         seed=seed,
         rank=rank,
         world_size=world_size,
-        position=at if callable(at) else lambda: at,
+        position=at if callable(at) or at is None else lambda: at,
         **options,
     )
+
+
+@pytest.fixture(params=[gather, stream])
+def feed(request):
+    return request.param
 
 
 def seen(loader) -> list[int]:
     return torch.cat([batch.targets[: batch.valid] for batch in loader]).tolist()
 
 
-def test_an_epoch_shows_every_image_at_most_once_and_drops_the_rest():
-    loader = train_loader()
+def test_an_epoch_shows_every_image_at_most_once_and_drops_the_rest(feed):
+    loader = train_loader(feed=feed)
     assert len(loader) == 6
     assert len(set(seen(loader))) == 48
     for batch in loader:
@@ -48,8 +62,8 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone():
     assert seen(train_loader(at=(1, 0), reshuffle=False)) == first
 
 
-def test_it_continues_in_the_middle_of_an_epoch():
-    whole, rest = list(train_loader(at=(3, 0))), list(train_loader(at=(3, 4)))
+def test_it_continues_in_the_middle_of_an_epoch(feed):
+    whole, rest = list(train_loader(at=(3, 0))), list(train_loader(at=(3, 4), feed=feed))
     assert [batch.index for batch in rest] == [4, 5]
     assert {batch.epoch for batch in rest} == {3}
     for a, b in zip(whole[4:], rest, strict=True):
@@ -58,23 +72,23 @@ def test_it_continues_in_the_middle_of_an_epoch():
     assert list(train_loader(at=(3, 6))) == []
 
 
-def test_the_position_is_asked_when_the_first_batch_is_drawn():
+def test_the_position_is_asked_when_the_first_batch_is_drawn(feed):
     at = [(0, 0)]
-    batches = iter(train_loader(at=lambda: at[0]))
+    batches = iter(train_loader(at=lambda: at[0], feed=feed))
     at[0] = (2, 3)
     first = next(batches)
     assert (first.epoch, first.index) == (2, 3)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_ranks_share_each_global_batch(world_size):
+def test_the_ranks_share_each_global_batch(world_size, feed):
     alone = list(train_loader())
-    ranks = [list(train_loader(rank=r, world_size=world_size)) for r in range(world_size)]
+    ranks = [list(train_loader(rank=r, world_size=world_size, feed=feed)) for r in range(world_size)]
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-@pytest.mark.parametrize("loader", [train_loader, lambda **o: EvalLoader(*tensors(9), **o)])
+@pytest.mark.parametrize("loader", [train_loader, lambda **o: EvalLoader(gather(9), **o)])
 def test_an_uneven_split_is_refused(loader):
     with pytest.raises(ValueError, match="multiple of 3"):
         loader(batch_size=8, rank=0, world_size=3)
@@ -82,10 +96,9 @@ def test_an_uneven_split_is_refused(loader):
 
 @pytest.mark.parametrize("number", [1, 7, 8, 9, 16, 17, 23])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size):
+def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size, feed):
     loaders = [
-        EvalLoader(*tensors(number), batch_size=8, rank=rank, world_size=world_size)
-        for rank in range(world_size)
+        EvalLoader(feed(number), batch_size=8, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
     rows = []
     for loader in loaders:
@@ -100,4 +113,60 @@ def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, worl
 
 
 def test_evaluation_keeps_the_order():
-    assert seen(EvalLoader(*tensors(20), batch_size=8, rank=0, world_size=1)) == list(range(20))
+    assert seen(EvalLoader(gather(20), batch_size=8, rank=0, world_size=1)) == list(range(20))
+
+
+def test_it_says_where_it_stands_and_goes_on_from_there(feed):
+    whole = [list(train_loader(at=(epoch, 0))) for epoch in range(3)]
+    loader = train_loader(at=None, feed=feed)
+    assert loader.state_dict() == {"epoch": 0, "batch": 0}
+    batches = iter(loader)
+    for index in range(4):
+        assert next(batches).index == index
+        assert loader.state_dict() == {"epoch": 0, "batch": index + 1}
+    later = train_loader(at=None, feed=feed)
+    later.load_state_dict(loader.state_dict())
+    rest = [*later, *later, *later]
+    assert later.state_dict() == {"epoch": 3, "batch": 0}
+    assert [(b.epoch, b.index) for b in rest[:3]] == [(0, 4), (0, 5), (1, 0)]
+    for a, b in zip([*whole[0][4:], *whole[1], *whole[2]], rest, strict=True):
+        assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.parametrize(
+    ("state", "at"),
+    [((1, 3), (1, 3)), ((2, 0), (2, 0)), ((1, 3), (2, 0)), (None, (1, 3))],
+    ids=["in an epoch", "at its end", "an epoch cut short", "an old checkpoint"],
+)
+def test_a_state_that_agrees_with_the_trainer(state, at):
+    loader = train_loader(at=at)
+    loader.load_state_dict({} if state is None else {"epoch": state[0], "batch": state[1]})
+    first = next(iter(loader))
+    assert (first.epoch, first.index) == at, "the trainer decides"
+
+
+@pytest.mark.parametrize("at", [(1, 2), (1, 4), (2, 1), (0, 0), (3, 0)])
+def test_a_state_that_does_not_is_no_small_matter(at):
+    loader = train_loader(at=at)
+    loader.load_state_dict({"epoch": 1, "batch": 3})
+    with pytest.raises(RuntimeError, match="loader stood at epoch 1, batch 3"):
+        next(iter(loader))
+
+
+def test_workers_read_ahead_and_nothing_is_lost_or_repeated():
+    streamed = stream(50, num_workers=2)
+    loader = TrainLoader(streamed, batch_size=8, seed=0, rank=0, world_size=1)
+    expected = [b.targets.tolist() for epoch in range(3) for b in train_loader(at=(epoch, 0))]
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    found = [next(batches).targets.tolist() for _ in range(2)]
+    del batches  # with batches that workers have read and nobody has seen
+    for _ in range(3):
+        found += [b.targets.tolist() for b in loader]
+    assert found == expected
+    assert torch.equal(torch.get_rng_state(), state), "no draw from the global generator"
+    streamed.close()
+    assert [b.targets.tolist() for b in EvalLoader(streamed, batch_size=50, rank=0, world_size=1)] == [
+        list(range(50))
+    ]
+    streamed.close()

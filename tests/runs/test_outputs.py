@@ -52,6 +52,8 @@ def test_summary_has_what_other_tools_rely_on(train: Train) -> None:
     )
     assert train_part["images_per_second"] > 0
     assert train_part["wall_seconds"] > 0
+    assert 2**28 < train_part["peak_memory_bytes"]["host"] < 2**36, "torch alone takes a quarter of a GiB"
+    assert train_part["peak_memory_bytes"]["device"] is None
     assert found["seed"] == 0
     assert "model.dim=16" in found["overrides"]
     assert "torch" in found["versions"]

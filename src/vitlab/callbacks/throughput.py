@@ -14,9 +14,13 @@ class Throughput(L.Callback):
     """Measure the training rate over all processes: loading, augmentation and step, without validation,
     checkpoints, compilation and the first ten optimizer steps of each session."""
 
-    def __init__(self, started: float) -> None:
-        """Args: ``started``, the `time.monotonic` at which this session began, for ``wall_seconds``."""
+    def __init__(self, started: float, warmup_steps: int = WARMUP_STEPS) -> None:
+        """Args:
+        started: the `time.monotonic` at which this session began, for ``wall_seconds``.
+        warmup_steps: optimizer steps of the session before the clock starts.
+        """
         self._started = started
+        self._warmup_steps = warmup_steps
         self._wall_before = 0.0
         self.images = 0
         self.seconds = 0.0
@@ -62,7 +66,7 @@ class Throughput(L.Callback):
     ) -> None:
         if self._warm:
             self.images += len(batch.images) * trainer.world_size
-        elif trainer.global_step - (self._first_step or 0) >= WARMUP_STEPS:
+        elif trainer.global_step - (self._first_step or 0) >= self._warmup_steps:
             self._warm = True
             self._start()
 
@@ -80,16 +84,17 @@ class Throughput(L.Callback):
 
     def _start(self) -> None:
         if self._warm and self._mark is None:
-            _wait_for_device()
+            wait_for_device()
             self._mark = time.perf_counter()
 
     def _pause(self) -> None:
         if self._mark is not None:
-            _wait_for_device()
+            wait_for_device()
             self.seconds += time.perf_counter() - self._mark
             self._mark = None
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Return when a GPU has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

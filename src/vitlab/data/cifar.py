@@ -78,6 +78,8 @@ class Cifar:
         UserError: if the data is not there and cannot be fetched, or is not what it should be.
     """
 
+    on_disk = False
+
     def __init__(
         self,
         *,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitlab.data.images import SHOWN, read_images
+from vitlab.data.cache import TAG, cached
+from vitlab.data.images import SHOWN, ImageFiles, Images
 from vitlab.data.split import split_count, stratified_split
 from vitlab.errors import UserError, nearest
 from vitlab.seeding import derive
@@ -33,12 +34,16 @@ class Files:
         test_size: count or fraction to split off for testing where the data has no test part; None
             for a fifth.
         split_seed: of that split.
-        num_workers: decoding threads; None for one a core.
+        num_workers: threads that decode a split at once; None for one a core.
+        cache: folder for decoded splits; None for none.
+        root: of the data set; what a cache calls a file is relative to it.
         notes: what to tell the reader of the log.
 
     Raises:
         UserError: if there is nothing to train on, or the splits do not fit together.
     """
+
+    on_disk = True
 
     def __init__(
         self,
@@ -51,17 +56,20 @@ class Files:
         test_size: int | float | None,
         split_seed: int,
         num_workers: int | None,
+        cache: Path | None,
+        root: Path,
         notes: Sequence[str],
     ) -> None:
-        if num_workers is not None and (isinstance(num_workers, bool) or num_workers < 1):
+        if num_workers is not None and (isinstance(num_workers, bool) or num_workers < 0):
             raise UserError(
-                "data.num_workers must be a number of threads from 1, or null for one a core, but "
-                f"is {num_workers}."
+                f"data.num_workers must be a number from 0, or null for one a core, but is {num_workers}."
             )
         self.name = name
         self.shape = shape
         self.channels = channels
         self.num_workers = num_workers
+        self.cache = cache
+        self.root = root
         self.notes = list(notes)
         renamed = _rename(listings, labels, name)
         self.classes = _natural_order({label for _, label in renamed.get("train", [])})
@@ -71,13 +79,19 @@ class Files:
         self._listings = self._arrange(renamed, test_size, split_seed)
         self.sizes = {split: len(listing) for split, listing in self._listings.items()}
 
-    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Decode a split: uint8 (N, C, H, W), int64 labels (N,). UserError for broken files."""
+    def load(self, split: str) -> tuple[Images, np.ndarray]:
+        """Return a split, from its cache or as files: uint8 (N, C, H, W) and int64 labels (N,).
+
+        Raises:
+            UserError: for broken files, where a cache is made of them.
+        """
         listing = self._listings[split]
         number = {label: place for place, label in enumerate(self.classes)}
         labels = np.array([number[label] for _, label in listing], dtype=np.int64)
-        paths = [path for path, _ in listing]
-        return read_images(paths, self.shape, self.channels, self.num_workers), labels
+        files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
+        if self.cache is None:
+            return files, labels
+        return cached(files, folder=self.cache, root=self.root, split=split, notes=self.notes), labels
 
     def _check_labels(self, listings: Mapping[str, Listing]) -> None:
         for split, listing in listings.items():
@@ -140,7 +154,7 @@ class ImageFolder(Files):
             raise UserError(f"{root} has a folder for testing but no train/<class>/ to train on.")
         else:
             listings = {"train": _scan(root, notes)}
-        super().__init__(name=root.resolve().name, listings=listings, notes=notes, **options)
+        super().__init__(name=root.resolve().name, root=root, listings=listings, notes=notes, **options)
 
 
 class ImageList(Files):
@@ -158,7 +172,8 @@ class ImageList(Files):
             what = "is a folder" if root.is_dir() else "does not exist"
             hint = " Folders are read with data=image_folder." if root.is_dir() else ""
             raise UserError(f"data.root={root} should be a CSV file, but {what}.{hint}")
-        super().__init__(name=root.stem, listings=_read_list(root), notes=[], **options)
+        listings = _read_list(root)
+        super().__init__(name=root.stem, root=root.parent, listings=listings, notes=[], **options)
 
 
 def _scan(folder: Path, notes: list[str]) -> Listing:
@@ -264,8 +279,13 @@ def _natural_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    # Names with a leading dot or two underscores are droppings of other programs (.git, __MACOSX).
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
+    # Names with a leading dot or two underscores are droppings of other programs (.git, __MACOSX); a
+    # tagged folder is our own cache, which lies in data/ by default, perhaps beside the classes.
+    return sorted(
+        f
+        for f in folder.iterdir()
+        if f.is_dir() and not f.name.startswith((".", "__")) and not (f / TAG).exists()
+    )
 
 
 def _endings() -> set[str]:

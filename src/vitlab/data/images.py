@@ -13,6 +13,7 @@ What happens to the many kinds of image that PIL reads:
 """
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ from vitlab.errors import UserError
 
 SHOWN = 5  # files named in a message; the rest are counted
 CHUNK = 64  # files decoded by one call of a thread
+RULES_VERSION = 1  # of the rules above; raise it when they change, so that decoded caches are made again
 BAR_AFTER = 2048  # images; fewer are decoded before anyone could read the bar
 
 
@@ -86,29 +88,31 @@ def read_image(path: Path, shape: tuple[int, int], channels: int) -> np.ndarray:
         return to_array(image, shape, channels)
 
 
-def read_images(
-    paths: Sequence[Path], shape: tuple[int, int], channels: int, num_workers: int | None
-) -> np.ndarray:
-    """Decode files in threads to (N, channels, height, width) uint8.
+def decode_files(
+    paths: Sequence[Path],
+    shape: tuple[int, int],
+    channels: int,
+    num_workers: int | None,
+    put: Callable[[int, np.ndarray], None],
+) -> None:
+    """Decode files in threads and hand each on by ``put(place, pixels (channels, height, width))``.
 
     Args:
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
-        num_workers: threads; None for one a core. PIL lets go of the interpreter lock while it
-            decodes.
+        num_workers: threads; None for one a core, 0 is 1. PIL lets go of the interpreter lock while
+            it decodes.
+        put: called from the threads, in any order; what it raises ends the work.
 
     Raises:
-        UserError: naming the broken files, all of them found in one go; or if memory does not
-            suffice.
+        UserError: naming the broken files, all of them found in one go.
     """
-    check_memory(len(paths), shape, channels)
-    images = np.empty((len(paths), channels, *shape), dtype=np.uint8)
 
-    def decode(index: int) -> None:
-        images[index] = read_image(paths[index], shape, channels)
+    def decode(index: int) -> np.ndarray:
+        return read_image(paths[index], shape, channels)
 
-    failures = _in_threads(decode, len(paths), num_workers, "Decoding images")
+    failures = _in_threads(decode, put, len(paths), num_workers, "Decoding images")
     if failures:
         lines = [f"  {paths[i]}: {error}" for i, error in failures[:SHOWN]]
         if len(failures) > SHOWN:
@@ -119,39 +123,94 @@ def read_images(
             + "\n".join(lines)
             + "\nReplace or remove them."
         )
-    return images
+
+
+class StoredImages:
+    """Images that are read when they are asked for.
+
+    ``images[rows]`` is uint8 (len(rows), C, H, W), as it is of an array; ``shape`` is (N, C, H, W).
+    """
+
+    shape: tuple[int, int, int, int]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+Images = np.ndarray | StoredImages  # uint8 (N, C, H, W)
+
+
+class ImageFiles(StoredImages):
+    """Image files, decoded and resized each time that they are asked for.
+
+    Args:
+        paths: the files.
+        shape: (height, width) in pixels.
+        channels: 3 or 1.
+        num_workers: threads that decode all of them at once; None for one a core, 0 is 1.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], shape: tuple[int, int], channels: int, num_workers: int | None
+    ) -> None:
+        self.paths = paths
+        self.shape = (len(paths), channels, *shape)
+        self.num_workers = num_workers
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Decode some. Raises UserError for files that cannot be read."""
+        # One thread: whoever reads in pieces has a process for each core.
+        return self._array([self.paths[row] for row in rows], num_workers=1)
+
+    def whole(self) -> np.ndarray:
+        """Decode all. Raises UserError for files that cannot be read, or if memory does not suffice."""
+        check_memory(self.shape)
+        return self._array(self.paths, self.num_workers)
+
+    def decode(self, put: Callable[[int, np.ndarray], None]) -> None:
+        """Decode all, handing them on one by one as `decode_files` does."""
+        decode_files(self.paths, self.shape[2:], self.shape[1], self.num_workers, put)
+
+    def _array(self, paths: Sequence[Path], num_workers: int | None) -> np.ndarray:
+        out = np.empty((len(paths), *self.shape[1:]), dtype=np.uint8)
+        decode_files(paths, self.shape[2:], self.shape[1], num_workers, out.__setitem__)
+        return out
 
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
     """Bring (N, 3, H, W) uint8 to another size or to grayscale, by the same rules as files."""
     if images.shape[1:] == (channels, *shape):
         return images
-    check_memory(len(images), shape, channels)
-    out = np.empty((len(images), channels, *shape), dtype=np.uint8)
+    resized = (len(images), channels, *shape)
+    check_memory(resized)
+    out = np.empty(resized, dtype=np.uint8)
 
-    def convert(index: int) -> None:
+    def convert(index: int) -> np.ndarray:
         pixels = np.ascontiguousarray(images[index].transpose(1, 2, 0))
-        out[index] = to_array(Image.fromarray(pixels), shape, channels)
+        return to_array(Image.fromarray(pixels), shape, channels)
 
-    failures = _in_threads(convert, len(images), None, "Resizing images")
+    failures = _in_threads(convert, out.__setitem__, len(images), None, "Resizing images")
     if failures:
         raise failures[0][1]
     return out
 
 
-def check_memory(number: int, shape: tuple[int, int], channels: int) -> None:
-    """Raise UserError if ``number`` decoded images do not fit the memory at hand.
-
-    Counted twice, since the hold-out or the transfer to the device copies them once.
-    """
-    needed = 2 * number * channels * shape[0] * shape[1]
+def check_memory(shape: tuple[int, int, int, int]) -> None:
+    """Raise UserError if uint8 images of shape (N, C, H, W) do not fit the memory at hand."""
+    number, channels, height, width = shape
+    needed = math.prod(shape)
     available = available_memory()
     if available is not None and needed > available:
         raise UserError(
-            f"{number:,} images of {shape[0]} × {shape[1]} × {channels} need about "
-            f"{needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB is available. "
+            f"{number:,} images of {height} × {width} × {channels} need {show_bytes(needed)} of memory, and "
+            f"{show_bytes(available)} is available. "
             "Set a smaller data.image_size (a model may enlarge its input on the device) or use fewer images."
         )
+
+
+def show_bytes(number: int) -> str:
+    """Return a number of bytes as people read it, such as ``"147 MiB"``."""
+    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 
 
 def available_memory() -> int | None:
@@ -171,33 +230,40 @@ def available_memory() -> int | None:
 
 
 def _in_threads(
-    work: Callable[[int], None], number: int, num_workers: int | None, title: str
+    work: Callable[[int], np.ndarray],
+    put: Callable[[int, np.ndarray], None],
+    number: int,
+    num_workers: int | None,
+    title: str,
 ) -> list[tuple[int, Exception]]:
-    """Call ``work(0 … number - 1)`` in threads; return what failed, in order."""
+    """Call ``put(i, work(i))`` for i in 0 … number - 1 in threads; return where ``work`` failed, in order."""
 
     def chunk(start: int) -> list[tuple[int, Exception]]:
         failed: list[tuple[int, Exception]] = []
         for index in range(start, min(start + CHUNK, number)):
             try:
-                work(index)
+                pixels = work(index)
             except Exception as error:  # PIL raises many kinds for a broken file
                 failed.append((index, error))
+            else:
+                put(index, pixels)
         return failed
 
     failures = []
-    with (
-        _bar(title, number) as advance,
-        ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as pool,
-    ):
-        for failed in pool.map(chunk, range(0, number, CHUNK)):
-            failures += failed
-            advance(CHUNK)
+    pool = ThreadPoolExecutor((os.cpu_count() or 1) if num_workers is None else max(1, num_workers))
+    try:
+        with progress_bar(title, number) as advance:
+            for failed in pool.map(chunk, range(0, number, CHUNK)):
+                failures += failed
+                advance(CHUNK)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
     return failures
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal if the work is long enough; yield its ``advance(steps)``."""
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal if the work is long enough; yield its ``advance(images)``."""
     if total < BAR_AFTER or not sys.stderr.isatty():
         yield lambda steps: None
         return

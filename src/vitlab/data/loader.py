@@ -1,4 +1,4 @@
-"""Batches of tensors that already lie on the device: one gather each, no worker processes."""
+"""Which images make a batch: the order of training, and the shares of the ranks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitlab.data.feed import Feed
 from vitlab.seeding import derive
+
+Place = tuple[int, int]  # epoch, and the batch in it that comes next
 
 
 class Batch(NamedTuple):
@@ -32,68 +35,82 @@ class TrainLoader:
     batch is dropped.
 
     Args:
-        images: (N, C, H, W), on the device that trains.
-        labels: (N,) int64, on the same device.
+        feed: the images.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         seed: of the order.
         rank, world_size: which share to yield.
         position: returns (epoch, first batch). Asked when the first batch is drawn, and not by
-            ``iter()``: Lightning calls ``iter()`` before it has restored its counters.
+            ``iter()``: Lightning calls ``iter()`` before it has restored its counters. None: the
+            loader goes on where it stands, epoch after epoch.
         reshuffle: False repeats the order of epoch 0 (``trainer.overfit_batches``).
     """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        feed: Feed,
         *,
         batch_size: int,
         seed: int,
         rank: int,
         world_size: int,
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], Place] | None = None,
         reshuffle: bool = True,
     ) -> None:
-        self.images = images
-        self.labels = labels
+        self.feed = feed
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
+        self.world_size = world_size
         self.share = _share(batch_size, world_size)
         self.position = position
         self.reshuffle = reshuffle
+        self._at: Place = (0, 0)
+        self._loaded: Place | None = None
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, wherever the position is."""
-        return len(self.images) // self.batch_size
+        return len(self.feed) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, first = self.position()
-        order = self.order(epoch if self.reshuffle else 0).to(self.images.device)
-        for index in range(first, len(self)):
-            start = index * self.batch_size + self.rank * self.share
-            rows = order[start : start + self.share]
-            yield Batch(
-                images=self.images.index_select(0, rows),
-                targets=self.labels.index_select(0, rows),
-                epoch=epoch,
-                index=index,
-                valid=self.share,
-            )
+        epoch, first = self._start()
+        order = self.order(epoch if self.reshuffle else 0)
+        whole = order[: len(self) * self.batch_size]
+        plan = whole.view(len(self), self.world_size, self.share)[first:, self.rank]  # (batches, share)
+        for index, (images, targets) in enumerate(self.feed(plan), first):
+            # Counted as it is handed out: what workers have read ahead is read again after a resume.
+            self._at = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
+            yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=self.share)
 
     def order(self, epoch: int) -> Tensor:
         """Return the (N,) permutation of an epoch, drawn on the CPU: the same for every device."""
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        return torch.randperm(len(self.images), generator=generator)
+        return torch.randperm(len(self.feed), generator=generator)
 
-    # Lightning takes a loader with these two for resumable and warns about any other. There is no
-    # state to keep: the position comes from the trainer's own counters, which are in the
-    # checkpoint.
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """Return where the loader stands: the epoch, and the batch in it that comes next."""
+        return {"epoch": self._at[0], "batch": self._at[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        if state_dict:  # it is empty in older checkpoints
+            self._at = self._loaded = state_dict["epoch"], state_dict["batch"]
+
+    def _start(self) -> Place:
+        """Return where to begin: the trainer's counters decide, and what was loaded must agree.
+
+        Raises:
+            RuntimeError: it does not; some images would be seen twice, or never.
+        """
+        loaded, self._loaded = self._loaded, None
+        if self.position is None:
+            return self._at
+        at = self.position()
+        # An epoch may end before its last batch (trainer.max_steps, limit_train_batches).
+        if loaded is not None and at not in (loaded, (loaded[0] + 1, 0)):
+            raise RuntimeError(
+                f"the trainer goes on at epoch {at[0]}, batch {at[1]}, but its checkpoint was written when "
+                f"the loader stood at epoch {loaded[0]}, batch {loaded[1]}"
+            )
+        return at
 
 
 class EvalLoader:
@@ -103,37 +120,27 @@ class EvalLoader:
     ``valid`` says how many rows are real; it is 0 where a rank has none left.
 
     Args:
-        images: (N, C, H, W).
-        labels: (N,) int64.
+        feed: the images.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         rank, world_size: which share to yield.
     """
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, *, batch_size: int, rank: int, world_size: int
-    ) -> None:
-        self.images = images
-        self.labels = labels
+    def __init__(self, feed: Feed, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.feed = feed
         self.batch_size = batch_size
         self.rank = rank
+        self.world_size = world_size
         self.share = _share(batch_size, world_size)
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.feed) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        total = len(self.images)
-        offsets = torch.arange(self.share, device=self.images.device)
-        for index in range(len(self)):
-            start = index * self.batch_size + self.rank * self.share
-            valid = min(max(total - start, 0), self.share)
-            if valid == self.share:  # a slice, without a copy
-                images = self.images[start : start + self.share]
-                targets = self.labels[start : start + self.share]
-            else:
-                rows = torch.where(offsets < valid, start + offsets, 0)
-                images = self.images.index_select(0, rows)
-                targets = self.labels.index_select(0, rows)
+        places = torch.arange(len(self) * self.batch_size)
+        places = places.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
+        real = places < len(self.feed)
+        batches = self.feed(torch.where(real, places, 0))
+        for index, ((images, targets), valid) in enumerate(zip(batches, real.sum(1).tolist(), strict=True)):
             yield Batch(images=images, targets=targets, epoch=0, index=index, valid=valid)
 
 

@@ -1,6 +1,6 @@
 """From pixels to what the model takes: the same module in training, evaluation and inference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,21 +47,21 @@ class Preprocess(nn.Module):
         return (pixels * scale if pixels is images else pixels.mul_(scale)).sub_(shift)
 
 
-def channel_statistics(images: Tensor, chunk: int = 2048) -> tuple[list[float], list[float]]:
-    """Return mean and deviation of each channel of uint8 (N, C, H, W), on the 0..1 scale.
+def channel_statistics(parts: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel of uint8 images, on the 0..1 scale.
 
-    Exact: sums of integers, in chunks so that a large set is not copied. A channel that never
-        varies gets a
-    deviation of 1, so that it can be divided by.
+    Exact: sums of integers, whatever the parts. A channel that never varies gets a deviation of 1, so
+    that it can be divided by.
+
+    Args:
+        parts: the images in pieces, (n, C, H, W) each.
     """
-    channels = images.shape[1]
-    total = torch.zeros(channels, dtype=torch.int64, device=images.device)
-    squares = torch.zeros_like(total)
-    for part in images.split(chunk):
+    number, total, squares = 0, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    for part in parts:
         wide = part.to(torch.int32)
-        total += wide.sum((0, 2, 3), dtype=torch.int64)
-        squares += wide.square_().sum((0, 2, 3), dtype=torch.int64)
-    number = images.numel() // channels
+        total = total + wide.sum((0, 2, 3), dtype=torch.int64)  # (C,)
+        squares = squares + wide.square_().sum((0, 2, 3), dtype=torch.int64)
+        number += part.numel() // part.shape[1]
     means, deviations = [], []
     for s, q in zip(total.tolist(), squares.tolist(), strict=True):
         means.append(s / number / 255)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vitlab.data.images import check_memory
 from vitlab.errors import UserError
 from vitlab.seeding import derive
 
@@ -110,6 +111,7 @@ class Shapes:
     """
 
     name = "shapes"
+    on_disk = False
 
     def __init__(
         self, *, num_train: int, num_test: int, seed: int, shape: tuple[int, int], channels: int
@@ -131,6 +133,7 @@ class Shapes:
         """Draw a split: uint8 (N, C, H, W) and int64 labels (N,), class i % 10 at place i."""
         number = self.sizes[split]
         labels = np.arange(number, dtype=np.int64) % len(SHAPES)
+        check_memory((number, self.channels, *self.shape))
         images = np.empty((number, self.channels, *self.shape), dtype=np.uint8)
         for start in range(0, number, CHUNK):
             rng = np.random.default_rng(derive("shapes", self.seed, split, start))

@@ -1,6 +1,6 @@
 """What a data set is to the rest of the project, and how a config names one. Torch-free.
 
-Building a source finds (or downloads) the data and checks what is there; ``load`` decodes it.
+Building a source finds (or downloads) the data and checks what is there; ``load`` makes it readable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitlab.data.images import check_channels, image_shape
+from vitlab.data.images import Images, check_channels, image_shape
 from vitlab.data.split import split_count
 from vitlab.errors import UserError, nearest
 
@@ -22,11 +22,16 @@ class Source(Protocol):
     name: str  # for titles, as "CIFAR-10"
     classes: tuple[str, ...]
     sizes: dict[str, int]  # images of "train" and "test", and of "val" where the set brings its own
+    shape: tuple[int, int]  # (H, W) of the images in pixels
     channels: int  # C of the images: 3 or 1
+    on_disk: bool  # whether images can be read a batch at a time, without all of them in memory
     notes: list[str]  # what a reader of the log should know: options without effect, files left out
 
-    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (images, labels) of a split in ``sizes``: uint8 (N, C, H, W) and int64 (N,)."""
+    def load(self, split: str) -> tuple[Images, np.ndarray]:
+        """Return (images, labels) of a split in ``sizes``: uint8 (N, C, H, W) and int64 (N,).
+
+        Images on the disk come as `StoredImages`, which are read when they are asked for.
+        """
         ...
 
 
@@ -66,6 +71,8 @@ def build(cfg: Mapping[str, Any]) -> Source:
             test_size=cfg["test_size"],
             split_seed=cfg["split_seed"],
             num_workers=cfg["num_workers"],
+            # Not in the config of runs from before there was a cache.
+            cache=Path(cfg["cache"]).expanduser() if cfg.get("cache") else None,
         )
     elif kind == "shapes":
         from vitlab.data.shapes import Shapes
@@ -167,8 +174,6 @@ def _without_effect(source: Source, cfg: Mapping[str, Any]) -> list[str]:
     """Name the options that were set and change nothing: they corrupt comparisons."""
     notes = []
     kind = cfg["kind"]
-    if kind not in ("image_folder", "image_list") and cfg["num_workers"] is not None:
-        notes.append(f"data.num_workers has no effect with data={kind}: there are no files to decode.")
     if kind == "shapes" and cfg["root"] is not None:
         notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
     if "val" in source.sizes and cfg["val_size"] is not None:

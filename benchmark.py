@@ -1,0 +1,54 @@
+"""Measure images per second against other stacks: check, claim a folder, measure. See `--help`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vitlab.bench.checks import check_benchmark, check_own_folder
+from vitlab.cli import finish
+from vitlab.config import CONF, preflight, register_resolvers, to_plain
+from vitlab.errors import UserError
+from vitlab.launch import check_data, check_folder, parse_arguments
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
+
+
+def main() -> None:
+    arguments = parse_arguments(sys.argv[1:])
+    if arguments.resume or arguments.multirun:
+        raise UserError(
+            "benchmark.py measures one config at a time, from the start: leave out -m and resume=."
+        )
+    if arguments.checked:
+        check_folder(arguments.overrides)
+        (config,) = map(to_plain, preflight(arguments.overrides, root="benchmark"))
+        check_benchmark(config)
+        check_data([config])
+        check_own_folder(arguments.overrides)
+    jobs: list[tuple[Path, dict[str, Any]]] = []
+
+    @hydra.main(config_path=str(CONF), config_name="benchmark", version_base="1.3")
+    def job(cfg: DictConfig) -> None:
+        state = HydraConfig.get()
+        choices = {k: v for k, v in state.runtime.choices.items() if not k.startswith("hydra/")}
+        typed = {"choices": choices, "overrides": list(state.overrides.task), "swept": []}
+        jobs.append((Path(state.runtime.output_dir), to_plain(cfg) | typed))
+
+    register_resolvers()
+    try:
+        job()
+    except OSError as error:
+        raise UserError(f"the folder cannot be made: {error}") from error
+    for folder, config in jobs:  # here, outside Hydra: its own errors and signals
+        from vitlab.bench.measure import measure
+
+        measure(folder, config)
+
+
+if __name__ == "__main__":
+    sys.exit(finish(main))
