@@ -198,7 +198,11 @@ def too_small(root, monkeypatch):
 
 
 def filling_up(root, monkeypatch):
-    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: len(data) // 2)
+    def until_full(self, put):
+        put(0, np.zeros((1, *self.shape[1:]), dtype=np.uint8))
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(ImageFiles, "decode", until_full)
 
 
 def failing(root, monkeypatch):

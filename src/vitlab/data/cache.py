@@ -133,20 +133,13 @@ def _build(file: Path, files: ImageFiles) -> None:
     if needed > free:
         raise OSError(errno.ENOSPC, f"it needs {show_bytes(needed)}, and {show_bytes(free)} of disk is free")
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
-    size = math.prod(files.shape[1:])
     try:
         with temporary.open("wb") as out:
             header = {"descr": "|u1", "fortran_order": False, "shape": files.shape}
             np.lib.format.write_array_header_1_0(out, header)
-            out.flush()
-            start = out.tell()
-
             # Writing and not mapping: a disk that fills up is an error then, and not a bus error.
-            def put(index: int, pixels: np.ndarray) -> None:
-                if os.pwrite(out.fileno(), pixels.tobytes(), start + index * size) != size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            files.decode(put)
+            files.decode(lambda place, pixels: out.write(pixels.tobytes()))
+            out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)
     finally:

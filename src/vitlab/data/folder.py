@@ -1,6 +1,7 @@
 """Images of one's own: class folders, or a CSV file that lists them. Torch-free."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -189,9 +190,10 @@ def _scan(folder: Path, notes: list[str]) -> Listing:
     listing: Listing = []
     others: list[str] = []
     for directory in classes:
-        files = sorted(f for f in directory.iterdir() if not f.name.startswith(".") and f.is_file())
-        images = [f for f in files if f.suffix.lower() in endings]
-        others += [str(f) for f in files if f.suffix.lower() not in endings]
+        with os.scandir(directory) as entries:  # which says without a look at each file that it is one
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+        images = [name for name in names if os.path.splitext(name)[1].lower() in endings]
+        others += [str(directory / n) for n in names if os.path.splitext(n)[1].lower() not in endings]
         if not images:
             inner = _folders(directory)
             hint = f" It holds folders ({_few([f.name for f in inner])})." if inner else ""
@@ -199,7 +201,7 @@ def _scan(folder: Path, notes: list[str]) -> Listing:
                 f"The class folder {directory} holds no images.{hint} Expected image files in it; "
                 "remove it if it is not a class."
             )
-        listing += [(f, directory.name) for f in images]
+        listing += [(directory / name, directory.name) for name in images]
     if others:
         notes.append(f"{folder}: {len(others)} files that are no images left out ({_few(others)}).")
     return listing

@@ -13,12 +13,17 @@ What happens to the many kinds of image that PIL reads:
 """
 
 import contextlib
+import functools
 import math
+import multiprocessing
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,8 @@ from PIL import Image, ImageOps
 from vitlab.errors import UserError
 
 SHOWN = 5  # files named in a message; the rest are counted
-CHUNK = 64  # files decoded by one call of a thread
+CHUNK = 64  # files decoded in one go
+MANY = 4096  # files from which on processes decode: they take about a second to start
 RULES_VERSION = 1  # of the rules above; raise it when they change, so that decoded caches are made again
 BAR_AFTER = 2048  # images; fewer are decoded before anyone could read the bar
 
@@ -93,36 +99,95 @@ def decode_files(
     shape: tuple[int, int],
     channels: int,
     num_workers: int | None,
-    put: Callable[[int, np.ndarray], None],
+    put: Callable[[int, np.ndarray], object],
 ) -> None:
-    """Decode files in threads and hand each on by ``put(place, pixels (channels, height, width))``.
+    """Decode files in parallel and hand them on, in order, by ``put(place of the first, pixels)``.
+
+    Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
+    time that a small image takes, and threads are then slower than one.
 
     Args:
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
-        num_workers: threads; None for one a core, 0 is 1. PIL lets go of the interpreter lock while
-            it decodes.
-        put: called from the threads, in any order; what it raises ends the work.
+        num_workers: threads or processes; None for one a core, 0 is 1, and 1 is the calling thread.
+        put: gets some files at a time, uint8 (n, channels, height, width).
 
     Raises:
-        UserError: naming the broken files, all of them found in one go.
+        UserError: naming the broken files, all of them found in one go; or if a process was killed.
     """
-
-    def decode(index: int) -> np.ndarray:
-        return read_image(paths[index], shape, channels)
-
-    failures = _in_threads(decode, put, len(paths), num_workers, "Decoding images")
-    if failures:
-        lines = [f"  {paths[i]}: {error}" for i, error in failures[:SHOWN]]
-        if len(failures) > SHOWN:
-            lines.append(f"  … and {len(failures) - SHOWN} more")
-        noun = "file is not an image" if len(failures) == 1 else "files are not images"
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    read = functools.partial(_read_chunk, shape=shape, channels=channels)
+    workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    broken: list[tuple[Path, str]] = []
+    place = 0
+    with progress_bar("Decoding images", len(paths)) as advance, _pool(workers, len(paths)) as run:
+        try:
+            for pixels, failures in run(read, chunks):
+                put(place, pixels)
+                broken += failures
+                place += len(pixels)
+                advance(len(pixels))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that decodes images was killed, as happens when memory runs out. Set "
+                "data.num_workers to fewer."
+            ) from error
+    if broken:
+        lines = [f"  {path}: {error}" for path, error in broken[:SHOWN]]
+        if len(broken) > SHOWN:
+            lines.append(f"  … and {len(broken) - SHOWN} more")
+        noun = "file is not an image" if len(broken) == 1 else "files are not images"
         raise UserError(
-            f"{len(failures)} of {len(paths)} {noun} that can be read:\n"
+            f"{len(broken)} of {len(paths)} {noun} that can be read:\n"
             + "\n".join(lines)
             + "\nReplace or remove them."
         )
+
+
+def _read_chunk(
+    paths: Sequence[Path], shape: tuple[int, int], channels: int
+) -> tuple[np.ndarray, list[tuple[Path, str]]]:
+    """Return uint8 (n, channels, height, width), and the files that cannot be read, with the reason."""
+    pixels = np.zeros((len(paths), channels, *shape), dtype=np.uint8)
+    broken = []
+    for row, path in enumerate(paths):
+        try:
+            pixels[row] = read_image(path, shape, channels)
+        except Exception as error:  # PIL raises many kinds for a broken file
+            broken.append((path, str(error)))
+    return pixels, broken
+
+
+@contextmanager
+def _pool(workers: int, number: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a ``map`` over threads, over processes if there are many files, or over nothing of the kind."""
+    if workers <= 1:
+        yield map
+        return
+    pool: Executor
+    if number < MANY:
+        pool = ThreadPoolExecutor(workers)
+    else:  # started afresh: what runs here may have threads of its own, which a fork would tear apart
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=_follow_the_parent)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+
+
+def _follow_the_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class StoredImages:
@@ -147,7 +212,7 @@ class ImageFiles(StoredImages):
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
-        num_workers: threads that decode all of them at once; None for one a core, 0 is 1.
+        num_workers: how many decode all of them at once; None for one a core, 0 is 1.
     """
 
     def __init__(
@@ -167,13 +232,17 @@ class ImageFiles(StoredImages):
         check_memory(self.shape)
         return self._array(self.paths, self.num_workers)
 
-    def decode(self, put: Callable[[int, np.ndarray], None]) -> None:
-        """Decode all, handing them on one by one as `decode_files` does."""
+    def decode(self, put: Callable[[int, np.ndarray], object]) -> None:
+        """Decode all, handing them on in order as `decode_files` does."""
         decode_files(self.paths, self.shape[2:], self.shape[1], self.num_workers, put)
 
     def _array(self, paths: Sequence[Path], num_workers: int | None) -> np.ndarray:
         out = np.empty((len(paths), *self.shape[1:]), dtype=np.uint8)
-        decode_files(paths, self.shape[2:], self.shape[1], num_workers, out.__setitem__)
+
+        def put(place: int, pixels: np.ndarray) -> None:
+            out[place : place + len(pixels)] = pixels
+
+        decode_files(paths, self.shape[2:], self.shape[1], num_workers, put)
         return out
 
 
@@ -185,13 +254,14 @@ def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> 
     check_memory(resized)
     out = np.empty(resized, dtype=np.uint8)
 
-    def convert(index: int) -> np.ndarray:
-        pixels = np.ascontiguousarray(images[index].transpose(1, 2, 0))
-        return to_array(Image.fromarray(pixels), shape, channels)
+    def convert(start: int) -> None:
+        for row in range(start, min(start + CHUNK, len(images))):
+            pixels = np.ascontiguousarray(images[row].transpose(1, 2, 0))
+            out[row] = to_array(Image.fromarray(pixels), shape, channels)
 
-    failures = _in_threads(convert, out.__setitem__, len(images), None, "Resizing images")
-    if failures:
-        raise failures[0][1]
+    with progress_bar("Resizing images", len(images)) as advance, ThreadPoolExecutor() as pool:
+        for _ in pool.map(convert, range(0, len(images), CHUNK)):
+            advance(CHUNK)
     return out
 
 
@@ -227,38 +297,6 @@ def available_memory() -> int | None:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         bounds.append(limit - used + int(stat.get("inactive_file", 0)))
     return min(bounds) if bounds else None
-
-
-def _in_threads(
-    work: Callable[[int], np.ndarray],
-    put: Callable[[int, np.ndarray], None],
-    number: int,
-    num_workers: int | None,
-    title: str,
-) -> list[tuple[int, Exception]]:
-    """Call ``put(i, work(i))`` for i in 0 … number - 1 in threads; return where ``work`` failed, in order."""
-
-    def chunk(start: int) -> list[tuple[int, Exception]]:
-        failed: list[tuple[int, Exception]] = []
-        for index in range(start, min(start + CHUNK, number)):
-            try:
-                pixels = work(index)
-            except Exception as error:  # PIL raises many kinds for a broken file
-                failed.append((index, error))
-            else:
-                put(index, pixels)
-        return failed
-
-    failures = []
-    pool = ThreadPoolExecutor((os.cpu_count() or 1) if num_workers is None else max(1, num_workers))
-    try:
-        with progress_bar(title, number) as advance:
-            for failed in pool.map(chunk, range(0, number, CHUNK)):
-                failures += failed
-                advance(CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-    return failures
 
 
 @contextmanager
