@@ -18,6 +18,7 @@ from vitlab.build import Job
 from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
 from vitlab.logger import RunLogger
+from vitlab.models.cost import show_flops
 from vitlab.models.layers import pair
 from vitlab.screen import Screen
 from vitlab.seeding import derive
@@ -100,10 +101,6 @@ def watched(folder: RunFolder) -> str:
     return "outputs" if shown.parts[0] == "outputs" else str(shown.parent)
 
 
-def _flops(count: int) -> str:
-    return f"{count / 1e9:,.3g} GFLOPs" if count >= 1e9 else f"{count / 1e6:,.3g} MFLOPs"
-
-
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -131,7 +128,7 @@ def announce(
         ("run", str(folder) + (f"  resumed at step {step:,}" if step is not None else "")),
         (
             "model",
-            f"{model['name']}  {model['parameters']:,} parameters, {_flops(job.flops)} an image (forward)",
+            f"{model['name']}  {model['parameters']:,} parameters, {show_flops(job.flops)} an image (forward)",
         ),
         ("data", f"{job.source.name}  {sizes}"),
         ("images", data.describe_placement()),

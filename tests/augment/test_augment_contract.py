@@ -16,7 +16,9 @@ def augment(request):
     return instantiate(to_plain(compose([request.param]))["augment"], _convert_="all")
 
 
-@pytest.mark.parametrize("shape", [(16, 3, 32, 32), (4, 1, 28, 36)])
+@pytest.mark.parametrize(
+    "shape", [(16, 3, 32, 32), (4, 1, 28, 36), (0, 3, 32, 32), (1, 3, 32, 32), (3, 3, 224, 224)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_the_contract(augment, shape, dtype):
     seed = torch.Generator().manual_seed(1)

@@ -5,8 +5,6 @@ import copy
 import functools
 import itertools
 import json
-import resource
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from vitlab.build import build
 from vitlab.data.loader import Batch
 from vitlab.errors import UserError
 from vitlab.folder import write_atomic
-from vitlab.models.cost import count_parameters, flops_per_image
+from vitlab.models.cost import count_parameters, flops_per_image, show_flops
 from vitlab.processes import Interrupted, StopSignal
 from vitlab.provenance import commit, versions
 from vitlab.runs import plain_errors, quieten
@@ -129,8 +127,9 @@ class Benchmark:
         """Say what is about to be measured, and which settings do nothing."""
         job, options = self.job, self.options
         choices, compiled = job.config["choices"], str(job.compiled).lower()
+        size, flops = self.record["model"], show_flops(job.flops)
         lines = [
-            ("model", f"{choices['model']}, {self.record['model']['parameters']:,} parameters"),
+            ("model", f"{choices['model']}, {size['parameters']:,} parameters, {flops} an image (forward)"),
             ("data", f"{job.source.name}, {job.data.describe_placement()}; augment={choices['augment']}"),
             ("batch", str(self.batch_size)),
             ("device", f"{self.record['device']}; {job.precision}; compile {compiled}"),
@@ -335,11 +334,7 @@ class Benchmark:
             return get_available_flops(self.device, AUTOCAST.get(precision, torch.float32))
 
     def write(self) -> None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        self.record["peak_host_bytes"] = {
-            "this_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
-        }
+        self.record["peak_memory_bytes"] = hardware.peak_memory(self.job.kind)  # of all contenders
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(self.folder / "results.json", (text + "\n").encode())
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}

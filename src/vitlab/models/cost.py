@@ -40,3 +40,7 @@ def flops_per_image(model: nn.Module, image_size: Size, channels: int) -> int:
         for module, training in modes:
             module.training = training
     return counter.get_total_flops()
+
+
+def show_flops(count: int) -> str:
+    return f"{count / 1e9:,.3g} GFLOPs" if count >= 1e9 else f"{count / 1e6:,.3g} MFLOPs"
