@@ -128,7 +128,8 @@ def announce(
         ("run", str(folder) + (f"  resumed at step {step:,}" if step is not None else "")),
         (
             "model",
-            f"{model['name']}  {model['parameters']:,} parameters, {show_flops(job.flops)} an image (forward)",
+            f"{model['name']}  {model['parameters']:,} parameters, "
+            f"{show_flops(job.flops)} an image (forward)",
         ),
         ("data", f"{job.source.name}  {sizes}"),
         ("images", data.describe_placement()),
@@ -185,8 +186,7 @@ def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) ->
     for number in range(DRAWS):
         generator = torch.Generator().manual_seed(derive(config["seed"], "augmentations", number))
         rows.append(job.data.augment(images, targets, generator, 0))
-    ops = " → ".join(config["augment"]["ops"]) or "images as they are"
-    title = f"augment={config['choices']['augment']} ({ops})"
+    title = " → ".join(config["augment"]["ops"]) or "images as they are"
     title += f" on {job.source.name}, seed {config['seed']}"
     if smoothing := config["task"]["label_smoothing"]:
         title += f"; targets before label smoothing {smoothing:g}"
