@@ -134,11 +134,12 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
     pixels = images.flatten(2)  # (n, C, H * W)
-    # Whole numbers below 2 ** 24: exact in float32, and several times as fast as integer division.
     counts = _histograms(pixels)
     brightest = pixels.amax(2, keepdim=True).long()
-    step = ((pixels.shape[2] - counts.gather(2, brightest)) / 255).floor_()
-    darker = counts.cumsum(2) - counts
+    # Summed as integers: on a GPU a sum of floats is refused where everything has to be deterministic. Then
+    # as floats: exact below 2 ** 24, and divided several times as fast.
+    darker = (counts.cumsum(2) - counts).float()
+    step = ((pixels.shape[2] - counts.gather(2, brightest)).float() / 255).floor_()
     table = ((darker + (step / 2).floor_()) / step).floor_()  # (n, C, 256): what each level becomes
     table = torch.where(step > 0, table, torch.arange(256, device=images.device)).clamp_(max=255)
     return to_uint8(table).gather(2, pixels.long()).view_as(images)
@@ -211,15 +212,15 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _histograms(pixels: Tensor) -> Tensor:
-    """Count the levels of uint8 (n, C, P): float (n, C, 256)."""
+    """Count the levels of uint8 (n, C, P): int64 (n, C, 256)."""
     n, channels, _ = pixels.shape
     first = torch.arange(0, n * channels * 256, 256, dtype=torch.int32, device=pixels.device)
     place = (pixels.int() + first.view(n, channels, 1)).flatten()
     if pixels.device.type == "cpu":  # several times as fast there; on a GPU it would wait for the device
-        counts = torch.bincount(place, minlength=n * channels * 256).float()
+        counts = torch.bincount(place, minlength=n * channels * 256)
     else:
-        counts = torch.zeros(n * channels * 256, device=pixels.device)
-        counts.scatter_add_(0, place.long(), torch.ones_like(place, dtype=torch.float32))
+        counts = torch.zeros(n * channels * 256, dtype=torch.int64, device=pixels.device)
+        counts.scatter_add_(0, place.long(), torch.ones_like(place, dtype=torch.int64))
     return counts.view(n, channels, 256)
 
 
