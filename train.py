@@ -23,6 +23,8 @@ def main() -> None:
         return
     configs = []
     if arguments.checked:
+        if arguments.multirun:
+            sys.argv[1:] = ["-m", *arguments.overrides]  # Hydra takes no flag between overrides
         check_folder(arguments.overrides)
         configs = [to_plain(config) for config in preflight(arguments.overrides, arguments.multirun)]
         check_data(configs)

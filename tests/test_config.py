@@ -146,6 +146,32 @@ def test_a_setting_of_an_augmentation_that_is_not_listed_is_refused() -> None:
     assert "did you mean augment.cutout.size?" in refused("augment.cutout.sise=8")
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "augment=strong augment.randaugment.magnitude=11",
+            "augment.randaugment.magnitude=11 is more than 10",
+        ),
+        (
+            "data=shapes augment.crop.padding_mode=reflect augment.crop.padding=32",
+            "less than the image's side of 32",
+        ),
+        (
+            "augment=strong augment.erase.min_area=0.5",
+            "augment.erase.min_area=0.5 is more than augment.erase.max_area",
+        ),
+        ("augment=mixup_cutmix augment.mix.mixup_alpha=0 augment.mix.cutmix_alpha=null", "are both off"),
+        (
+            "augment=randaugment augment.randaugment.fill=[1,2]",
+            "has 2 levels, and images have data.channels=3",
+        ),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused_before_any_job(typed: str, said: str) -> None:
+    assert said in refused(*typed.split())
+
+
 def test_keys_are_added_in_an_open_node_alone() -> None:
     (cfg,) = preflight(["model=timm_vit_b16", "+model.kwargs.patch_size=8"])
     assert cfg.model.kwargs.patch_size == 8

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and data sets may hold a $
 RIGHT, WRONG = "#2a7f3f", "#c0392b"
 TRAIN, VAL, RATE = "#1f77b4", "#d95f02", "#555555"
 
@@ -147,7 +149,7 @@ def augmentations(
     space, gap = -(-width // 4), -(-width // 16)  # pixels: over an image for its caption, between two
     # One picture, not a pair of axes an image: that would take seconds, and every run starts with this.
     sheet = np.full((len(rows) * (space + height), number * (width + gap) - gap, 3), 255, np.uint8)
-    inches = 1.45 / width  # for each pixel
+    inches = 1.45 / max(height, width)  # for each pixel
     figure = _figure(width=sheet.shape[1] * inches + 0.5, height=sheet.shape[0] * inches + 0.7)
     axes = figure.subplots()
     for row, (images, targets) in enumerate(rows):

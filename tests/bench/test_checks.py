@@ -50,6 +50,7 @@ def test_the_groups_and_keys_are_those_of_train() -> None:
         ("trainer.precision=64-true", "precision=64-true"),
         ("augment=three_augment", r"augment.three \(ThreeAugment\) has no counterpart"),
         ("augment=randaugment augment.randaugment.space=timm", "RandAugment with space=timm"),
+        ("augment=randaugment augment.randaugment.magnitude=9.5", "RandAugment with magnitude=9.5"),
         ("model=resnet18", "ResNet as configured"),
         ("model=vit_convstem_tiny", "no such counterpart"),
         ("benchmark.pool=64", "pool=64 is less than a batch"),

@@ -96,3 +96,15 @@ def test_a_signal_ends_it_between_two_steps(clock: Clock) -> None:
     with pytest.raises(Interrupted) as caught:
         timed(steps(), 100, stop)
     assert caught.value.exit_code == 130
+
+
+def test_steps_of_workers_are_counted_in_whole_turns():
+    taken = []
+
+    def measure(steps):
+        taken.append(steps)
+        return Sample(steps, steps * 0.1)
+
+    assert warm_up(Contender("four workers", measure, multiple=4), 2.0, 5) == 20
+    assert taken == [8, 8], "five would end in the middle of a burst"
+    assert warm_up(Contender("four workers", measure, multiple=4), 0.1, 5) == 12, "three turns at least"

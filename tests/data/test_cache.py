@@ -168,7 +168,7 @@ def test_a_damaged_cache_is_made_again(root, damage):
 
 def test_broken_files_are_named_and_leave_nothing(root):
     (root / "train/a/001.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1 of 5 file is not an image.*\n.*001\.png"):
+    with pytest.raises(UserError, match=r"1 file cannot be read.*\n.*001\.png"):
         source(root).load("train")
     assert caches(root) == leftovers(root) == []
 
@@ -274,3 +274,26 @@ def test_the_root_may_be_written_otherwise(root, reads, monkeypatch):
     monkeypatch.chdir(root.parent)
     decoded(source(root.relative_to(root.parent), cache="cache"), "train")
     assert len(reads) == 5
+
+
+def test_two_splits_of_one_folder_keep_their_caches(tmp_path):
+    root = image_tree(tmp_path / "plain", {"a": 6, "b": 6})
+    made = [source(root, test_size=2, split_seed=seed) for seed in (0, 1, 0)]
+    files = [one.load("train")[0].file for one in made]
+    assert files[0] == files[2] != files[1]
+    assert all(file.exists() for file in files)
+
+
+def test_two_lists_in_one_folder_keep_their_caches(root):
+    files = []
+    for fold in (0, 1, 0):
+        file = root / f"fold{fold}.csv"
+        file.write_text(
+            f"path,label,split\ntrain/a/00{fold}.png,a,train\ntrain/b/000.png,b,test\n"
+            "train/b/001.png,b,train\n"
+        )
+        options = {"root": str(file), "cache": str(root.parent / "cache"), "image_size": 8, "batch_size": 1}
+        made = sources.build(config("image_list", **options, val_size=0))
+        files.append(made.load("train")[0].file)
+    assert files[0] == files[2] != files[1]
+    assert all(file.exists() for file in files)

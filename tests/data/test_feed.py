@@ -61,7 +61,7 @@ def test_a_broken_file_is_named_without_a_traceback(tmp_path, num_workers):
     batches = feed(PLAN)
     for _ in range(3):
         next(batches)
-    with pytest.raises(UserError, match=r"^1 of 4 file is not an image.*\n.*13\.png") as error:
+    with pytest.raises(UserError, match=r"^1 file cannot be read.*\n.*13\.png") as error:
         next(batches)
     assert "Traceback" not in str(error.value)
     feed.close()

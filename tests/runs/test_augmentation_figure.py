@@ -146,3 +146,12 @@ def test_options_of_mixing_without_effect_are_said(train, capsys):
     small = job("augment=mixup_cutmix", "augment.mix.off_after_epoch=2")
     assert list(report.augmentation_notes(small, 1)) == []
     assert "no partner" in next(report.augmentation_notes(small, small.data.batch_size))
+
+
+def test_names_with_dollars_and_tall_images_are_drawn():
+    rows = [(np.zeros((2, 3, 128, 4), np.uint8), np.eye(2))] * 3
+    figure = plots.augmentations(rows, ["$a_{$", "$$$"], "of $b_{$")
+    _, height = figure.get_size_inches()
+    assert height < 8
+    pixels = plots.rasterize(figure)
+    assert pixels.shape[2] >= 3

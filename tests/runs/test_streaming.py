@@ -107,7 +107,7 @@ def test_a_broken_file_ends_the_run_with_its_name(
     on_files(cache=False)
     folder = fresh(*STREAMED, "data.normalization=half")
     (tmp_path / "set/train/a/007.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"file is not an image(.|\n)*007\.png") as error:
+    with pytest.raises(UserError, match=r"file cannot be read(.|\n)*007\.png") as error:
         run(RunFolder(folder))
     assert "Traceback" not in str(error.value)
     assert summary(folder)["status"] == "failed"

@@ -55,7 +55,7 @@ class MixupCutmix(Augmentation):
         if not mixup_alpha and not cutmix_alpha:
             raise UserError(
                 "mixup_alpha and cutmix_alpha of MixupCutmix are both off, so nothing would be mixed. Give "
-                "one of them a number above 0, or null the whole operation."
+                "one of them a number above 0, or leave mix out of augment.ops."
             )
         self.mixup_alpha = mixup_alpha or 0
         self.cutmix_alpha = cutmix_alpha or 0

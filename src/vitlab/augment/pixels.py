@@ -146,7 +146,7 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    return images & (256 - torch.exp2(8 - bits)).to(torch.uint8)
+    return images & (256 - torch.exp2(8 - bits).round()).to(torch.uint8)
 
 
 def _solarize(images: Tensor, threshold: Tensor) -> Tensor:

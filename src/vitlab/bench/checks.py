@@ -117,6 +117,8 @@ def counterpart_nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str
         node = config["augment"][name]
         kind = node["_target_"].rpartition(".")[2]
         differs = next((f"{k}={node[k]}" for k, v in SAME.get(kind, {}).items() if node[k] != v), None)
+        if kind == "RandAugment" and node["magnitude"] % 1:
+            differs = f"magnitude={node['magnitude']}"  # torchvision's are whole numbers
         if kind not in SAME or differs:
             raise UserError(
                 f"augment.{name} ({kind}{f' with {differs}' if differs else ''}) has no counterpart "

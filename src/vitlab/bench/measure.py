@@ -193,6 +193,7 @@ class Benchmark:
             "vitlab",
             lambda steps: fit(self.job, self.stop, steps, batch, SETTLE + self.read_ahead),
             f"Lightning and callbacks, {self.job.precision}{compiled}",
+            max(1, self.job.data.num_workers if self.read_ahead else 1),
             3 * self.job.flops,
             self.job.precision,
         )
@@ -252,7 +253,8 @@ class Benchmark:
                 torch.set_num_threads(before)
 
         details = {} if workers is None else {"workers": workers}
-        return Contender(name, sample, note, flops, precision, details)
+        readers = self.job.data.num_workers if self.read_ahead and workers is None else workers
+        return Contender(name, sample, note, max(1, readers or 1), flops, precision, details)
 
     def best(self, make: Callable[[int], Contender]) -> Contender:
         """Try each number of workers for as long as a measurement lasts, and return the fastest."""

@@ -75,7 +75,7 @@ def _counterpart(library: Any, kind: str, node: Mapping[str, Any], size: Size, c
         "fill": [float(level) for level in fill],
     }
     if kind == "RandAugment":
-        return library.RandAugment(node["num_ops"], node["magnitude"], **options)
+        return library.RandAugment(node["num_ops"], int(node["magnitude"]), **options)
     if kind == "TrivialAugment":
         return library.TrivialAugmentWide(node["num_levels"], **options)
     return library.AutoAugment(torchvision.transforms.AutoAugmentPolicy(node["policy"]), **options)

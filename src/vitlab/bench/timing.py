@@ -1,5 +1,6 @@
 """Images per second of several contenders that take turns: samples, rounds, medians, ratios."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ class Contender:
     Attributes:
         measure: takes so many steps, after some that are not counted.
         note: what it is, for the table.
+        multiple: its steps are counted in multiples of this: the workers of a DataLoader began to fill their
+            queues together, so their batches come in bursts of one each.
         flops: of one image's training step; None where there is none.
         details: for the record, such as the rates at other numbers of workers.
         samples: of the rounds.
@@ -42,6 +45,7 @@ class Contender:
     name: str
     measure: Callable[[int], Sample]
     note: str = ""
+    multiple: int = 1
     flops: int | None = None
     precision: str = "32-true"
     details: dict[str, Any] = field(default_factory=dict)
@@ -77,9 +81,11 @@ def timed(steps: Iterator[int], count: int, stop: StopSignal, settle: int = SETT
 
 def warm_up(contender: Contender, seconds: float, steps: int) -> int:
     """Let the contender compile, allocate and fill its caches; return how many steps last ``seconds``."""
-    contender.measure(steps)  # a compilation falls in here
-    sample = contender.measure(steps)
-    return max(1, round(steps * seconds / sample.seconds))
+    whole = contender.multiple * math.ceil(steps / contender.multiple)
+    contender.measure(whole)  # a compilation falls in here
+    sample = contender.measure(whole)
+    wanted = whole * seconds / sample.seconds
+    return contender.multiple * max(1 if contender.multiple == 1 else 3, round(wanted / contender.multiple))
 
 
 def race(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:

@@ -46,6 +46,7 @@ def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
     read = Reader(plain, bad)
     yield from _model(read)
     yield from _data(read)
+    yield from _augment(read)
     yield from _model_and_data(read)
     yield from _duration(read)
     yield from _schedule(read)
@@ -150,6 +151,51 @@ def _conv_stem(read: Reader) -> Misfits:
             f"model.tokenizer.num_convs={convs} convolutions need: choose a multiple of "
             f"{2 ** (convs - 1)}",
         )
+
+
+def _augment(read: Reader) -> Misfits:
+    """Yield what the augmentations that are listed would refuse, so that a sweep learns it at once."""
+    ops = read("augment.ops")
+    for name in ops if isinstance(ops, list) else []:
+        key = f"augment.{name}"
+        node = read(key)
+        if not isinstance(node, Mapping):
+            continue
+        value = {option: read(f"{key}.{option}") for option in node}
+        if value.get("space") == "timm" and (value.get("magnitude") or 0) > 10:
+            magnitude = show(value["magnitude"])
+            yield (
+                f"{key}.magnitude",
+                f"{key}.magnitude={magnitude} is more than 10, full strength in {key}.space=timm: choose "
+                "10 or less, or space=paper, where it is 30",
+            )
+        size, padding = read("data.image_size"), value.get("padding")
+        if size is not None and padding and value.get("padding_mode") == "reflect":
+            side = min(_two(size))
+            if padding >= side:
+                yield (
+                    f"{key}.padding",
+                    f"{key}.padding={padding} with padding_mode=reflect must be less than the image's side "
+                    f"of {side}: choose {side - 1} or less, or padding_mode=zero",
+                )
+        for low in (option for option in value if option.startswith("min_")):
+            high = low.replace("min_", "max_", 1)
+            least, most = value[low], value.get(high)
+            if least is not None and most is not None and least > most:
+                yield f"{key}.{low}", f"{key}.{low}={show(least)} is more than {key}.{high}={show(most)}"
+        if "mixup_alpha" in value and not (value["mixup_alpha"] or value["cutmix_alpha"]):
+            yield (
+                f"{key}.mixup_alpha",
+                f"{key}.mixup_alpha and {key}.cutmix_alpha are both off: give one a number above 0, or leave "
+                f"{name} out of augment.ops",
+            )
+        fill, channels = value.get("fill"), read("data.channels")
+        if isinstance(fill, list) and channels and len(fill) not in (1, channels):
+            yield (
+                f"{key}.fill",
+                f"{key}.fill={show(fill)} has {len(fill)} levels, and images have data.channels={channels}: "
+                "give one level, or one a channel",
+            )
 
 
 def _data(read: Reader) -> Misfits:

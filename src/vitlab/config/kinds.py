@@ -82,7 +82,7 @@ def pair(kind: Kind) -> Kind:
 def listing(kind: Kind, least: int = 1) -> Kind:
     """Return lists of at least so many."""
     return Kind(
-        f"a list, each {kind.says}",
+        f"a list{' of at least one' if least else ''}, each {kind.says}",
         lambda value: isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value)),
     )
 

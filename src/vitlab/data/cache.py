@@ -57,7 +57,9 @@ class CachedImages(StoredImages):
         return CachedImages, (self.file, self.shape)
 
 
-def cached(files: ImageFiles, *, folder: Path, root: Path, split: str, notes: list[str]) -> StoredImages:
+def cached(
+    files: ImageFiles, *, folder: Path, root: Path, listed: Path, split: str, notes: list[str]
+) -> StoredImages:
     """Return the images of ``files`` from their cache in ``folder``, decoding them into it first if needed.
 
     Where there can be none (no space, no permission) the files themselves are returned, with a note.
@@ -68,15 +70,16 @@ def cached(files: ImageFiles, *, folder: Path, root: Path, split: str, notes: li
         files: of one split, in order.
         folder: holds the caches.
         root: of the data set; the part of the paths that its caches do not depend on.
-        split: its name.
+        listed: what names the files: the folder itself, or a list.
+        split: its name, with what its choice of files hangs on.
         notes: for what the reader of the log should know.
 
     Raises:
         UserError: for files that cannot be read as images.
     """
     _, channels, height, width = files.shape
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    title = re.sub(r"[^A-Za-z0-9]+", "_", root.stem)
+    place = hashlib.sha256(str(listed.resolve()).encode()).hexdigest()[:8]
+    title = re.sub(r"[^A-Za-z0-9]+", "_", listed.stem)
     slot = f"{title}-{place}-{split}-{height}x{width}x{channels}"
     try:
         file = folder / f"{slot}-{_key(files, root)}.npy"

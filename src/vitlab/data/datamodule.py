@@ -297,10 +297,15 @@ class ImageData(lightning.LightningDataModule):
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free where a tensor on ``device`` would lie, if known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_memory()
+    """Return the bytes that are free where a tensor on ``device`` would lie, if known.
+
+    What goes to a GPU is decoded in the machine's memory first.
+    """
+    host = available_memory()
+    if device.type != "cuda":
+        return host
+    free = torch.cuda.mem_get_info(device)[0]
+    return free if host is None else min(free, host)
 
 
 def _on_device(images: Images | Tensor, device: torch.device) -> Tensor:

@@ -38,6 +38,7 @@ class Files:
         num_workers: threads that decode a split at once; None for one a core.
         cache: folder for decoded splits; None for none.
         root: of the data set; what a cache calls a file is relative to it.
+        listed: what names the files: the folder itself, or a list.
         notes: what to tell the reader of the log.
 
     Raises:
@@ -59,6 +60,7 @@ class Files:
         num_workers: int | None,
         cache: Path | None,
         root: Path,
+        listed: Path,
         notes: Sequence[str],
     ) -> None:
         if num_workers is not None and (isinstance(num_workers, bool) or num_workers < 0):
@@ -71,12 +73,15 @@ class Files:
         self.num_workers = num_workers
         self.cache = cache
         self.root = root
+        self.listed = listed
         self.notes = list(notes)
         renamed = _rename(listings, labels, name)
         self.classes = _natural_order({label for _, label in renamed.get("train", [])})
         if not self.classes:
             raise UserError(f"{name} holds no images to train on.")
         self._check_labels(renamed)
+        own_test = bool(renamed.get("test") or renamed.get("val"))
+        self._split_by = "" if own_test else f"_{test_size or TEST_SHARE}_{split_seed}"
         self._listings = self._arrange(renamed, test_size, split_seed)
         self.sizes = {split: len(listing) for split, listing in self._listings.items()}
 
@@ -92,7 +97,15 @@ class Files:
         files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
         if self.cache is None:
             return files, labels
-        return cached(files, folder=self.cache, root=self.root, split=split, notes=self.notes), labels
+        images = cached(
+            files,
+            folder=self.cache,
+            root=self.root,
+            listed=self.listed,
+            split=split + self._split_by,
+            notes=self.notes,
+        )
+        return images, labels
 
     def _check_labels(self, listings: Mapping[str, Listing]) -> None:
         for split, listing in listings.items():
@@ -155,7 +168,8 @@ class ImageFolder(Files):
             raise UserError(f"{root} has a folder for testing but no train/<class>/ to train on.")
         else:
             listings = {"train": _scan(root, notes)}
-        super().__init__(name=root.resolve().name, root=root, listings=listings, notes=notes, **options)
+        name = root.resolve().name
+        super().__init__(name=name, root=root, listed=root, listings=listings, notes=notes, **options)
 
 
 class ImageList(Files):
@@ -174,7 +188,9 @@ class ImageList(Files):
             hint = " Folders are read with data=image_folder." if root.is_dir() else ""
             raise UserError(f"data.root={root} should be a CSV file, but {what}.{hint}")
         listings = _read_list(root)
-        super().__init__(name=root.stem, root=root.parent, listings=listings, notes=[], **options)
+        super().__init__(
+            name=root.stem, root=root.parent, listed=root, listings=listings, notes=[], **options
+        )
 
 
 def _scan(folder: Path, notes: list[str]) -> Listing:

@@ -137,12 +137,8 @@ def decode_files(
         lines = [f"  {path}: {error}" for path, error in broken[:SHOWN]]
         if len(broken) > SHOWN:
             lines.append(f"  … and {len(broken) - SHOWN} more")
-        noun = "file is not an image" if len(broken) == 1 else "files are not images"
-        raise UserError(
-            f"{len(broken)} of {len(paths)} {noun} that can be read:\n"
-            + "\n".join(lines)
-            + "\nReplace or remove them."
-        )
+        noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
+        raise UserError(f"{len(broken)} {noun}:\n" + "\n".join(lines) + "\nReplace or remove them.")
 
 
 def _read_chunk(
@@ -178,8 +174,9 @@ def _pool(workers: int, number: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def _follow_the_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    """Leave signals to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -274,7 +271,8 @@ def check_memory(shape: tuple[int, int, int, int]) -> None:
         raise UserError(
             f"{number:,} images of {height} × {width} × {channels} need {show_bytes(needed)} of memory, and "
             f"{show_bytes(available)} is available. "
-            "Set a smaller data.image_size (a model may enlarge its input on the device) or use fewer images."
+            "Set data.in_memory=false to stream them, or a smaller data.image_size (a model may enlarge its "
+            "input on the device)."
         )
 
 
