@@ -62,8 +62,8 @@ class RandomResizedCrop(ImageOp):
         y = _positions(top, height, images.shape[2])  # (B, H)
         x = _positions(left, width, images.shape[3])  # (B, W)
         grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)  # (B, H, W, 2)
-        # One fused pass. Row gathers and products with interpolation matrices were no faster at 32 × 32
-        # on a CPU, and three times slower at 224 × 224.
+        # One fused pass. Row gathers and products with interpolation matrices were hardly faster at
+        # 32 × 32 on a CPU, and two to four times slower at 224 × 224.
         resized = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         return to_pixels(resized, images.dtype)
 
