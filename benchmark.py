@@ -13,7 +13,7 @@ from vitlab.bench.checks import check_benchmark, check_own_folder
 from vitlab.cli import finish
 from vitlab.config import CONF, preflight, register_resolvers, to_plain
 from vitlab.errors import UserError
-from vitlab.launch import check_data, check_folder, parse_arguments
+from vitlab.launch import as_typed, check_data, check_folder, parse_arguments
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
 
@@ -34,10 +34,7 @@ def main() -> None:
 
     @hydra.main(config_path=str(CONF), config_name="benchmark", version_base="1.3")
     def job(cfg: DictConfig) -> None:
-        state = HydraConfig.get()
-        choices = {k: v for k, v in state.runtime.choices.items() if not k.startswith("hydra/")}
-        typed = {"choices": choices, "overrides": list(state.overrides.task), "swept": []}
-        jobs.append((Path(state.runtime.output_dir), to_plain(cfg) | typed))
+        jobs.append((Path(HydraConfig.get().runtime.output_dir), to_plain(cfg) | as_typed()))
 
     register_resolvers()
     try:

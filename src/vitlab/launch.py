@@ -141,41 +141,37 @@ def execute(folder: RunFolder, *, new: bool = False) -> None:
         raise
 
 
-def claim(config: dict[str, Any], swept: Sequence[str] = ()) -> RunFolder:
-    """Claim, inside Hydra's main, the folder that Hydra made for this job."""
+def as_typed(swept: Sequence[str] = ()) -> dict[str, Any]:
+    """Return, inside Hydra's main, what a record keeps beside the config.
+
+    Args:
+        swept: the keys that a sweep varies.
+
+    Returns:
+        ``choices``, the option of each config group, such as ``{"model": "vit_small"}``; ``overrides``, as
+        they were typed; and ``swept``.
+    """
     state = HydraConfig.get()
-    overrides = list(state.overrides.task)
-    return create_run(state.runtime.output_dir, config, overrides, state.runtime.choices, swept)
+    choices = {k: v for k, v in state.runtime.choices.items() if not k.startswith("hydra/")}
+    return {"choices": choices, "overrides": list(state.overrides.task), "swept": list(swept)}
 
 
-def create_run(
-    path: str | Path,
-    config: dict[str, Any],
-    overrides: Sequence[str],
-    choices: Mapping[str, str],
-    swept: Sequence[str] = (),
-) -> RunFolder:
-    """Claim ``path`` and write the two files that a run starts from.
+def claim(config: dict[str, Any], swept: Sequence[str] = ()) -> RunFolder:
+    """Claim, inside Hydra's main, the folder that Hydra made, and write the two files a run starts from.
 
     Args:
         config: resolved, plain values.
-        overrides: as they were typed.
-        choices: the option of each config group, such as ``{"model": "vit_small"}``.
         swept: the keys that a sweep varies.
 
     Raises:
         UserError: the folder holds a run already.
     """
+    path = HydraConfig.get().runtime.output_dir
     if rank_in_environment():
         return _await_run(RunFolder(path))
-    config = {k: v for k, v in config.items() if k != "resume"}
-    record = {
-        "choices": {k: v for k, v in choices.items() if not k.startswith("hydra/")},
-        "overrides": list(overrides),
-        "swept": list(swept),
-    }
-    folder = RunFolder.create(path, config | record)
-    Summary(folder).begin(config["seed"], list(overrides), versions(), commit())
+    record = as_typed(swept)
+    folder = RunFolder.create(path, {k: v for k, v in config.items() if k != "resume"} | record)
+    Summary(folder).begin(config["seed"], record["overrides"], versions(), commit())
     return folder
 
 

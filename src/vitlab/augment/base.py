@@ -46,12 +46,15 @@ class ImageOp(Augmentation):
         raise NotImplementedError
 
 
+def to_uint8(levels: Tensor) -> Tensor:
+    """Truncate float levels within 0..255, as PIL does."""
+    # By way of int16: more than twice as fast on a CPU as from float to uint8 at once.
+    return levels.to(torch.int16).to(torch.uint8)
+
+
 def to_pixels(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float32 ``numbers`` in the images' type; for uint8 rounded to nearest. May overwrite them."""
-    if dtype.is_floating_point:
-        return numbers.to(dtype)
-    # By way of int16: twice as fast on a CPU as from float to uint8 at once.
-    return numbers.round_().to(torch.int16).to(dtype)
+    return numbers.to(dtype) if dtype.is_floating_point else to_uint8(numbers.round_())
 
 
 class Compose(nn.Module):

@@ -18,6 +18,18 @@ def check_number(owner: object, name: str, value: Any, low: float, high: float =
         raise UserError(f"{name} of {type(owner).__name__} must be a number {span}, but is {value!r}.")
 
 
+def check_whole(owner: object, name: str, value: Any, low: int) -> None:
+    """Refuse what is not a whole number from ``low`` on.
+
+    Raises:
+        UserError: it names the class of ``owner`` and the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(
+            f"{name} of {type(owner).__name__} must be a whole number from {low}, but is {value!r}."
+        )
+
+
 def check_range(owner: object, name: str, least: Any, most: Any, low: float, high: float = math.inf) -> None:
     """Refuse what is not a range of numbers above ``low`` and up to ``high``: min_``name``, max_``name``.
 

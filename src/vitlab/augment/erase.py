@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vitlab.augment.base import ImageOp, to_pixels
 from vitlab.augment.boxes import draw_sides, inside, place, place_around, size_of
-from vitlab.augment.checks import check_number, check_range, check_word
-from vitlab.errors import UserError
+from vitlab.augment.checks import check_number, check_range, check_whole, check_word
 
 VALUES = ("zero", "mean", "random")
 
@@ -147,8 +146,7 @@ class Cutout(Erase):
 
     def __init__(self, *, size: int, p: float, value: str) -> None:
         super().__init__(p=p, value=value)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(f"size of Cutout must be a number of pixels from 1, but is {size!r}.")
+        check_whole(self, "size", size, 1)
         self.size = size
 
     def draw_boxes(self, images: Tensor, generator: torch.Generator) -> Tensor:

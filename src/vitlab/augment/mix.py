@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vitlab.augment.base import Augmentation, to_pixels
 from vitlab.augment.boxes import inside, place_around, size_of
-from vitlab.augment.checks import check_number
+from vitlab.augment.checks import check_number, check_whole
 from vitlab.errors import UserError
 
 
@@ -45,13 +45,8 @@ class MixupCutmix(Augmentation):
         check_number(self, "cutmix_alpha", cutmix_alpha or 0, 0)
         check_number(self, "p", p, 0, 1)
         check_number(self, "switch_p", switch_p, 0, 1)
-        if off_after_epoch is not None and (
-            isinstance(off_after_epoch, bool) or not isinstance(off_after_epoch, int) or off_after_epoch < 1
-        ):
-            raise UserError(
-                "off_after_epoch of MixupCutmix must be a number of epochs from 1, or null for never, but "
-                f"is {off_after_epoch!r}."
-            )
+        if off_after_epoch is not None:
+            check_whole(self, "off_after_epoch", off_after_epoch, 1)
         if not mixup_alpha and not cutmix_alpha:
             raise UserError(
                 "mixup_alpha and cutmix_alpha of MixupCutmix are both off, so nothing would be mixed. Give "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp
-from vitlab.augment.checks import check_number, check_word
+from vitlab.augment.checks import check_number, check_whole, check_word
 from vitlab.augment.pixels import reflected
 from vitlab.errors import UserError
 
@@ -32,8 +32,7 @@ class RandomCrop(ImageOp):
 
     def __init__(self, *, padding: int, padding_mode: str) -> None:
         super().__init__()
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise UserError(f"padding of RandomCrop must be an integer from 0, but is {padding!r}.")
+        check_whole(self, "padding", padding, 0)
         check_word(self, "padding_mode", padding_mode, PADDING_MODES)
         self.padding = padding
         self.padding_mode = padding_mode

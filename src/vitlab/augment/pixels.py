@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlab.augment.base import to_uint8
+
 INTERPOLATIONS = ("nearest", "bilinear")
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision round it
 BLUR_RADIUS = 6  # pixels, three deviations of the widest blur, 2.0, that 3-Augment draws
@@ -58,12 +60,6 @@ def _apply(images: Tensor, counts: list[int], values: Tensor, interpolation: str
         if len(group)
     ]
     return torch.cat(parts)
-
-
-def to_uint8(levels: Tensor) -> Tensor:
-    """Truncate float levels within 0..255, as PIL does."""
-    # By int16: more than twice as fast on a CPU as the direct way.
-    return levels.to(torch.int16).to(torch.uint8)
 
 
 # What moves pixels: a 2 × 3 matrix takes the place of a pixel (column, row) to the place of its source, both

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitlab.augment.base import ImageOp
+from vitlab.augment.base import ImageOp, to_uint8
 from vitlab.augment.checks import check_number, check_range, check_word
-from vitlab.augment.pixels import INTERPOLATIONS, OPS, apply_ops, to_uint8
+from vitlab.augment.pixels import INTERPOLATIONS, OPS, apply_ops
 from vitlab.augment.searched import POLICIES
 from vitlab.errors import UserError
 
