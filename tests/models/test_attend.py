@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitlab.models.layers import attend
+from vitlab.models.attention import attend
 
 
 @pytest.mark.parametrize("tokens", [16, 65, 300])

@@ -3,29 +3,24 @@
 import torch
 from torch import nn
 
+from tests.models.helpers import small_vit
 from vitlab.models.cost import count_parameters, flops_per_image
-from vitlab.models.vit import ViT
 
 
-def vit(pool: str) -> ViT:
-    return ViT(
+def vit(pool: str) -> nn.Module:
+    return small_vit(
         image_size=(16, 32),
-        channels=3,
         num_classes=7,
-        patch_size=4,
         dim=24,
         depth=3,
-        heads=2,
         dim_head=16,
         mlp_ratio=2.5,
         pool=pool,
-        position="learnable",
         patch_norm=True,
         dropout=0.1,
         emb_dropout=0.1,
         attn_dropout=0.1,
         drop_path=0.1,
-        qkv_bias=True,
     )
 
 

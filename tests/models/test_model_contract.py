@@ -1,42 +1,40 @@
-"""What every file in conf/model promises. A new file is found here without editing anything."""
+"""What every file below conf/model promises. A new file is found here without editing anything.
 
-from pathlib import Path
+A whole network is built as its own file says, a part (model/tokenizer=…) inside a small ViT.
+"""
+
 from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-CONFIGS = sorted((Path(__file__).parents[2] / "conf/model").glob("*.yaml"))
+from tests.models.helpers import SMALL, build, model_node
+from vitlab.config import CONF
+
+WHOLE = sorted(f"model={file.stem}" for file in (CONF / "model").glob("*.yaml"))
+PARTS = sorted(f"{file.parent.relative_to(CONF)}={file.stem}" for file in (CONF / "model").glob("*/*.yaml"))
 NUM_CLASSES = 5
 RECTANGLE = (32, 48)
-# Enough of a model to see every kind of its parts; applied where the YAML has the key.
-SMALL = {"depth": 2}
 
 
-def build(path: Path, **changes: Any) -> nn.Module:
-    """Build a model from its YAML alone, with the data node that its interpolations point to."""
-    node = OmegaConf.load(path)
-    root = OmegaConf.create(
-        {"data": {"image_size": 32, "channels": 3, "num_classes": NUM_CLASSES}, "model": node}
-    )
-    for key, value in {**SMALL, **changes}.items():
-        if key in node:
-            OmegaConf.update(root, f"model.{key}", value)
-    return instantiate(root.model)
+def make(choice: str, **changes: Any) -> nn.Module:
+    """Build with enough blocks to see every kind of its parts, where the node has the key."""
+    overrides = (choice,) if choice in WHOLE else ("model=vit_tiny", choice)
+    small = {"depth": 2} if choice in WHOLE else {**SMALL, "image_size": 32, "pool": "mean"}
+    wanted = {**small, "num_classes": NUM_CLASSES, **changes}
+    node = model_node(*overrides)
+    return build(*overrides, **{key: value for key, value in wanted.items() if key in node})
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
-def path(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module", params=[*WHOLE, *PARTS])
+def choice(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(path: Path) -> nn.Module:
-    torch.manual_seed(0)
-    return build(path)
+def model(choice: str) -> nn.Module:
+    return make(choice)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,8 @@ def images(model: nn.Module) -> Tensor:
 
 
 def test_configs_are_found() -> None:
-    assert len(CONFIGS) >= 7
+    assert len(WHOLE) >= 7
+    assert {"model/tokenizer=patch", "model/attention=softmax"} < {*PARTS}
 
 
 def test_a_training_step_gives_finite_logits_and_reaches_every_parameter(
@@ -75,6 +74,16 @@ def test_evaluation_is_deterministic(model: nn.Module, images: Tensor) -> None:
     assert torch.equal(first, second)
 
 
+def test_reduced_precision_stays_finite_and_near(model: nn.Module, images: Tensor) -> None:
+    model.eval()
+    with torch.no_grad():
+        plain = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(images)
+    assert torch.isfinite(rough).all()
+    assert (rough.float() - plain).norm() < 0.1 * plain.norm()
+
+
 def test_layers_claim_every_parameter_once(model: nn.Module) -> None:
     layers = model.layers()
     names = [name for name, _ in layers]
@@ -89,7 +98,7 @@ def test_layers_claim_every_parameter_once(model: nn.Module) -> None:
         for parameter in parameters
     }
     assert {name: claim for name, claim in claims.items() if len(claim) != 1} == {}
-    # Nothing is named that claims nothing, and the order of the layers is the model's own.
+    # Nothing is named that claims nothing, and each layer comes after the one before.
     first_claim = [min(i for i, p in enumerate(parameters) if claims[p] == [n]) for n in names[1:]]
     assert first_claim == sorted(first_claim)
 
@@ -98,24 +107,46 @@ def test_no_weight_decay_names_parameters(model: nn.Module) -> None:
     assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
 
 
-def test_header_says_source_and_measured_parameters(path: Path) -> None:
+@pytest.mark.parametrize("choice", WHOLE)
+def test_header_says_source_and_measured_parameters(choice: str) -> None:
     with torch.device("meta"):
-        root = OmegaConf.create(
-            {
-                "data": {"image_size": 32, "channels": 3, "num_classes": 10},
-                "model": OmegaConf.load(path),
-            }
-        )
-        count = sum(parameter.numel() for parameter in instantiate(root.model).parameters())
-    header = path.read_text().partition("_target_")[0]
+        count = sum(parameter.numel() for parameter in build(choice).parameters())
+    header = (CONF / f"{choice.replace('=', '/')}.yaml").read_text().partition("_target_")[0]
     assert header.startswith("# ")
     assert "# Source: " in header
     assert f"# Parameters: {count:,} (" in header
 
 
-def test_rectangular_images(path: Path) -> None:
-    if "image_size: 224" in path.read_text():
+def test_rectangular_images(choice: str) -> None:
+    if model_node(*([choice] if choice in WHOLE else []))["image_size"] == 224:
         pytest.skip("a model for one size of image")
-    model = build(path, image_size=list(RECTANGLE)).eval()
+    model = make(choice, image_size=list(RECTANGLE)).eval()
     with torch.no_grad():
         assert model(torch.randn(2, 3, *RECTANGLE)).shape == (2, NUM_CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("choice", PARTS)
+def test_compiled_training_is_eager_training(choice: str, dtype: torch.dtype) -> None:
+    """A convolutional stem has trained to NaN, compiled under bfloat16 on a CPU, in one memory layout."""
+
+    def losses(compiled: bool) -> list[float]:
+        torch._dynamo.reset()  # many networks in one process reach dynamo's limit and turn eager
+        model = make(choice, depth=1).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        if compiled:
+            model.compile(dynamic=False)
+        images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        values = []
+        for _ in range(4):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = nn.functional.cross_entropy(model(images), torch.arange(8) % NUM_CLASSES)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return values
+
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    assert losses(compiled=True) == pytest.approx(losses(compiled=False), abs=tolerance)

@@ -1,14 +1,14 @@
 """timm's networks behind the contract, and every way in which their weights can fail to come."""
 
-import logging
+import argparse
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from vitlab.errors import UserError
@@ -97,14 +97,6 @@ def test_what_cannot_be_built_is_refused_in_words(changes: dict[str, Any], messa
         build(**changes)
 
 
-def test_pretrained_weights_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="could not be fetched") as caught:
-        build(pretrained=True, kwargs={"cache_dir": str(tmp_path)})
-    assert "timm/resnet10t" in str(caught.value)
-    assert "model.checkpoint_path=<path" in str(caught.value)
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_from_a_file(weights: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -120,15 +112,66 @@ def test_weights_inside_a_training_checkpoint(weights: dict[str, Tensor], tmp_pa
     assert torch.equal(loaded["fc.weight"], weights["fc.weight"])
 
 
+def test_settings_beside_the_weights_do_not_stand_in_the_way(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    # As timm's own training script and DeiT's write them.
+    torch.save({"model": weights, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    assert torch.equal(build(checkpoint_path=str(tmp_path / "w.pth")).net.fc.weight, weights["fc.weight"])
+
+
 def test_a_head_for_other_classes_starts_new_and_is_reported(
-    weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     torch.save(weights, tmp_path / "w.pth")
-    with caplog.at_level(logging.INFO, logger="vitlab"):
-        model = build(checkpoint_path=str(tmp_path / "w.pth"), num_classes=4)
-    assert "fc.bias, fc.weight starts new" in caplog.text
+    model = build(checkpoint_path=str(tmp_path / "w.pth"), num_classes=4)
+    assert model.loaded is not None
+    assert model.loaded.new == ["fc.weight (4, 512)", "fc.bias (4,)"]
     assert model.net.fc.weight.shape[0] == 4
     assert torch.equal(model.net.conv1[0].weight, weights["conv1.0.weight"])
+
+
+def test_the_table_says_what_became_of_every_tensor(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "w.pth")
+    assert build().loaded is None
+    whole = build(checkpoint_path=str(tmp_path / "w.pth")).loaded
+    assert whole is not None
+    assert (whole.tensors, whole.new, whole.resized, whole.left_out) == (len(weights), [], [], [])
+    assert whole.numbers == sum(value.numel() for value in weights.values())
+    part = build(checkpoint_path=str(tmp_path / "w.pth"), num_classes=4, channels=1).loaded
+    assert part is not None
+    assert part.tensors == len(weights) - 2
+    assert part.numbers == whole.numbers - 10 * 513 - 2 * weights["conv1.0.weight"].numel() // 3
+    assert dict(part.lines())["  resized"] == "conv1.0.weight (24, 3, 3, 3) → (24, 1, 3, 3)"
+    assert [value for key, value in part.lines()][-2:] == ["fc.weight (4, 512)", "fc.bias (4,)"]
+
+
+def test_one_channel_gets_the_sum_of_the_kernels(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "w.pth")
+    grey = build(checkpoint_path=str(tmp_path / "w.pth"), channels=1).eval()
+    colour = build(checkpoint_path=str(tmp_path / "w.pth")).eval()
+    image = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def test_files_from_before_batch_norm_counted(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    old = {name: value for name, value in weights.items() if "num_batches_tracked" not in name}
+    torch.save(old, tmp_path / "w.pth")
+    assert torch.equal(build(checkpoint_path=str(tmp_path / "w.pth")).net.fc.bias, weights["fc.bias"])
+
+
+def test_names_of_older_releases_are_translated(tmp_path: Path) -> None:
+    # DeiT III's layer scale: gamma_1 in its authors' files, ls1.gamma in timm.
+    small = {"name": "deit3_small_patch16_224", "image_size": 32, "kwargs": {"depth": 1}}
+    net = build(**small).net
+    torch.nn.init.uniform_(net.blocks[0].ls1.gamma)
+    old = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+        for name, value in net.state_dict().items()
+    }
+    torch.save({"model": old}, tmp_path / "w.pth")
+    again = build(**small, checkpoint_path=str(tmp_path / "w.pth")).net
+    assert torch.equal(again.blocks[0].ls1.gamma, net.blocks[0].ls1.gamma)
 
 
 def test_weights_that_do_not_fit_are_told_apart(weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -143,17 +186,27 @@ def test_weights_that_do_not_fit_are_told_apart(weights: dict[str, Tensor], tmp_
     assert "1 of another shape: bn1.bias (7,) for (64,)" in str(caught.value)
 
 
-def test_positions_of_a_file_are_resized_to_the_image(tmp_path: Path) -> None:
-    large = build(name="deit_tiny_patch16_224", image_size=64, kwargs={"depth": 1})
+def test_positions_and_patches_of_a_file_are_resized(tmp_path: Path) -> None:
+    vit: dict[str, Any] = {"name": "test_vit"}
+    large = build(**vit, image_size=64)
+    torch.nn.init.normal_(large.net.pos_embed)
     torch.save(large.net.state_dict(), tmp_path / "w.pth")
-    small = build(
-        name="deit_tiny_patch16_224",
-        image_size=32,
-        kwargs={"depth": 1},
-        checkpoint_path=str(tmp_path / "w.pth"),
-    )
-    assert small.net.pos_embed.shape[1] == 1 + 2 * 2
+    path = str(tmp_path / "w.pth")
+    small = build(**vit, image_size=32, checkpoint_path=path)
+    assert small.loaded is not None
+    assert small.loaded.resized == ["pos_embed (1, 17, 64) → (1, 5, 64)"]
+    expected = resample_abs_pos_embed(large.net.pos_embed, new_size=[2, 2], num_prefix_tokens=1)
+    torch.testing.assert_close(small.net.pos_embed, expected)
     assert torch.equal(small.net.head.weight, large.net.head.weight)
+
+    fine = build(**vit, image_size=32, checkpoint_path=path, kwargs={"patch_size": 8})
+    assert fine.loaded is not None
+    assert fine.loaded.resized == ["patch_embed.proj.weight (64, 3, 16, 16) → (64, 3, 8, 8)"]
+    torch.testing.assert_close(
+        fine.net.patch_embed.proj.weight,
+        resample_patch_embed(large.net.patch_embed.proj.weight.detach(), [8, 8]),
+    )
+    assert torch.equal(fine.net.pos_embed, large.net.pos_embed)  # 4 x 4 tokens either way
 
 
 class Trap:

@@ -13,6 +13,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_trainable(model: nn.Module) -> int:
+    """Count the numbers in the parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def flops_per_image(model: nn.Module, image_size: Size, channels: int) -> int:
     """Count the floating point operations of one image's forward pass; a multiply-add is 2.
 

@@ -1,8 +1,8 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), from parts.
 
-What varies between the kin of ViT is a part in ``layers.py`` and not a flag here: how an image
-becomes tokens (``tokenizer``), how tokens mix (``attention``), how they know their place
-(``position``), what the head reads (``pool``).
+What varies between the kin of ViT is a part in a file of its own and not a flag here: how an image
+becomes tokens (``tokenizers.py``), how they know their place (``positions.py``), how they mix
+(``attention.py``), what the head reads (``pooling.py``).
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.models.layers import (
-    MLP,
-    POOLINGS,
-    POSITIONS,
-    Attention,
-    Block,
-    PatchEmbedding,
-    Size,
-    Tokenizer,
-    choose,
-    layer_norm,
-    pair,
-    require_rates,
-)
+from vitlab.models.initialization import INITS
+from vitlab.models.layers import MLP, Block, Size, choose, pair, require_rates
+from vitlab.models.pooling import POOLINGS
+from vitlab.models.positions import POSITIONS
+from vitlab.models.tokenizers import Tokenizer
+
+
+def classifier(dim: int, num_classes: int) -> nn.Linear:
+    """A head ``(B, dim) -> (B, num_classes)`` with its first weights."""
+    head = nn.Linear(dim, num_classes)
+    # Small and not zero: from zero the first step would teach the head alone. 0.02 as in DeiT.
+    nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 class ViT(nn.Module):
@@ -36,22 +36,26 @@ class ViT(nn.Module):
         dim: numbers per token. ``depth``: blocks. ``heads``: attention heads of ``dim_head`` (None:
             dim // heads).
         mlp_ratio: hidden width of the MLP over ``dim``.
-        pool: "cls" or "mean", see ``layers.POOLINGS``. ``position``: "learnable" or "sincos", see
-            ``layers.POSITIONS``.
+        pool: a name in ``POOLINGS``. ``position``: a name in ``POSITIONS``.
         patch_norm: LayerNorms before and after the tokenizer's projection.
         dropout: after every dense layer but the query-key-value one (appendix B.1).
             ``emb_dropout``: after the positions. ``attn_dropout``: of the attention weights.
         drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et
             al. 2016, equation 4).
-        qkv_bias: whether queries, keys and values have a bias.
+        drop_key: rate at which attention loses keys (``attention.drop_keys``) in the first block; it falls
+            linearly to the last (DropKey, Li et al. 2023: what early layers see may go, what late ones
+            have made of it not).
+        qkv_bias: whether queries, keys and values have a bias. ``init``: a name in ``INITS``.
         tokenizer: builds the ``Tokenizer`` from image_size, patch_size, channels, dim and
             patch_norm.
-        attention: builds one block's attention, with the arguments of ``layers.Attention``.
+        attention: builds one block's attention, with the arguments of ``attention.Attention``.
 
     Raises:
         UserError: sizes, rates or names that cannot work, and images of another size than
             ``image_size``.
     """
+
+    own_tokens = 0  # learnable ones that a subclass puts before the pooling's
 
     def __init__(
         self,
@@ -72,21 +76,24 @@ class ViT(nn.Module):
         emb_dropout: float,
         attn_dropout: float,
         drop_path: float,
+        drop_key: float,
         qkv_bias: bool,
-        tokenizer: Callable[..., Tokenizer] = PatchEmbedding,
-        attention: Callable[..., nn.Module] = Attention,
+        init: str,
+        tokenizer: Callable[..., Tokenizer],
+        attention: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
-        if min(depth, dim, channels, num_classes, int(dim * mlp_ratio)) < 1:
+        if min(depth, dim, heads, channels, num_classes, int(dim * mlp_ratio)) < 1:
             raise UserError(
-                "model.depth, dim, channels, num_classes and dim * mlp_ratio must be at least 1, "
-                f"found {depth}, {dim}, {channels}, {num_classes} and {dim * mlp_ratio}."
+                "model.depth, dim, heads, channels, num_classes and dim * mlp_ratio must be at least 1, "
+                f"found {depth}, {dim}, {heads}, {channels}, {num_classes} and {dim * mlp_ratio}."
             )
         require_rates(
             dropout=dropout,
             emb_dropout=emb_dropout,
             attn_dropout=attn_dropout,
             drop_path=drop_path,
+            drop_key=drop_key,
         )
         self.image_size = pair("model.image_size", image_size)
         self.tokenizer = tokenizer(
@@ -96,11 +103,12 @@ class ViT(nn.Module):
             dim=dim,
             patch_norm=patch_norm,
         )
-        self.pool = choose("model.pool", pool, POOLINGS)(dim=dim)
-        prefix = self.pool.prefix
+        pooling = choose("model.pool", pool, POOLINGS)
+        prefix = self.own_tokens + pooling.prefix
         self.class_token = nn.Parameter(torch.randn(1, prefix, dim) * 0.02) if prefix else None
+        grid = self.tokenizer.grid
         self.position = choose("model.position", position, POSITIONS)(
-            grid=self.tokenizer.grid, dim=dim, prefix=prefix
+            grid=grid, dim=dim, dim_head=dim_head or dim // heads, prefix=prefix
         )
         self.dropout = nn.Dropout(emb_dropout)
         self.blocks = nn.ModuleList(
@@ -112,18 +120,19 @@ class ViT(nn.Module):
                     dim_head=dim_head,
                     qkv_bias=qkv_bias,
                     attn_dropout=attn_dropout,
+                    drop_key=drop_key * (depth - i) / depth,
                     dropout=dropout,
+                    num_tokens=prefix + grid[0] * grid[1],
+                    rotate=self.position.rotate,
                 ),
                 mlp=MLP(dim=dim, hidden=int(dim * mlp_ratio), dropout=dropout),
                 drop_path=drop_path * (i + 1) / depth,
             )
             for i in range(depth)
         )
-        self.norm = layer_norm(dim)
-        self.head = nn.Linear(dim, num_classes)
-        # Small and not zero: from zero the first step would teach the head alone. 0.02 as in DeiT.
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.pool = pooling(dim=dim)
+        self.head = classifier(dim, num_classes)
+        choose("model.init", init, INITS)(self.blocks, self.position)
 
     def embed(self, images: Tensor) -> Tensor:
         """Turn images ``(B, C, H, W)`` into the first block's input ``(B, prefix + N, dim)``."""
@@ -138,21 +147,22 @@ class ViT(nn.Module):
             tokens = torch.cat([prefix, tokens], dim=1)  # (B, prefix + N, dim)
         return self.dropout(self.position(tokens))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn images ``(B, C, H, W)`` into the last block's output ``(B, prefix + N, dim)``."""
         tokens = self.embed(images)  # (B, prefix + N, dim)
         for block in self.blocks:
             tokens = block(tokens)  # (B, prefix + N, dim)
-        # Norm after pooling: for one token the order does not matter, for a mean it keeps the
-        # head's input at unit scale.
-        features = self.norm(self.pool(tokens))  # (B, dim)
-        return self.head(features)  # (B, num_classes)
+        return tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pool(self.encode(images)))  # (B, num_classes)
 
     def layers(self) -> list[tuple[str, list[str]]]:
         """Layers in order, stem to head: (name, parameter-name prefixes)."""
         return [
-            ("stem", ["tokenizer.", "class_token", "position."]),
+            ("stem", ["tokenizer.", "class_token", "position.", "dropout."]),
             *((f"block_{i}", [f"blocks.{i}."]) for i in range(len(self.blocks))),
-            ("head", ["pool.", "norm.", "head."]),
+            ("head", ["pool.", "head."]),
         ]
 
     def no_weight_decay(self) -> set[str]:

@@ -1,0 +1,37 @@
+"""A Vision Transformer with a second token and head, that learn from a teacher."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitlab.models.vit import ViT, classifier
+
+
+class DistilledViT(ViT):
+    """`ViT` with a distillation token: it attends as a class token does, and has a head of its own.
+
+    Under ``task=distill`` the head of the pooling learns the labels and the other one the teacher; the
+    prediction is the mean of their logits, in training and evaluation.
+
+    Source: DeiT, "Training data-efficient image transformers & distillation through attention" (Touvron
+    et al. 2021), section 4. The token stands first; ``class_token`` holds it, and the pooling's after it.
+    """
+
+    own_tokens = 1
+
+    def __init__(self, *, dim: int, num_classes: int, **options: Any) -> None:
+        super().__init__(dim=dim, num_classes=num_classes, **options)
+        self.distillation_head = classifier(dim, num_classes)
+
+    def forward(self, images: Tensor, per_head: bool = False) -> Tensor:
+        """Return the mean of the heads' logits ``(B, K)``; or per head ``(B, 2, K)``, the teacher's last."""
+        tokens = self.encode(images)  # (B, 1 + prefix of the pooling + N, dim)
+        labels = self.head(self.pool(tokens[:, 1:]))  # (B, K)
+        # The pooling's norm serves both, as in DeiT's code.
+        taught = self.distillation_head(self.pool.norm(tokens[:, 0]))  # (B, K)
+        return torch.stack([labels, taught], dim=1) if per_head else (labels + taught) / 2
+
+    def layers(self) -> list[tuple[str, list[str]]]:
+        *layers, (name, prefixes) = super().layers()
+        return [*layers, (name, [*prefixes, "distillation_head."])]

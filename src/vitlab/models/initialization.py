@@ -1,0 +1,72 @@
+"""First weights: a way to change those that the parts have drawn is a function and an entry in INITS."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+from vitlab.models.attention import Attention
+from vitlab.models.positions import LearnablePositions, Positions, sincos_table
+
+Init = Callable[[Iterable[nn.Module], Positions], None]
+
+
+def xavier(blocks: Iterable[nn.Module], positions: Positions) -> None:
+    """Leave what the parts have drawn (`layers.linear`)."""
+
+
+@torch.no_grad()
+def mimetic(blocks: Iterable[nn.Module], positions: Positions) -> None:
+    """Make attention look as after pretraining: tokens look at their like, and subtract what they see.
+
+    Source: "Mimetic Initialization of Self-Attention Layers" (Trockman & Kolter 2023, section 4). With Z of
+    N(0, 1 / dim), W_Q W_Kᵀ ≈ 0.7 Z + 0.7 I in each head and W_V W_proj ≈ 0.4 Z - 0.4 I over all heads, the
+    best approximations of the rank that there is. Learnable positions start as sines and cosines, so that
+    those alike are neighbours; prefix tokens keep theirs.
+
+    Raises:
+        UserError: attention of another make, or heads of more numbers together than a token has.
+    """
+    for block in blocks:
+        attention = block.attention
+        if not isinstance(attention, Attention):
+            raise UserError(
+                "model.init=mimetic sets queries, keys, values and output of an `Attention`, found "
+                f"{type(attention).__name__}: set model.init=xavier."
+            )
+        _mimic(attention)
+    if isinstance(positions, LearnablePositions):
+        positions.table[0, positions.prefix :] = sincos_table(positions.grid, positions.table.shape[-1])
+
+
+def _mimic(attention: Attention) -> None:
+    dim, inner = attention.out.weight.shape
+    if inner > dim:
+        # The products have rank dim at most: what is left over would start at zero, and stay there.
+        raise UserError(
+            f"model.init=mimetic needs model.heads * model.dim_head of at most model.dim={dim}, found "
+            f"{inner}: set model.dim_head=null or model.init=xavier."
+        )
+    queries, keys, values = attention.qkv.weight.chunk(3)  # each (inner, dim), views
+    heads, d = attention.heads, attention.dim_head
+    left, right = factors(0.7, 0.7, heads, dim, rank=d, like=queries)
+    queries.copy_(left.mT.reshape(inner, dim))  # (heads * d, dim): a Linear holds its matrix transposed
+    keys.copy_(right.reshape(inner, dim))
+    left, right = factors(0.4, -0.4, 1, dim, rank=inner, like=values)
+    values.copy_(left[0].mT)  # (inner, dim)
+    attention.out.weight.copy_(right[0].mT)  # (dim, inner)
+
+
+def factors(
+    alpha: float, beta: float, count: int, dim: int, *, rank: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return L ``(count, dim, rank)`` and R ``(count, rank, dim)``, alike in size: L R ≈ alpha Z + beta I."""
+    noise = torch.randn(count, dim, dim, device=like.device, dtype=torch.float32) / dim**0.5
+    target = alpha * noise + beta * torch.eye(dim, device=like.device)
+    u, s, vh = torch.linalg.svd(target)
+    root = s[:, :rank].sqrt()  # (count, rank)
+    return u[:, :, :rank] * root[:, None], root[:, :, None] * vh[:, :rank]
+
+
+INITS: dict[str, Init] = {"xavier": xavier, "mimetic": mimetic}

@@ -1,0 +1,265 @@
+"""Tokenizers: images to tokens. A new one is another subclass, injected from YAML."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+from vitlab.models.layers import LAYER_NORM_EPS, Size, choose, layer_norm, linear, pair
+
+
+class Tokenizer(nn.Module):
+    """Turns images ``(B, C, H, W)`` into tokens ``(B, N, dim)``, row by row over ``grid``.
+
+    A subclass takes ``image_size, patch_size, channels, dim, patch_norm`` as keywords, and whatever
+    its own YAML node adds. ``patch_size`` is always the pixels from one token to the next.
+
+    Attributes:
+        grid: tokens (down, across); N is their product.
+    """
+
+    grid: tuple[int, int]
+
+
+def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
+    """Return how many patches (down, across) tile the image; a UserError when they do not."""
+    (height, width), (down, across) = (
+        pair("model.image_size", image_size),
+        pair("model.patch_size", patch_size),
+    )
+    if height % down or width % across:
+        raise UserError(
+            f"model.patch_size {down}x{across} does not divide the image of {height}x{width} "
+            "pixels; choose a patch_size that divides both sides, or another model.image_size."
+        )
+    return height // down, width // across
+
+
+class Projection(nn.Module):
+    """``(..., in_features) -> (..., dim)``: Linear, optionally between two LayerNorms.
+
+    Source of the LayerNorms: "Dual PatchNorm" (Kumar et al. 2023).
+    """
+
+    def __init__(self, *, in_features: int, dim: int, patch_norm: bool) -> None:
+        super().__init__()
+        self.norm_in = layer_norm(in_features) if patch_norm else nn.Identity()
+        self.linear = linear(in_features, dim)
+        self.norm_out = layer_norm(dim) if patch_norm else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm_out(self.linear(self.norm_in(features)))
+
+
+class PatchEmbedding(Tokenizer):
+    """Cuts the image into patches and projects each (Dosovitskiy et al. 2021, equation 1).
+
+    A reshape and one matrix product; a patch is flattened channel first, so that the weight is the
+    flattened kernel of the strided convolution that other codebases write here.
+
+    Raises:
+        UserError: the patches do not tile the image.
+    """
+
+    def __init__(
+        self, *, image_size: Size, patch_size: Size, channels: int, dim: int, patch_norm: bool
+    ) -> None:
+        super().__init__()
+        self.grid = patch_grid(image_size, patch_size)
+        self.patch = pair("model.patch_size", patch_size)
+        patch_dim = channels * self.patch[0] * self.patch[1]
+        self.projection = Projection(in_features=patch_dim, dim=dim, patch_norm=patch_norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        down, across = self.patch
+        patches = rearrange(
+            images, "b c (h down) (w across) -> b (h w) (c down across)", down=down, across=across
+        )  # (B, N, C * down * across)
+        return self.projection(patches)  # (B, N, dim)
+
+
+class ShiftedPatches(PatchEmbedding):
+    """Patches that see their surroundings: of the image beside its four diagonal shifts by half a patch.
+
+    Source: SPT, "Vision Transformer for Small-Size Datasets" (Lee, Lee & Song 2021, section 3.1); the
+    shifts are filled with zeros, and a LayerNorm stands before the projection, as in their equation.
+    ``patch_norm`` therefore adds the LayerNorm after it alone.
+
+    Raises:
+        UserError: the patches do not tile the image, or have no half.
+    """
+
+    def __init__(
+        self, *, image_size: Size, patch_size: Size, channels: int, dim: int, patch_norm: bool
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=5 * channels,
+            dim=dim,
+            patch_norm=patch_norm,
+        )
+        if min(self.patch) < 2:
+            raise UserError(
+                "model.patch_size must be at least 2 for shifted patches, which move by half a patch; "
+                f"found {patch_size}."
+            )
+        self.projection.norm_in = layer_norm(self.projection.linear.in_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        down, across = (side // 2 for side in self.patch)
+        padded = F.pad(images, (across, across, down, down))
+        shifted = [
+            padded[..., top : top + height, left : left + width]  # (B, C, H, W)
+            for top in (0, 2 * down)
+            for left in (0, 2 * across)
+        ]
+        return super().forward(torch.cat([images, *shifted], dim=1))  # (B, N, dim)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of every pixel: ``(B, C, H, W) -> (B, C, H, W)``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        # With channels_last memory both permutes are views, and the mean runs over neighbouring
+        # numbers.
+        features = features.permute(0, 2, 3, 1)  # (B, H, W, C)
+        return super().forward(features).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+STEM_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "layer": partial(ChannelNorm, eps=LAYER_NORM_EPS),
+}
+
+
+class ConvStem(Tokenizer):
+    """A few 3x3 convolutions in place of the patch embedding.
+
+    Source: "Early Convolutions Help Transformers See Better" (Xiao et al. 2021, section 3,
+    "Convolutional stem design"): the width doubles from convolution to convolution until it is
+    ``dim``, some of them halve the image, a projection to ``dim`` ends the stem. Halving comes early:
+    the wide-open feature maps then have few channels, and at patch_size 4 the stem is a tenth of the
+    model's work. ``full_size_convs`` convolutions before the first halving see every pixel, which
+    pays where there are few tokens (patch_size 8).
+
+    ``norm``: "batch" as in the paper, or "layer", over the channels: without running statistics, so that
+    the function does not depend on the share of the batch that a process sees.
+
+    Raises:
+        UserError: ``patch_size`` is not a power of two or needs more halvings than there are
+            convolutions, does not divide the image, or ``dim`` cannot be halved that often.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_convs: int,
+        full_size_convs: int,
+        norm: str,
+        image_size: Size,
+        patch_size: Size,
+        channels: int,
+        dim: int,
+        patch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.grid = patch_grid(image_size, patch_size)
+        if num_convs < 1:
+            raise UserError(f"model.tokenizer.num_convs must be at least 1, found {num_convs}.")
+        if full_size_convs < 0:
+            raise UserError(f"model.tokenizer.full_size_convs must be 0 or more, found {full_size_convs}.")
+        sides = pair("model.patch_size", patch_size)
+        halvings = [side.bit_length() - 1 for side in sides]
+        if any(2**n != side for n, side in zip(halvings, sides, strict=True)):
+            raise UserError(
+                "model.patch_size must be a power of two for a convolutional stem, which halves "
+                f"the image; found {patch_size}."
+            )
+        if (needed := max(halvings) + full_size_convs) > num_convs:
+            raise UserError(
+                f"model.patch_size={patch_size} needs {max(halvings)} halvings after {full_size_convs} "
+                f"full-size convolutions, but the stem has {num_convs}; set "
+                f"model.tokenizer.num_convs={needed}."
+            )
+        if dim % 2 ** (num_convs - 1):
+            raise UserError(
+                f"model.dim={dim} cannot be halved {num_convs - 1} times, which the widths of "
+                f"{num_convs} convolutions need; choose a multiple of {2 ** (num_convs - 1)}."
+            )
+
+        widths = [dim // 2 ** (num_convs - 1 - i) for i in range(num_convs)]  # 48, 96, 192
+        normalize = choose("model.tokenizer.norm", norm, STEM_NORMS)
+        stages: list[nn.Module] = []
+        for i, (wide_in, wide_out) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
+            place = i - full_size_convs
+            stride = (2 if 0 <= place < halvings[0] else 1, 2 if 0 <= place < halvings[1] else 1)
+            conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1, bias=False)
+            # He et al. 2015, "Delving Deep into Rectifiers", section 2.2: keeps the variance
+            # through a ReLU.
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            stages += [conv, normalize(wide_out), nn.ReLU()]
+        # Images and kernels in channels_last: it is the faster layout, and on the CPU the other
+        # one, compiled under bf16 autocast, has been seen to train to NaN (torch 2.15).
+        self.convs = nn.Sequential(*stages).to(memory_format=torch.channels_last)
+        self.projection = Projection(in_features=dim, dim=dim, patch_norm=patch_norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        features = self.convs(images)  # (B, dim, h, w)
+        return self.projection(rearrange(features, "b c h w -> b (h w) c"))  # (B, N, dim)
+
+
+class ConvPool(Tokenizer):
+    """Layers of a 3x3 convolution, a ReLU and a max pooling that halves the image; no patches at all.
+
+    Source: CCT, "Escaping the Big Data Paradigm with Compact Transformers" (Hassani et al. 2021, section
+    3); sizes as in the published code of CCT-7/3x1 (one layer, 2 pixels from token to token) and
+    CCT-7/3x2 (two, 4 pixels): windows of 3x3, no bias, 64 channels between layers.
+
+    Raises:
+        UserError: ``patch_size`` is not what the layers give or does not divide the image, or
+            ``patch_norm`` is set: there is no projection to stand around.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        image_size: Size,
+        patch_size: Size,
+        channels: int,
+        dim: int,
+        patch_norm: bool,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise UserError(f"model.tokenizer.num_layers must be at least 1, found {num_layers}.")
+        if pair("model.patch_size", patch_size) != (2**num_layers, 2**num_layers):
+            raise UserError(
+                f"model.tokenizer.num_layers={num_layers} puts tokens {2**num_layers} pixels apart, found "
+                f"model.patch_size={patch_size}; set model.patch_size={2**num_layers}."
+            )
+        if patch_norm:
+            raise UserError(
+                "model.patch_norm=true needs a projection to normalise around, and model/tokenizer=cct has "
+                "none; set model.patch_norm=false."
+            )
+        self.grid = patch_grid(image_size, patch_size)
+        widths = [channels, *[64] * (num_layers - 1), dim]
+        layers: list[nn.Module] = []
+        for wide_in, wide_out in pairwise(widths):
+            conv = nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            layers += [conv, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # see ConvStem
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.layers(images.contiguous(memory_format=torch.channels_last))  # (B, dim, h, w)
+        return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)

@@ -1,0 +1,410 @@
+"""The kinds of attention against their papers' formulas and against other implementations."""
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.conftest import TINY, verb
+from tests.models.helpers import small_vit
+from tests.models.test_vit import TO_TIMM
+from vitlab.config import preflight
+from vitlab.errors import UserError
+from vitlab.hardware import has_bf16, has_compiler
+from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, attend, drop_keys
+from vitlab.models.cost import flops_per_image
+from vitlab.optim.groups import parameter_groups
+
+OPTIONS: dict[str, Any] = {
+    "dim": 24,
+    "heads": 3,
+    "dim_head": None,
+    "qkv_bias": False,
+    "attn_dropout": 0.0,
+    "drop_key": 0.0,
+    "dropout": 0.0,
+    "num_tokens": 10,
+    "rotate": None,
+}
+
+
+def make(kind: Callable[..., Attention], **changes: Any) -> Attention:
+    torch.manual_seed(0)
+    own: dict[Any, dict[str, Any]] = {
+        Attention: {"qk_norm": False},
+        LinformerAttention: {"projection_length": 4},
+    }
+    return kind(**{**OPTIONS, **own.get(kind, {}), **changes})
+
+
+def projected(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``(heads, N, head_dim)`` of one image's tokens ``(N, dim)``, head by head."""
+    inner = attention.heads * attention.dim_head
+    q, k, v = (tokens @ attention.qkv.weight[i * inner : (i + 1) * inner].T for i in range(3))
+    return tuple(torch.stack(x.split(attention.dim_head, dim=1)) for x in (q, k, v))
+
+
+def tokens_(batch: int = 2, num_tokens: int = 10, dim: int = 24) -> Tensor:
+    return torch.randn(batch, num_tokens, dim, generator=torch.Generator().manual_seed(1))
+
+
+# The mask of `attend`
+
+
+@pytest.mark.parametrize("tokens", [16, 65, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_masked_key_has_no_weight_and_the_others_sum_to_one(tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 8, generator=generator).to(dtype) for _ in range(3))
+    mask = torch.rand(2, 3, tokens, tokens, generator=generator) < 0.5
+    mask[..., 0] = True
+    scores = (q.float() @ k.float().mT / math.sqrt(8)).exp() * mask
+    expected = scores / scores.sum(-1, keepdim=True) @ v.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = attend(q, k, v, 0.0, mask)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+# DropKey
+
+
+def test_every_query_of_every_head_loses_keys_of_its_own() -> None:
+    torch.manual_seed(0)
+    queries = torch.zeros(32, 4, 20, 8)
+    keep = drop_keys(queries, torch.zeros(32, 4, 30, 8), 0.3)
+    assert keep.shape == (32, 4, 20, 30)
+    assert keep.dtype == torch.bool
+    lost = (~keep).float()
+    assert lost.mean().item() == pytest.approx(0.3, abs=0.01)
+    for axis in range(4):  # what is drawn is drawn along each of them: no two slices are the same
+        a, b = lost.unbind(axis)[:2]
+        assert (a * b).mean().item() == pytest.approx(0.09, abs=0.03)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_that_would_lose_all_keys_loses_none(masked: bool) -> None:
+    torch.manual_seed(0)
+    queries = torch.zeros(64, 2, 5, 8)
+    mask = ~torch.eye(5, dtype=torch.bool) if masked else None
+    keep = drop_keys(queries, queries, 0.9, mask)
+    everything = torch.ones(5, 5, dtype=torch.bool) if mask is None else mask
+    assert not (keep & ~everything).any()
+    assert keep.any(-1).all()
+    # With 4 or 5 keys a query loses all of them more often than it keeps one or two.
+    assert (keep == everything).all(-1).float().mean() > 0.5
+    assert (keep.sum(-1) == 1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drop_key_is_the_softmax_over_the_keys_that_are_left(dtype: torch.dtype) -> None:
+    """Li et al. 2023: scores lose their keys, the weights that remain sum to one. On both paths."""
+    attention, tokens = make(Attention, drop_key=0.4).train(), tokens_()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        torch.manual_seed(3)
+        found = attention(tokens)
+    torch.manual_seed(3)
+    keep = torch.rand(2, 3, 10, 10) >= 0.4
+    assert keep.any(-1).all()
+    rows = []
+    for image, kept in zip(tokens, keep, strict=True):
+        q, k, v = projected(attention, image)
+        scores = (q @ k.mT / math.sqrt(8)).masked_fill(~kept, -math.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(10, 24))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        found.float(), attention.out(torch.stack(rows)), atol=tolerance, rtol=tolerance
+    )
+    with torch.no_grad():
+        assert not torch.allclose(attention.eval()(tokens), found.float(), atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", [Attention, LocalityAttention, LinformerAttention])
+def test_drop_key_acts_in_training_only(kind: type[Attention]) -> None:
+    attention, plain, tokens = make(kind, drop_key=0.5), make(kind), tokens_()
+    torch.testing.assert_close(attention.eval()(tokens), plain.eval()(tokens))
+    first, second = attention.train()(tokens), attention(tokens)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(plain.train()(tokens), plain(tokens))
+
+
+def test_the_drop_key_rate_falls_linearly_from_the_first_block() -> None:
+    rates = [block.attention.drop_key for block in small_vit(depth=4, drop_key=0.2).blocks]
+    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+# QK norm
+
+
+def test_qk_norm_equals_timms_with_the_same_weights() -> None:
+    model = small_vit("model.attention.qk_norm=true", dim=48, depth=3, heads=3).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    reference = timm.models.VisionTransformer(
+        img_size=16,
+        patch_size=4,
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        mlp_ratio=2,
+        num_classes=10,
+        qk_norm=True,
+    ).eval()
+    weights = reference.state_dict()
+    names = TO_TIMM | {"attention.norm_queries": "attn.q_norm", "attention.norm_keys": "attn.k_norm"}
+    for ours, value in model.state_dict().items():
+        name = ours
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[name] = value.reshape(weights[name].shape)
+    left = {name for name in weights if name.endswith(("q_norm.bias", "k_norm.bias"))}  # ours have none
+    assert not any(weights[name].any() for name in left)
+    reference.load_state_dict(weights, strict=True)
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), reference(images), atol=1e-5, rtol=1e-5)
+
+
+def test_qk_norm_bounds_the_scores() -> None:
+    attention, tokens = make(Attention, qk_norm=True), tokens_() * 100
+    queries, keys, _ = attention.queries_keys_values(tokens)
+    for vectors in (queries, keys):
+        torch.testing.assert_close(
+            vectors.norm(dim=-1), torch.full((2, 3, 10), math.sqrt(8)), rtol=1e-3, atol=0
+        )
+    names = {name for name, _ in attention.named_parameters()}
+    assert {"norm_queries.weight", "norm_keys.weight"} < names
+    assert "norm_queries.bias" not in names
+
+
+# Locality self-attention
+
+
+def test_lsa_equals_vit_pytorchs_with_the_same_weights() -> None:
+    small_dataset = pytest.importorskip("vit_pytorch.vit_for_small_dataset")
+    reference = small_dataset.LSA(24, heads=3, dim_head=8).eval()
+    attention = make(LocalityAttention).eval()
+    with torch.no_grad():
+        reference.temperature.add_(0.3)  # theirs is the logarithm, and one for all heads
+        reference.to_qkv.weight.mul_(3)
+    attention.load_state_dict(
+        {
+            "inverse_temperature": reference.temperature.detach().exp().expand(3),
+            "qkv.weight": reference.to_qkv.weight.detach(),
+            "out.weight": reference.to_out[0].weight.detach(),
+            "out.bias": reference.to_out[0].bias.detach(),
+        }
+    )
+    tokens = tokens_()
+    with torch.no_grad():
+        found = attention(reference.norm(tokens))
+        torch.testing.assert_close(found, reference(tokens), atol=1e-6, rtol=1e-5)
+
+
+def test_lsa_starts_at_the_usual_temperature_and_each_head_learns_its_own() -> None:
+    attention = make(LocalityAttention, dim_head=16)
+    assert attention.inverse_temperature.tolist() == pytest.approx([0.25] * 3)
+    tokens = tokens_()
+    _, keys, _ = attention.queries_keys_values(tokens)
+    queries = attention.queries_keys_values(tokens)[0]
+    with torch.no_grad():
+        attention.inverse_temperature[1] *= 2
+    sharper = attention.queries_keys_values(tokens)[0]
+    torch.testing.assert_close(sharper[:, 1], 2 * queries[:, 1])
+    torch.testing.assert_close(sharper[:, [0, 2]], queries[:, [0, 2]])
+    torch.testing.assert_close(attention.queries_keys_values(tokens)[1], keys)
+
+
+@pytest.mark.parametrize("drop_key", [0.0, 0.8])
+def test_in_lsa_no_token_sees_its_own_value(drop_key: float) -> None:
+    attention = make(LocalityAttention, drop_key=drop_key).train()
+    with torch.no_grad():
+        attention.qkv.weight[:48] = 0  # even weights, so that a token's influence is through its value
+    tokens = tokens_(1).requires_grad_()
+    torch.manual_seed(0)
+    mixed = attention(tokens)[0]
+    for i in range(10):
+        (gradient,) = torch.autograd.grad(mixed[i].sum(), tokens, retain_graph=True)
+        assert not gradient[0, i].any()
+        assert gradient[0].any()
+
+
+def test_the_temperature_goes_without_weight_decay() -> None:
+    model = small_vit("model/attention=lsa")
+    groups = parameter_groups(model, lr=1e-3, weight_decay=0.1, layer_decay=1.0)
+    decayed = [name for group in groups if group["weight_decay"] for name in group["names"]]
+    assert "blocks.0.attention.qkv.weight" in decayed
+    assert not any("inverse_temperature" in name for name in decayed)
+
+
+# Linformer
+
+
+def test_linformer_is_equation_7() -> None:
+    attention, tokens = make(LinformerAttention).eval(), tokens_()
+    e, f = attention.project_keys.weight, attention.project_values.weight
+    assert e.shape == f.shape == (4, 10)
+    expected = []
+    for image in tokens:
+        q, k, v = projected(attention, image)
+        heads = [(q[h] @ (e @ k[h]).T / math.sqrt(8)).softmax(-1) @ (f @ v[h]) for h in range(3)]
+        expected.append(torch.cat(heads, dim=1))
+    torch.testing.assert_close(attention(tokens), attention.out(torch.stack(expected)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_linformer_works_with_and_without_a_class_token(pool: str) -> None:
+    model = small_vit("model/attention=linformer", "model.attention.projection_length=8", pool=pool)
+    assert model.blocks[0].attention.project_keys.weight.shape == (8, 16 + (pool == "cls"))
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "degree"), [("linformer", 1), ("softmax", 2), ("lsa", 2)])
+def test_flops_grow_with_the_tokens(kind: str, degree: int) -> None:
+    """A quadruple of tokens costs attention four times as much in Linformer, else sixteen times."""
+
+    def attention_flops(side: int) -> int:
+        changes = {"image_size": side, "pool": "mean", "depth": 1}
+        tokens = (side // 4) ** 2
+        total = flops_per_image(small_vit(f"model/attention={kind}", **changes), side, 3)
+        dense = tokens * (4 * 4 * 3 * 32 + 32 * 3 * 32 + 32 * 32 + 2 * 32 * 64) + 32 * 10
+        return total - 2 * dense
+
+    costs = [attention_flops(side) for side in (32, 64, 128)]
+    assert costs[1] == 4**degree * costs[0]
+    assert costs[2] == 4**degree * costs[1]
+    # Of 64 tokens, 16 mixtures: two products with the mixtures and two to make them, not two with the tokens.
+    expected = 2 * 2 * 64 * 64 * 32 if degree == 2 else 2 * (2 + 2) * 64 * 16 * 32
+    assert costs[0] == expected
+
+
+def test_linformer_refuses_tokens_of_another_number() -> None:
+    with pytest.raises(UserError, match="exactly 10 tokens, found 9"):
+        make(LinformerAttention)(tokens_(num_tokens=9))
+
+
+# What does not fit
+
+LINFORMER = "model/attention=linformer"
+MISFITS = [
+    (
+        [LINFORMER, "model.attention.projection_length=64"],
+        "projection_length=64 saves nothing over 64 tokens",
+    ),
+    ([LINFORMER, "model.pool=cls", "model.attention.projection_length=65"], "over 65 tokens"),
+    ([LINFORMER, "model.position=rotary"], "cannot turn them by theirs: choose model.position=learnable"),
+    (["model/attention=lsa", "model.patch_size=32"], "choose a smaller model.patch_size, or model.pool=cls"),
+    ([LINFORMER, "model.attention.projection_length=0"], "model.attention.projection_length=0: expected"),
+    (["model.drop_key=1"], "model.drop_key=1: expected"),
+    (["model/attention=lsa", "model.attention.qk_norm=true"], "lsa has no key 'qk_norm'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), MISFITS, ids=[" ".join(o) for o, _ in MISFITS])
+def test_what_does_not_fit_is_said_before_anything_is_built(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        preflight(["data=cifar10", "model=vit_tiny", *overrides])
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        (LinformerAttention, {"projection_length": 10}, "must be positive and less than the 10 tokens"),
+        (LinformerAttention, {"projection_length": 0}, "must be positive"),
+        (LinformerAttention, {"rotate": lambda q, k: (q, k)}, "rotary cannot turn them by theirs"),
+        (LocalityAttention, {"num_tokens": 1}, "with one token there is no other"),
+    ],
+    ids=str,
+)
+def test_constructors_say_it_too(kind: type[Attention], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make(kind, **changes)
+
+
+def test_what_just_fits_passes() -> None:
+    preflight(["data=cifar10", LINFORMER, "model.attention.projection_length=63"])
+    preflight(["data=cifar10", LINFORMER, "model.pool=cls", "model.attention.projection_length=64"])
+    preflight(["data=cifar10", "model/attention=lsa", "model.patch_size=32", "model.pool=cls"])
+
+
+# All together
+
+VARIANTS = {
+    "softmax": ("model.attention.qk_norm=true", "model.drop_key=0.2"),
+    "lsa": ("model/attention=lsa", "model.position=rotary", "model.drop_key=0.2"),
+    "linformer": (LINFORMER, "model.attention.projection_length=8", "model.init=mimetic"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.skipif(not has_bf16("cpu"), reason="no bf16")
+def test_bfloat16_is_near_float32(variant: str) -> None:
+    model, images = small_vit(*VARIANTS[variant]).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = model(images)
+    assert near.dtype == torch.bfloat16
+    torch.testing.assert_close(near.float(), exact, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_trains(variant: str, train: Callable[..., Path]) -> None:
+    folder = train(*VARIANTS[variant], "trainer.max_epochs=1", "model.depth=1")
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_the_kinds_can_be_swept(tmp_path: Path) -> None:
+    kinds = ["model/attention=softmax,lsa,linformer", "model.patch_size=2", "trainer.max_epochs=1"]
+    ended = verb("-m", *TINY, *kinds, f"hydra.sweep.dir={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("*/summary.json"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiled_gradients_are_the_eager_ones(variant: str, precision: str) -> None:
+    """Without what is drawn at random: the compiler has a stream of its own."""
+    if precision == "bfloat16" and not has_bf16("cpu"):
+        pytest.skip("no bf16")
+    importlib.import_module("torch._dynamo").reset()  # many small networks reach its limit of versions
+    images, found = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), []
+    for compiled in (False, True):
+        model = small_vit(*VARIANTS[variant], drop_key=0.0, depth=1).train()
+        if compiled:
+            model.compile(dynamic=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(model(images).float(), torch.arange(4))
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    tolerance = 1e-4 if precision == "float32" else 0.03
+    for eager, compiled_ in zip(*found, strict=True):
+        torch.testing.assert_close(compiled_, eager, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+def test_drop_key_compiles_to_the_same_distribution() -> None:
+    importlib.import_module("torch._dynamo").reset()
+    attention, tokens = make(Attention, drop_key=0.5).train(), tokens_(1).expand(8192, -1, -1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        eager = attention(tokens)
+        attention.compile(dynamic=False)
+        compiled = attention(tokens)
+    assert not torch.equal(eager, compiled)
+    torch.testing.assert_close(compiled.mean(0), eager.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(compiled.std(0), eager.std(0), atol=0.05, rtol=0)

@@ -1,0 +1,188 @@
+"""Tokenizers: which pixels a token is made of, and by what arithmetic."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.models.helpers import small_vit
+from vitlab.models.cost import count_parameters
+from vitlab.models.layers import Size, pair
+from vitlab.models.tokenizers import ConvPool, ConvStem, PatchEmbedding, ShiftedPatches
+
+
+def stem(patch_size: Size = 4, image_size: Size = (32, 16), num_convs: int = 3) -> ConvStem:
+    torch.manual_seed(0)
+    return ConvStem(
+        num_convs=num_convs,
+        full_size_convs=0,
+        norm="layer",
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=3,
+        dim=32,
+        patch_norm=False,
+    )
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8, (2, 4), (8, 1)], ids=str)
+def test_the_stems_patch_size_is_its_stride_in_pixels(patch_size: Size) -> None:
+    tokenizer = stem(patch_size)
+    down, across = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    assert tokenizer.grid == (32 // down, 16 // across)
+    tokens = tokenizer(torch.randn(2, 3, 32, 16))
+    assert tokens.shape == (2, tokenizer.grid[0] * tokenizer.grid[1], 32)
+
+
+def test_the_stem_is_narrow_where_the_image_is_large() -> None:
+    convs = [module for module in stem(num_convs=4).modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [4, 8, 16, 32]
+    assert [conv.stride for conv in convs] == [(2, 2), (2, 2), (1, 1), (1, 1)]
+
+
+def conv_pool(num_layers: int = 2) -> ConvPool:
+    torch.manual_seed(0)
+    return ConvPool(
+        num_layers=num_layers,
+        image_size=(32, 16),
+        patch_size=2**num_layers,
+        channels=3,
+        dim=16,
+        patch_norm=False,
+    )
+
+
+@pytest.mark.parametrize("make", [stem, conv_pool])
+def test_convolutions_keep_images_and_kernels_in_channels_last(make: Callable[[], nn.Module]) -> None:
+    tokenizer = make()
+    seen: list[torch.Tensor] = []
+    for module in tokenizer.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+            module.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+    tokenizer.load_state_dict({k: v.contiguous() for k, v in tokenizer.state_dict().items()})
+    tokenizer(torch.randn(2, 3, 32, 16))
+    assert len(seen) >= 4
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in seen)
+
+
+def test_the_stem_sees_each_image_alone() -> None:
+    """No statistics over the batch: what a process computes does not depend on its share."""
+    tokenizer, images = stem().train(), torch.randn(4, 3, 32, 16)
+    torch.testing.assert_close(tokenizer(images)[:1], tokenizer(images[:1]))
+    assert not list(tokenizer.buffers())
+
+
+def test_patches_become_tokens_row_by_row() -> None:
+    tokenizer = PatchEmbedding(image_size=(4, 6), patch_size=2, channels=1, dim=4, patch_norm=False)
+    nn.init.eye_(tokenizer.projection.linear.weight)
+    image = torch.arange(24.0).reshape(1, 1, 4, 6)
+    tokens = tokenizer(image)[0]  # (6, 4)
+    assert tokenizer.grid == (2, 3)
+    assert tokens[0].tolist() == [0, 1, 6, 7]
+    assert tokens[1].tolist() == [2, 3, 8, 9]
+    assert tokens[3].tolist() == [12, 13, 18, 19]
+
+
+def shifted(patch_size: Size, image_size: Size, patch_norm: bool = False) -> ShiftedPatches:
+    torch.manual_seed(0)
+    tokenizer = ShiftedPatches(
+        image_size=image_size, patch_size=patch_size, channels=2, dim=8, patch_norm=patch_norm
+    )
+    for parameter in tokenizer.parameters():
+        nn.init.normal_(parameter)
+    return tokenizer
+
+
+@pytest.mark.parametrize("patch_size", [2, 4, (2, 4), 3], ids=str)
+def test_shifted_patches_are_the_papers_formula_pixel_by_pixel(patch_size: Size) -> None:
+    down, across = pair("", patch_size)
+    height, width = 2 * down, 3 * across
+    tokenizer = shifted(patch_size, (height, width))
+    images = torch.randn(2, 2, height, width)
+
+    def pixel(row: int, column: int) -> torch.Tensor:
+        inside = 0 <= row < height and 0 <= column < width
+        return images[:, :, row, column] if inside else torch.zeros(2, 2)
+
+    half = (down // 2, across // 2)
+    moves = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]  # none, and the four diagonals
+    tokens = []
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            views = [
+                torch.stack(
+                    [
+                        pixel(top + y + dy * half[0], left + x + dx * half[1])
+                        for y in range(down)
+                        for x in range(across)
+                    ],
+                    dim=-1,
+                )
+                for dy, dx in moves
+            ]
+            tokens.append(torch.stack(views, dim=1).flatten(1))  # (B, 5 * C * down * across)
+    norm, linear = tokenizer.projection.norm_in, tokenizer.projection.linear
+    flat = F.layer_norm(torch.stack(tokens, 1), linear.weight.shape[1:], norm.weight, norm.bias, 1e-6)
+    torch.testing.assert_close(tokenizer(images), flat @ linear.weight.T + linear.bias, atol=1e-5, rtol=1e-5)
+
+
+def test_shifted_patches_have_the_parameters_of_vit_pytorchs() -> None:
+    """Its shifts are others, by one pixel in four straight directions, and not those of the paper."""
+    theirs = pytest.importorskip("vit_pytorch.vit_for_small_dataset").SPT(dim=8, patch_size=4, channels=2)
+    assert count_parameters(shifted(4, 16)) == count_parameters(theirs)
+    after = count_parameters(shifted(4, 16, patch_norm=True)) - count_parameters(shifted(4, 16))
+    assert after == 2 * 8, "patch_norm adds the norm after the projection"
+
+
+def test_a_token_sees_what_two_layers_of_convolution_and_pooling_reach() -> None:
+    tokenizer = conv_pool()
+    images = torch.randn(1, 3, 32, 16, requires_grad=True)
+    tokens = tokenizer(images)
+    assert (tokenizer.grid, tokens.shape) == ((8, 4), (1, 32, 16))
+    reach = 2 + 2 * 2  # pixels to each side of the pixel in the middle: 1 + 1, and at half size 2 + 2
+    seen = torch.zeros(32, 16, dtype=torch.bool)
+    for dim in range(16):
+        (gradient,) = torch.autograd.grad(tokens[0, 3 * 4 + 2, dim], images, retain_graph=True)
+        seen |= gradient[0].any(0)
+    rows, columns = seen.nonzero(as_tuple=True)
+    assert rows.min() >= 12 - reach
+    assert rows.max() <= 12 + reach
+    assert columns.min() >= 8 - reach
+    assert columns.max() <= 8 + reach
+    assert not (tokens < 0).any(), "a maximum of what a ReLU leaves"
+
+
+@pytest.mark.parametrize("tokenizer", ["patch", "conv_stem", "spt"])
+def test_patch_norm_stands_around_each_projection(tokenizer: str) -> None:
+    model = small_vit(f"model/tokenizer={tokenizer}", patch_norm=True)
+    tokens = model.tokenizer(100 + torch.randn(2, 3, 16, 16))
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 16), atol=1e-5, rtol=0)
+    before = model.tokenizer.projection.norm_in
+    assert before.normalized_shape == (model.tokenizer.projection.linear.in_features,)
+
+
+@pytest.mark.slow
+def test_the_compiled_stem_learns_as_the_eager_one_does() -> None:
+    """In the other memory layout this combination has turned to NaN on the CPU (torch 2.15)."""
+
+    def losses(compiled: bool) -> list[float]:
+        model = nn.Sequential(stem(image_size=32), nn.Flatten(), nn.Linear(64 * 32, 10))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        if compiled:
+            model.compile(dynamic=False)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(32, 3, 32, 32, generator=generator)
+        values = []
+        for _ in range(4):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(images), torch.arange(32) % 10)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return values
+
+    assert losses(compiled=True) == pytest.approx(losses(compiled=False), abs=0.01)
