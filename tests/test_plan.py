@@ -68,3 +68,36 @@ def test_no_batch_is_an_error_that_names_the_numbers() -> None:
 def test_advice_brings_the_effective_batch_to_512() -> None:
     assert "accumulate_grad_batches=4" in (make_plan(config(), 45_000).advice() or "")
     assert make_plan(config(accumulate_grad_batches=4), 45_000).advice() is None
+
+
+def test_every_duration_of_a_scheduler_becomes_steps() -> None:
+    scheduler = {
+        "milestone_epochs": [2, 4.5],
+        "milestone_steps": None,
+        "milestone_fraction": [0.5],
+        "every_epochs": None,
+        "decay_epochs": None,
+        "decay_steps": None,
+        "decay_fraction": 0.2,
+        "final_ratio": 0.1,
+        "_target_": "x",
+    }
+    plan = make_plan(config(scheduler=scheduler, accumulate_grad_batches=3), 45_000)
+    assert plan.durations == {
+        "warmup_steps": 58,
+        "milestone_steps": [234, 526],
+        "every_steps": None,
+        "decay_steps": 234,
+    }
+    assert make_plan(config(scheduler={"every_epochs": 2}), 45_000).durations["every_steps"] == 702
+
+
+def test_durations_longer_than_the_run_are_refused_together_too() -> None:
+    with pytest.raises(UserError, match=r"milestone_epochs=\[2, 11\] is 3861 .* has 3510"):
+        make_plan(config(scheduler={"milestone_epochs": [2, 11]}), 45_000)
+    with pytest.raises(UserError, match=r"warmup of 1755 and a decay of 1759 .* of 3510"):
+        make_plan(config(scheduler={"warmup_fraction": 0.5, "decay_fraction": 0.501}), 45_000)
+    plan = make_plan(config(scheduler={"decay_epochs": 11}, fast_dev_run=True), 45_000)
+    assert plan.durations["decay_steps"] == 1
+    odd = make_plan(config(scheduler={"warmup_fraction": 0.5, "decay_fraction": 0.5}, max_steps=7), 45_000)
+    assert odd.durations == {"warmup_steps": 4, "decay_steps": 4}

@@ -1,8 +1,8 @@
-"""The arithmetic of a run: batches, optimizer steps, warmup. Torch-free."""
+"""The arithmetic of a run: batches, optimizer steps, durations. Torch-free."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitlab.errors import UserError
@@ -10,6 +10,10 @@ from vitlab.errors import UserError
 # The batch size at which ViT recipes are usually tuned; DeiT scales its learning rate from it (Touvron et
 # al. 2021, section 6: lr = 5e-4 × batch / 512).
 VIT_BATCH = 512
+
+# The units in which a scheduler's YAML can state a duration NAME, as a number or a list: NAME_epochs,
+# NAME_steps, NAME_fraction of the run. The first that is given counts.
+UNITS = ("steps", "epochs", "fraction")
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,12 @@ class Plan:
     batches_per_epoch: int
     epochs: int
     total_steps: int
-    warmup_steps: int
+    # Of the schedule, in optimizer steps: NAME_steps → a number, a list, or None where none was given.
+    durations: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.durations.get("warmup_steps", 0)
 
     @property
     def effective_batch(self) -> int:
@@ -50,7 +59,7 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     """Work out the run of ``config`` on ``num_train`` training images.
 
     Raises:
-        UserError: there is not one batch, or an explicit warmup is longer than the run.
+        UserError: there is not one batch, or a duration of the schedule is longer than the run.
     """
     trainer, data = config["trainer"], config["data"]
     batch_size = data["batch_size"]
@@ -80,20 +89,42 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
         )
     total = min(lengths)
     epochs = math.ceil(total / steps_per_epoch)
-    warmup = _warmup(config["scheduler"], steps_per_epoch, total, dry_run=bool(trainer["fast_dev_run"]))
-    return Plan(batch_size, accumulate, batches, epochs, total, warmup)
+    durations = _durations(config["scheduler"], steps_per_epoch, total, dry_run=bool(trainer["fast_dev_run"]))
+    return Plan(batch_size, accumulate, batches, epochs, total, durations)
 
 
-def _warmup(scheduler: Mapping[str, Any], steps_per_epoch: int, total: int, *, dry_run: bool) -> int:
-    epochs: Any = scheduler.get("warmup_epochs")
-    steps: Any = scheduler.get("warmup_steps")
-    if epochs is None and steps is None:
-        return round(total * scheduler.get("warmup_fraction", 0.0))
-    asked = steps if steps is not None else round(epochs * steps_per_epoch)
-    if asked > total and not dry_run:
-        name, value = ("warmup_steps", steps) if steps is not None else ("warmup_epochs", epochs)
+def duration_names(scheduler: Mapping[str, Any]) -> list[str]:
+    """Return the NAMEs of a scheduler's durations, in the order of its YAML."""
+    split = [key.rpartition("_") for key in scheduler]
+    return list(dict.fromkeys(name for name, _, unit in split if name and unit in UNITS))
+
+
+def _durations(
+    scheduler: Mapping[str, Any], steps_per_epoch: int, total: int, *, dry_run: bool
+) -> dict[str, Any]:
+    """Return every duration in optimizer steps; a dry run, which is too short for most, cuts them."""
+    found: dict[str, Any] = {}
+    for name in duration_names(scheduler):
+        unit = next((unit for unit in UNITS if scheduler.get(f"{name}_{unit}") is not None), None)
+        if unit is None:
+            found[f"{name}_steps"] = None
+            continue
+        given: Any = scheduler[f"{name}_{unit}"]
+        many = isinstance(given, list)
+        scale = {"steps": 1, "epochs": steps_per_epoch, "fraction": total}[unit]
+        steps = [round(value * scale) for value in (given if many else [given])]
+        if max(steps) > total and not dry_run:
+            shorter = f", or leave it to scheduler.{name}_fraction" if f"{name}_fraction" in scheduler else ""
+            raise UserError(
+                f"scheduler.{name}_{unit}={given} is {max(steps)} optimizer steps, but the whole run has "
+                f"{total}. Shorten it, train longer (trainer.max_epochs){shorter}."
+            )
+        steps = [min(value, total) for value in steps]
+        found[f"{name}_steps"] = steps if many else steps[0]
+    warmup, decay = found.get("warmup_steps") or 0, found.get("decay_steps") or 0
+    if warmup + decay > total + 1 and not dry_run:  # 1: two fractions that were rounded up
         raise UserError(
-            f"scheduler.{name}={value} is {asked} optimizer steps, but the whole run has {total}. Shorten "
-            "the warmup, train longer (trainer.max_epochs), or leave it to scheduler.warmup_fraction."
+            f"a warmup of {warmup} and a decay of {decay} optimizer steps are more than the whole run of "
+            f"{total}. Shorten one of scheduler.warmup_* and scheduler.decay_*."
         )
-    return min(asked, total)
+    return found

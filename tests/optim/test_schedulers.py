@@ -1,11 +1,28 @@
-"""Schedules are functions of the optimizer step."""
+"""Schedules are functions of the optimizer step; every file of conf/scheduler keeps the contract."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
-from vitlab.optim.schedulers import constant, cosine, lambda_lr, warmup_cosine
+from vitlab.build import _schedule
+from vitlab.config import CONF, compose, preflight, to_plain
+from vitlab.errors import UserError
+from vitlab.optim.schedulers import (
+    constant,
+    cosine,
+    lambda_lr,
+    linear,
+    one_cycle,
+    step,
+    warmup_cosine,
+    warmup_stable_decay,
+)
+from vitlab.plan import Plan, make_plan
+
+NAMES = sorted(file.stem for file in CONF.glob("scheduler/*.yaml"))
 
 
 def test_warmup_rises_in_equal_steps_and_reaches_the_peak() -> None:
@@ -25,14 +42,75 @@ def test_warmup_cosine_after_warmup_is_half_a_cosine() -> None:
     assert value == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.2)))
 
 
-def test_warmup_as_long_as_the_run_is_defined() -> None:
-    rates = [warmup_cosine(s, 5, warmup_steps=5, final_ratio=0.0) for s in range(6)]
-    assert rates == sorted(rates)
-    assert all(0 < r <= 1 for r in rates)
-
-
 def test_constant_is_constant() -> None:
     assert {constant(s, 10) for s in range(10)} == {1.0}
+
+
+def test_linear_falls_in_equal_steps() -> None:
+    rates = [linear(s, 14, warmup_steps=4, final_ratio=0.5) for s in range(15)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4:] == pytest.approx([1 - 0.05 * s for s in range(11)])
+
+
+def test_step_is_torchs_with_milestones_or_every_so_often() -> None:
+    options = {"warmup_steps": 0, "final_ratio": 0.0, "gamma": 0.5}
+    for ours, scheduler in (
+        (
+            {"milestone_steps": [3, 7], "every_steps": None},
+            partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[3, 7]),
+        ),
+        (
+            {"milestone_steps": [3, 7], "every_steps": 4},
+            partial(torch.optim.lr_scheduler.StepLR, step_size=4),
+        ),
+    ):
+        theirs = torch_rates(partial(scheduler, gamma=0.5), 12)
+        assert [step(s, 12, **options, **ours) for s in range(12)] == pytest.approx(theirs)
+    unordered = {"milestone_steps": [7, 3], "every_steps": None}
+    assert step(5, 12, **options, **unordered) == 0.5
+    assert step(8, 12, **options | {"final_ratio": 0.4}, **unordered) == 0.4
+    assert step(1, 12, **options | {"warmup_steps": 3}, **unordered) == pytest.approx(0.5)
+
+
+def torch_rates(scheduler: Any, total: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = scheduler(optimizer)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.5])
+def test_one_cycle_is_torchs(share: float) -> None:
+    cycle = partial(
+        torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=1.0,
+        total_steps=41,
+        pct_start=share * 40 / 41,  # torch allows parts of steps
+        div_factor=20,
+        final_div_factor=50,
+        cycle_momentum=False,
+    )
+    options = {"warmup_steps": round(share * 40), "initial_ratio": 0.05, "final_ratio": 0.001}
+    ours = [one_cycle(s, 41, **options) for s in range(41)]
+    assert ours == pytest.approx(torch_rates(cycle, 41))
+    assert (ours[0], max(ours), ours[-1]) == pytest.approx((0.05, 1.0, 0.001))
+
+
+def test_stable_until_the_decay() -> None:
+    options = {"warmup_steps": 5, "decay_steps": 20, "final_ratio": 0.1}
+    for shape, half in (("sqrt", 1 - math.sqrt(0.5)), ("linear", 0.5)):
+        rates = [warmup_stable_decay(s, 100, shape=shape, **options) for s in range(101)]
+        assert rates[:5] == pytest.approx([(s + 1) / 6 for s in range(5)])
+        assert set(rates[5:81]) == {1.0}
+        assert rates[81] < 1
+        assert rates[90] == pytest.approx(0.1 + 0.9 * half)
+        assert rates[100] == pytest.approx(0.1)
+    with pytest.raises(UserError, match=r"shape=sqr: expected sqrt or linear .*did you mean 'sqrt'"):
+        warmup_stable_decay(0, 10, shape="sqr", **options)
 
 
 def test_lambda_lr_applies_the_schedule_to_every_group() -> None:
@@ -45,3 +123,88 @@ def test_lambda_lr_applies_the_schedule_to_every_group() -> None:
         optimizer.step()
         scheduler.step()
     assert seen == [pytest.approx([f, 0.1 * f]) for f in (1.0, 0.75, 0.5, 0.25)]
+
+
+def curve(name: str, *overrides: str, images: int = 45_000) -> tuple[list[float], Plan, dict[str, Any]]:
+    config = to_plain(compose([f"scheduler={name}", *overrides]))
+    plan = make_plan(config, images)
+    schedule = _schedule(config["scheduler"], plan)
+    return [schedule(s, plan.total_steps) for s in range(plan.total_steps + 1)], plan, config["scheduler"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    rates, plan, scheduler = curve(name)
+    assert all(math.isfinite(rate) and 0 <= rate <= 1 for rate in rates)
+    assert max(rates) == 1.0
+    assert rates[0] > 0
+    if plan.warmup_steps > 1:
+        rise = rates[: plan.warmup_steps]
+        assert rise == sorted(rise)
+        assert len(set(rise)) == len(rise)
+        assert rise[-1] > 0.99
+    if "final_ratio" in scheduler and name != "step":
+        assert rates[-1] == pytest.approx(scheduler["final_ratio"])
+        floor = curve(name, "scheduler.final_ratio=0.25")[0]
+        assert (min(floor[plan.warmup_steps :]), floor[-1]) == pytest.approx((0.25, 0.25))
+    rest = rates[plan.warmup_steps :]
+    assert rest == sorted(rest, reverse=True), "after the warmup it never rises"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "overrides", [("trainer.max_steps=1",), ("trainer.fast_dev_run=true",), ("trainer.max_steps=3",)]
+)
+def test_the_shortest_runs_have_a_rate(name: str, overrides: tuple[str, ...]) -> None:
+    rates, _, _ = curve(name, *overrides)
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert rates[0] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accumulation_does_not_change_the_curve(name: str) -> None:
+    """A step that begins at the same image has the same rate, but for the length of a step."""
+    durations = {"warmup_epochs": 2, "decay_epochs": 4, "milestone_epochs": "[5,8]"}
+    given = to_plain(compose([f"scheduler={name}"]))["scheduler"]
+    overrides = [f"scheduler.{key}={value}" for key, value in durations.items() if key in given]
+    images = 128 * 400
+    one, plan, _ = curve(name, "trainer.max_epochs=10", *overrides, images=images)
+    four, shorter, _ = curve(
+        name, "trainer.max_epochs=10", "trainer.accumulate_grad_batches=4", *overrides, images=images
+    )
+    assert plan.total_steps == 4 * shorter.total_steps
+    assert four == pytest.approx(one[::4], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["scheduler=step", "scheduler.milestone_epochs=[5,30]"],
+            "milestone_epochs=[5, 30] is 10530 optimizer",
+        ),
+        (["scheduler=step", "scheduler.every_epochs=21"], "every_epochs=21 is 7371 optimizer steps"),
+        (
+            ["scheduler=step", "scheduler.every_epochs=2", "scheduler.milestone_steps=[10]"],
+            "scheduler.every_epochs=2 and scheduler.milestone_steps=[10] are both given",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.decay_epochs=1", "scheduler.decay_steps=1"],
+            "scheduler.decay_epochs=1 and scheduler.decay_steps=1 are both given",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.warmup_epochs=11", "scheduler.decay_epochs=10"],
+            "a warmup of 3861 and a decay of 3510 optimizer steps are more than the whole run of 7020",
+        ),
+        (["scheduler=warmup_stable_decay", "scheduler.shape=sqr"], "expected sqrt or linear"),
+        (["scheduler=step", "scheduler.milestone_epochs=5"], "expected null, or a list"),
+        (
+            ["scheduler=step", "scheduler.milestone_epochs=[30]", "data=image_folder", "data.root=x"],
+            "milestone_epochs=[30] is longer than the whole run of 20 epochs",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_torch(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        preflight([*overrides, "trainer.max_epochs=20", "data.val_size=5000"])
+    assert said in " ".join(str(error.value).split())

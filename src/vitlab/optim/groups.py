@@ -1,31 +1,149 @@
 """Which parameter is trained how: every one in exactly one group."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+
+from vitlab.errors import UserError
+
+# How the common implementations name a weight in which query, key and value are stacked: ours and timm's,
+# torch's own.
+STACKED_QKV = ("qkv.weight", "in_proj_weight")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters of ``model`` into those with weight decay and those without.
+def layer_numbers(model: nn.Module, needed_by: str) -> dict[str, int]:
+    """Return the place of every parameter in ``model.layers()``, 0 for the stem, by the parameter's name.
+
+    Args:
+        needed_by: the option that asks, for the message.
+
+    Raises:
+        UserError: the model has no ``layers()``.
+        ValueError: its ``layers()`` claim a parameter not at all, or twice.
+    """
+    if not hasattr(model, "layers"):
+        raise UserError(
+            f"{needed_by} needs to know the order of a network's layers, and {type(model).__name__} does not "
+            "say it: give it a method layers() (CONTRIBUTING.md, Add a model), or leave that option out."
+        )
+    layers: list[tuple[str, list[str]]] = model.layers()  # type: ignore[operator]
+    prefixes = [tuple(names) for _, names in layers]
+    numbers = {}
+    for name, _ in model.named_parameters():
+        claims = [number for number, own in enumerate(prefixes) if name.startswith(own)]
+        if len(claims) != 1:
+            by = ", ".join(layers[number][0] for number in claims) or "no layer"
+            raise ValueError(
+                f"{type(model).__name__}.layers() must claim every parameter once; {name} is claimed by {by}"
+            )
+        numbers[name] = claims[0]
+    return numbers
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    matrices_apart: bool = False,
+) -> list[dict[str, Any]]:
+    """Put every trainable parameter of ``model`` into one group of those that are trained alike.
 
     Decay is for matrices (and convolution kernels): norms, biases and what the model names in
     ``no_weight_decay()`` (positions, class token) go without, as in Dosovitskiy et al. 2021's code and
     in Loshchilov & Hutter's setting, where decay stands for a prior on the weights of linear maps.
 
+    Args:
+        lr: of the head, and without layer decay of all.
+        layer_decay: the i-th of L layers gets ``lr * layer_decay ** (L - i)``, so that early layers keep
+            more of what they have learned before (Clark et al. 2020, section 3.2 and appendix A; Bao et al.
+            2021, appendix). 1: off.
+        matrices_apart: matrices that decay and lie between the first layer and the last get groups of
+            their own, ``matrices`` and ``qkv``: for `vitlab.optim.Muon`.
+
     Returns:
-        Optimizer groups with the extra keys ``name`` and ``names`` (the parameters' names).
+        Optimizer groups with the extra keys ``name`` (the kind, and with layer decay ``kind/layer``),
+        ``names`` (of the parameters) and, in ``matrices`` and ``qkv``, ``stacked``: how many matrices lie
+        in one parameter, one above the other.
 
     Raises:
-        ValueError: the model names a parameter that it does not have.
+        UserError: the order of layers is needed, and the model does not say it.
+        ValueError: the model names a parameter that it does not have, or its layers overlap.
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     exempt: set[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     if unknown := exempt - {name for name, _ in model.named_parameters()}:
         raise ValueError(f"{type(model).__name__}.no_weight_decay() names no parameter: {sorted(unknown)}")
-    decay = [name for name, p in named.items() if p.ndim >= 2 and name not in exempt]
-    rest = [name for name in named if name not in set(decay)]
-    groups: list[dict[str, Any]] = [
-        {"name": "decay", "names": decay, "weight_decay": weight_decay},
-        {"name": "no_decay", "names": rest, "weight_decay": 0.0},
-    ]
-    return [group | {"params": [named[n] for n in group["names"]]} for group in groups if group["names"]]
+    if layer_decay == 1 and not matrices_apart:
+        numbers, names, last = {}, [""], 0
+    else:
+        option = f"optimizer.layer_decay={layer_decay:g}" if layer_decay != 1 else "optimizer=muon"
+        numbers = layer_numbers(model, option)
+        names = [name for name, _ in model.layers()]  # type: ignore[operator]
+        last = len(names) - 1
+
+    def kind(name: str, parameter: nn.Parameter) -> str:
+        if parameter.ndim < 2 or name in exempt:
+            return "no_decay"
+        if not matrices_apart or parameter.ndim > 2 or numbers[name] in (0, last):
+            return "decay"
+        return "qkv" if name.endswith(STACKED_QKV) and len(parameter) % 3 == 0 else "matrices"
+
+    kinds: dict[str, dict[str, Any]] = {
+        "matrices": {"weight_decay": weight_decay, "stacked": 1},
+        "qkv": {"weight_decay": weight_decay, "stacked": 3},
+        "decay": {"weight_decay": weight_decay},
+        "no_decay": {"weight_decay": 0.0},
+    }
+    places = range(last + 1) if layer_decay != 1 else [last]
+    groups = {
+        (which, place): {
+            "name": f"{which}/{names[place]}" if layer_decay != 1 else which,
+            "names": [],
+            "params": [],
+            "lr": lr * layer_decay ** (last - place),
+            **options,
+        }
+        for which, options in kinds.items()
+        for place in places
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = groups[kind(name, parameter), numbers[name] if layer_decay != 1 else last]
+            group["names"].append(name)
+            group["params"].append(parameter)
+    return [group for group in groups.values() if group["names"]]
+
+
+def make_optimizer(
+    model: nn.Module,
+    *,
+    kind: Callable[..., Optimizer],
+    layer_decay: float,
+    lr: float,
+    weight_decay: float,
+    options: Mapping[str, Any],
+) -> Optimizer:
+    """Group the trainable parameters of ``model`` and hang an optimizer on them.
+
+    Args:
+        kind: parameter groups, lr, weight_decay and ``options`` → optimizer: one of `vitlab.optim`, or a
+            class of `torch.optim`.
+
+    Raises:
+        UserError: the optimizer refuses its options or the parameters, or the model does not say the order
+            of its layers where that is needed.
+    """
+    groups = parameter_groups(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+        matrices_apart=getattr(kind, "matrices_apart", False),
+    )
+    try:
+        return kind(groups, lr=lr, weight_decay=weight_decay, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the optimizer {kind.__name__} cannot be built as configured: {error}") from error

@@ -42,9 +42,15 @@ def sgd(params: Iterable[Any], *, fused: bool | str, **options: Any) -> SGD:
     return _build(SGD, params, fused, options)
 
 
+def resolve_fused(fused: bool | str, groups: Iterable[Any]) -> bool:
+    """Return whether to fuse: as asked, and for ``"auto"`` where the parameters' device can."""
+    if fused != "auto":
+        return bool(fused)
+    tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    return all(p.device.type in FUSED_DEVICES and torch.is_floating_point(p) for p in tensors)
+
+
 def _build(kind: Any, params: Iterable[Any], fused: bool | str, options: dict[str, Any]) -> Any:
     groups = list(params)
-    if fused == "auto":
-        tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
-        fused = all(p.device.type in FUSED_DEVICES and torch.is_floating_point(p) for p in tensors)
-    return kind(groups, fused=fused, **{k: tuple(v) if k == "betas" else v for k, v in options.items()})
+    options = {k: tuple(v) if k == "betas" else v for k, v in options.items()}
+    return kind(groups, fused=resolve_fused(fused, groups), **options)

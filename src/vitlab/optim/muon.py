@@ -1,0 +1,132 @@
+"""Muon: steps of equal size in every direction, for the matrices of the hidden layers."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from vitlab.optim.optimizers import resolve_fused
+
+# Of the quintic iteration in Jordan et al. 2024: steepest at zero, so that small singular values grow fast;
+# the result has singular values about 0.7 to 1.2 rather than 1.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# An update with singular values of one has entries of root mean square 1 / sqrt(max(rows, columns)), AdamW's
+# are 0.2 to 0.4: Liu et al. 2025, section 2.2, equation 4.
+ADAMW_RMS = 0.2
+
+
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+    """Bring the singular values of every matrix near one: U S Vᵀ → about U Vᵀ.
+
+    By the Newton-Schulz iteration of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), in bfloat16.
+
+    Args:
+        matrices: (N, rows, columns).
+        steps: of the iteration.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the products below are of the shorter side
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above one
+    for _ in range(steps):
+        # Products and sums in one, so that bfloat16 rounds once: x ← a x + (b x xᵀ + c (x xᵀ)²) x.
+        gram = x @ x.mT  # (N, short, short)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # (N, short, long)
+    return x.mT if tall else x
+
+
+class Muon(Optimizer):
+    """Muon for groups that have ``stacked``, AdamW for the others, as one optimizer.
+
+    Muon orthogonalizes the momentum of a matrix (Jordan et al. 2024), which makes rare directions count as
+    much as frequent ones. It is for linear maps between hidden layers. The rest is AdamW's: the stem and the
+    head, whose inputs and outputs are no hidden features; norms, biases, positions and tokens, which are
+    vectors; convolution kernels, which are maps at every offset and no single matrix.
+
+    Both take the same ``lr`` and ``weight_decay``: Muon's update is scaled to the size of AdamW's (Liu et al.
+    2025, "Muon is Scalable for LLM Training", section 2.2). Where one parameter stacks several matrices, such
+    as query, key and value, each is orthogonalized alone (Jordan et al. 2024, "Empirical considerations").
+
+    The step of a matrix is that of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``. That one
+    takes matrix by matrix, some twenty small kernels each, and a stacked parameter whole; here all matrices
+    of one shape go through together.
+
+    Args:
+        groups: as `vitlab.optim.parameter_groups` makes them with ``matrices_apart``.
+        momentum: of the running mean of gradients, and ``nesterov``: look one step ahead.
+        ns_steps: of the iteration in `orthogonalize`.
+        betas, eps, fused: of AdamW, see `vitlab.optim.adamw`.
+    """
+
+    matrices_apart: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool,
+        ns_steps: int,
+        betas: Sequence[float],
+        eps: float,
+        fused: bool | str,
+    ) -> None:
+        groups = list(groups)
+        ours = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        theirs = {"betas": tuple(betas), "eps": eps, "fused": resolve_fused(fused, groups)}
+        groups = [(ours if "stacked" in group else theirs) | group for group in groups]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._link()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # from load_state_dict, copy or pickle: new groups and a new state
+        self._link()
+
+    def _link(self) -> None:
+        # An AdamW that works on our own dictionaries: what changes here (a rate) or there (a moment) is one.
+        rest = [group for group in self.param_groups if "stacked" not in group]
+        self._adamw = AdamW(rest) if rest else None
+        if self._adamw:
+            self._adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; parameters without a gradient stay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if "stacked" in group:
+                self._step(group)
+        if self._adamw:
+            self._adamw.step()
+        return loss
+
+    def _step(self, group: dict[str, Any]) -> None:
+        shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                shapes[parameter.shape].append(parameter)
+        for (rows, columns), parameters in shapes.items():
+            gradients: Any = [parameter.grad for parameter in parameters]
+            means: Any = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+            if group["nesterov"]:
+                means = torch._foreach_lerp(gradients, means, group["momentum"])
+            rows //= group["stacked"]
+            updates = torch.stack(means).view(-1, rows, columns)  # (parameters · stacked, rows, columns)
+            updates = orthogonalize(updates, group["ns_steps"]).to(updates.dtype)
+            updates = updates.reshape(len(parameters), -1, columns)  # (parameters, stacked · rows, columns)
+            size = ADAMW_RMS * math.sqrt(max(rows, columns))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * size)
