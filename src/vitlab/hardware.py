@@ -1,9 +1,11 @@
 """What the machine can do, and what ``auto`` therefore means."""
 
+import contextlib
 import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from vitlab.errors import UserError
 # the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them.
 EAGER_FLOPS = {"cpu": 1e11, "cuda": 2e13}
 WORTH_COMPILING_SECONDS = 180
+# Lightning takes these as well; here and in summaries a precision has one name.
+LIGHTNING_SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
 def device_type(accelerator: str) -> str:
@@ -83,14 +87,33 @@ def precision(asked: str | int, kind: str) -> str:
     Raises:
         UserError: 16-mixed on a CPU, which Lightning would silently turn into bf16.
     """
+    asked = LIGHTNING_SHORT.get(str(asked), str(asked))
     if asked == "auto":
         return "bf16-mixed" if has_bf16(kind) else "32-true"
-    if str(asked) in ("16-mixed", "16") and kind == "cpu":
+    if asked == "16-mixed" and kind == "cpu":
         raise UserError(
             "trainer.precision=16-mixed needs a GPU: float16 training scales its loss, which CPUs do not "
             "support. Use trainer.precision=bf16-mixed, 32, or auto."
         )
-    return str(asked)
+    return asked
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Compute float32 products at least as precisely as ``name`` says, until the context is left.
+
+    ``highest`` float32 throughout; ``high`` TensorFloat32 (10 bits of mantissa for 23) where the hardware has
+    it, mostly NVIDIA GPUs since Ampere; ``medium`` bfloat16 (7 bits) where it has that, CPUs included.
+    Convolutions, for which cuDNN has a switch of its own, take TensorFloat32 but for ``highest``.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(name)
+    torch.backends.cudnn.allow_tf32 = name != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def has_bf16(kind: str) -> bool:

@@ -1,11 +1,14 @@
 """Lightning's Trainer, put together for a run folder."""
 
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlab.build import Job
 from vitlab.callbacks import (
+    EMA,
     AtomicCheckpointIO,
     Checkpointing,
     ProgressLine,
@@ -16,6 +19,7 @@ from vitlab.callbacks import (
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder, Summary
 from vitlab.logger import RunLogger
+from vitlab.precision import SkippedSteps, float16_plugin
 from vitlab.processes import StopSignal
 from vitlab.screen import Screen
 
@@ -62,9 +66,16 @@ def make_trainer(
             batches_per_epoch=job.plan.batches_per_epoch,
         )
         callbacks.insert(2, progress)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if (ema := job.config["callbacks"]["ema"])["decay"] is not None:
+        callbacks.append(EMA(**ema))
+    options["precision"] = job.precision
+    if job.precision == "16-mixed":
+        options["precision"] = None  # the plugin says it
+        plugins.append(float16_plugin(job.kind))
+        callbacks.append(SkippedSteps())
     # Counted by us: see `Checkpointing.total_steps`.
-    options |= {"max_steps": -1, "max_epochs": job.plan.epochs, "precision": job.precision}
-    options["enable_checkpointing"] = True
+    options |= {"max_steps": -1, "max_epochs": job.plan.epochs, "enable_checkpointing": True}
     if options["barebones"]:
         raise UserError(
             "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
@@ -79,9 +90,7 @@ def make_trainer(
     if job.data.num_val == 0:
         options["limit_val_batches"] = 0
     try:
-        trainer = L.Trainer(
-            **options, callbacks=callbacks, logger=logger or False, plugins=[AtomicCheckpointIO()]
-        )
+        trainer = L.Trainer(**options, callbacks=callbacks, logger=logger or False, plugins=plugins)
     except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"Lightning's Trainer refuses these arguments: {error}") from error
     return trainer, checkpointing

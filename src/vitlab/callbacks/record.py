@@ -19,8 +19,9 @@ COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/acc
 
 
 def learning_rate(trainer: L.Trainer, task: Any) -> float:
-    """Return the rate of the last optimizer step: by now the scheduler has set the next one's."""
-    peak = trainer.optimizers[0].param_groups[0]["initial_lr"]
+    """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
+    # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
+    peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
     return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)
 
 
