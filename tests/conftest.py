@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.syspath_prepend(str(ROOT))
     import train as verb
 
-    def call(*overrides: str, name: str = "run") -> Path:
+    def call(*overrides: str, name: str = "run", base: Sequence[str] = TINY) -> Path:
         folder = tmp_path / name
-        arguments = {o.split("=", 1)[0]: o for o in [*TINY, f"hydra.run.dir={folder}", *overrides]}
+        arguments = {o.split("=", 1)[0]: o for o in [*base, f"hydra.run.dir={folder}", *overrides]}
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments.values()])
         verb.main()
         return folder

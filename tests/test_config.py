@@ -216,6 +216,16 @@ def test_run_folders_are_named_by_study_and_time_once_a_composition() -> None:
         ),
         ("optimizer.betas.0=0.5", "optimizer=adamw has no key 'betas.0'"),
         ("zzz=3", "no such key; the keys there are seed, study"),
+        ("model/tokenizer=conv_stm", "did you mean conv_stem? The options of model/tokenizer are cct,"),
+        ("model/tokenizr=cct", "did you mean model/tokenizer?"),
+        ("tokenizer=cct", "did you mean model/tokenizer?"),
+        ("model.cct=1", "did you mean model/tokenizer=cct?"),
+        ("cct", "did you mean model/tokenizer=cct?"),
+        ("model/tokenizer", "expected model/tokenizer=option; the options of model/tokenizer are cct"),
+        (
+            "model.tokenizer.num_convs=4",
+            "model/tokenizer=patch has no key 'num_convs'; did you mean model/tokenizer=conv_stem?",
+        ),
         ("hydra.rundir=x", "'rundir'"),
         ("hydra/launcher=nothing", "the options are basic"),
     ],
@@ -237,6 +247,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         ("experiment=null", "leave experiment out"),
         ("model=null", "model is needed; the options of model are"),
         ("model={dim: 3}", "expected one option"),
+        ("model.tokenizer=cct", "a part is chosen with a slash: model/tokenizer=cct; the options"),
+        ("model.tokenizer=null", "a part is chosen with a slash"),
+        ("model/tokenizer=null", "model/tokenizer is needed"),
+        ("model/tokenizer.num_layers=1", "a key has points where a group has slashes: model.tokenizer.num"),
         ("model=[vit_small]", "expected one option"),
         ("trainer@other=cpu", "packages (@) are not used"),
         ("model.depth=[1,2", "the value cannot be read"),
@@ -277,7 +291,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ("optimizer.lr='1e-3'", "write it as a number, without quotes: optimizer.lr=0.001"),
         ("model.qkv_bias=1", "expected true or false, found 1"),
         ("model.qkv_bias='true'", "without quotes: model.qkv_bias=true"),
-        ("model.pool=map", "expected cls or mean, found the text 'map'"),
+        ("model.pool=map", "expected cls or mean or sequence, found the text 'map'"),
         ("optimizer.betas=[0.9]", "expected a list of two"),
         ("optimizer.betas=0.9", "expected a list of two"),
         ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
@@ -325,7 +339,7 @@ def test_a_value_of_a_wrong_kind_is_refused(typed: str, said: str) -> None:
         ("model.dim", 10**7),
         ("model.patch_size", [4, 4, 4]),
         ("model.mlp_ratio", 0),
-        ("model.position", "none"),
+        ("model.position", "above"),
         ("data.batch_size", 0),
         ("data.batch_size", 10**9),
         ("data.val_size", -5),
@@ -493,6 +507,41 @@ def test_a_sweep_over_models_finds_the_one_that_lacks_a_key() -> None:
     assert "1 of 2 combinations" in said
     assert "model=resnet18 has no key 'depth'" in said
     assert "#1: model=resnet18" in said
+
+
+def test_parts_are_chosen_and_swept_as_options_of_their_group() -> None:
+    (cfg,) = preflight(["model=vit_tiny", "model/tokenizer=cct", "model.tokenizer.num_layers=2"])
+    assert cfg.model.tokenizer._target_.endswith(".ConvPool")
+    targets = [cfg.model.tokenizer._target_ for cfg in preflight(["model/tokenizer=patch,spt"], True)]
+    assert [target.rpartition(".")[2] for target in targets] == ["PatchEmbedding", "ShiftedPatches"]
+    assert "model/tokenizer=ct: did you mean cct?" in refused("model/tokenizer=patch,ct", multirun=True)
+    said = refused("model.tokenizer=patch,cct", multirun=True)
+    assert said.startswith("model.tokenizer=patch,cct: a part is chosen with a slash: model/tokenizer=patch")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "timm_vit_b16"])
+def test_a_part_of_a_model_that_has_no_such_part_is_refused(model: str) -> None:
+    said = refused(f"model={model}", "model/tokenizer=cct")
+    assert said == (
+        f"model/tokenizer=cct: model={model} has no tokenizer to choose; leave it out, or take another model"
+    )
+    said = refused(f"model=vit_tiny,{model}", "model/tokenizer=patch,cct", multirun=True)
+    assert said.startswith("2 of 4 combinations are refused")
+    assert f"#3: model={model} model/tokenizer=cct" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("cct model.patch_size=8", "set model.patch_size=4, or model.tokenizer.num_layers=3"),
+        ("cct model.patch_size=[4,2]", "set model.patch_size=4"),
+        ("cct model.tokenizer.num_layers=1", "set model.patch_size=2, or model.tokenizer.num_layers=2"),
+        ("cct model.patch_norm=true", "model/tokenizer=cct has none: set model.patch_norm=false"),
+        ("spt model.patch_size=1", "no half to shift by"),
+    ],
+)
+def test_what_a_tokenizer_cannot_do_is_refused_before_any_job(typed: str, words: str) -> None:
+    assert words in refused(*f"model/tokenizer={typed}".split())
 
 
 def test_a_mistake_in_every_combination_is_told_once() -> None:

@@ -14,10 +14,15 @@ from vitlab.config.fits import CLASSES, DEFAULT_HELD_OUT
 from vitlab.config.rules import RULES, rule
 
 ROOTS = sorted(CONF.glob("*.yaml"))  # one a verb, and the augmentations
-FILES = sorted(CONF.glob("*/*.yaml"))
+FILES = sorted(CONF.glob("*/**/*.yaml"))
 NAMES = [file.relative_to(CONF).with_suffix("").as_posix() for file in FILES]
 # What a data set on the user's own disk cannot know.
-GIVEN = {"data/image_folder": ["data.root=photos"], "data/image_list": ["data.root=list.csv"]}
+GIVEN = {
+    "data/image_folder": ["data.root=photos"],
+    "data/image_list": ["data.root=list.csv"],
+    "task/distill": ["task.teacher=outputs/runs/one"],
+    "experiment/deit_distilled": ["task.teacher=outputs/runs/one"],
+}
 
 
 def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
@@ -31,7 +36,7 @@ def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
 
 def file_leaves(file: Path) -> Iterator[tuple[str, Any]]:
     text = file.read_text()
-    at = "" if "@package _global_" in text or file.parent == CONF else file.parent.name
+    at = "" if "@package _global_" in text else ".".join(file.parent.relative_to(CONF).parts)
     at = "augment" if file.stem == "augment_ops" else at
     yield from leaves(OmegaConf.to_container(OmegaConf.create(text), resolve=False), at)
 
@@ -54,7 +59,7 @@ def test_every_file_composes_and_passes(name: str) -> None:
 def test_every_group_of_the_design_has_a_choice() -> None:
     groups = {name.rpartition("/")[0] for name in NAMES}
     assert groups == {
-        *("model", "optimizer", "scheduler", "augment", "data"),
+        *("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data"),
         *("trainer", "task", "callbacks", "logger", "experiment"),
     }
 
@@ -105,12 +110,17 @@ def test_the_words_of_the_rules_are_those_of_the_code() -> None:
     from vitlab.augment.pixels import INTERPOLATIONS
     from vitlab.augment.policies import POLICIES, SPACES
     from vitlab.data.sources import KINDS
-    from vitlab.models.layers import POOLINGS, POSITIONS
+    from vitlab.models.initialization import INITS
+    from vitlab.models.pooling import POOLINGS
+    from vitlab.models.positions import POSITIONS
+    from vitlab.optim.schedulers import SHAPES
 
     for key, words in (
         ("model.pool", POOLINGS),
         ("model.position", POSITIONS),
+        ("model.init", INITS),
         ("data.kind", KINDS),
+        ("scheduler.shape", SHAPES),
         ("augment.*.interpolation", INTERPOLATIONS),
         ("augment.*.policy", POLICIES),
         ("augment.*.space", SPACES),

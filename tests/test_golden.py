@@ -49,7 +49,10 @@ def plain_loop(config: dict[str, Any]) -> list[float]:
             value = value.reshape(32, 3, 8, 8)  # a linear map of flat patches is a convolution
             name = "patch_embed.proj.weight"
         name = names.get(
-            name, name.replace("attention.qkv", "attn.qkv").replace("attention.out", "attn.proj")
+            name,
+            name.replace("attention.qkv", "attn.qkv")
+            .replace("attention.out", "attn.proj")
+            .replace("pool.norm", "norm"),
         )
         timm_state[name] = value.clone()
     net = VisionTransformer(

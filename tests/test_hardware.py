@@ -59,7 +59,8 @@ def test_float16_is_refused_on_a_cpu() -> None:
     with pytest.raises(UserError, match=r"16-mixed needs a GPU.*bf16-mixed"):
         hardware.precision("16-mixed", "cpu")
     assert hardware.precision("16-mixed", "cuda") == "16-mixed"
-    assert hardware.precision(64, "cpu") == "64"
+    assert hardware.precision(64, "cpu") == "64-true"
+    assert hardware.precision("16", "cuda") == "16-mixed", "one name, whatever was typed"
 
 
 def test_compile_auto_is_for_runs_that_win_it_back(monkeypatch: pytest.MonkeyPatch) -> None:

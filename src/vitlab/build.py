@@ -3,23 +3,27 @@
 import functools
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import hydra
 import torch
-from hydra.errors import InstantiationException
 from torch import nn
+from torch.optim import Optimizer
 
 from vitlab import hardware
+from vitlab.construct import build_net, instantiate
 from vitlab.data import sources
 from vitlab.data.datamodule import ImageData
 from vitlab.errors import UserError
 from vitlab.models.cost import flops_per_image
 from vitlab.models.layers import pair
-from vitlab.plan import Plan, make_plan
+from vitlab.optim import make_optimizer
+from vitlab.plan import UNITS, Plan, duration_names, make_plan
 from vitlab.seeding import derive
 from vitlab.tasks.classify import Classify
+from vitlab.teacher import Teacher, load_teacher
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Job:
     precision: str
     compiled: bool
     flops: int  # forward, one image
+    teacher: Teacher | None  # of task=distill
 
 
 def build(config: dict[str, Any], processes: int = 1) -> Job:
@@ -60,48 +65,38 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     net = build_net(config)
     size = pair("model.image_size", config["model"]["image_size"])
     flops = flops_per_image(net, size, config["model"]["channels"])
-    seen = 3 * flops * plan.total_steps * plan.effective_batch  # backward costs two forwards
+    teacher = load_teacher(config, source) if "teacher" in config["task"] else None
+    step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
+    seen = step * plan.total_steps * plan.effective_batch
     compiled = hardware.compiles(config["compile"], kind, seen / processes)
     _check_evaluation(trainer, data, plan)
-    optimizer = instantiate(config["optimizer"], _convert_="all")
-    if precision == "16-mixed":
-        # A fused step unscales by itself, after gradient clipping would need it done.
-        optimizer = functools.partial(optimizer, fused=False)
     data.setup("fit")  # decodes; whatever can be refused has been by now
-    # A partial, and then a call: instantiate would wrap plain dictionaries in its own types.
-    task = instantiate(config["task"], _partial_=True)(
+    meta = {
+        "config": config,
+        "classes": list(source.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "input_size": list(size),
+    }
+    taught: dict[str, Any] = {}
+    if teacher:
+        teacher.undo(mean=data.mean, std=data.std)
+        meta["teacher"] = teacher.record
+        taught["teacher"] = teacher
+    # What names the teacher has become the teacher. A partial, and then a call: instantiate would wrap plain
+    # dictionaries in its own types.
+    node = {key: value for key, value in config["task"].items() if not key.startswith("teacher")}
+    task = instantiate(node, _partial_=True)(
         net=net,
-        optimizer=optimizer,
+        optimizer=_optimizer(config["optimizer"], precision),
         schedule=_schedule(config["scheduler"], plan),
         total_steps=plan.total_steps,
         num_classes=len(source.classes),
         seed=config["seed"],
-        meta={
-            "config": config,
-            "classes": list(source.classes),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "input_size": list(size),
-        },
+        meta=meta,
+        **taught,
     )
-    return Job(config, source, data, net, task, plan, kind, precision, compiled, flops)
-
-
-def instantiate(node: dict[str, Any], **options: Any) -> Any:
-    """Build what a config node describes.
-
-    Raises:
-        UserError: its constructor refuses the values.
-    """
-    try:
-        return hydra.utils.instantiate(node, **options)
-    except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"{node['_target_']} cannot be built as configured: {cause}") from error
+    return Job(config, source, data, net, task, plan, kind, precision, compiled, flops, teacher)
 
 
 def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
@@ -129,10 +124,6 @@ def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> N
             f"trainer.val_check_interval={every} is more than the {plan.batches_per_epoch} batches of an "
             "epoch. Lower it, or set trainer.check_val_every_n_epoch=null to count through the epochs."
         )
-
-
-def build_net(config: dict[str, Any]) -> nn.Module:
-    return instantiate(config["model"], _convert_="all")
 
 
 def build_data(config: dict[str, Any], source: sources.Source, processes: int = 1) -> ImageData:
@@ -164,10 +155,27 @@ def _device(trainer: dict[str, Any]) -> torch.device:
     return torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
 
 
+def _optimizer(node: dict[str, Any], precision: str) -> Callable[[nn.Module], Optimizer]:
+    """Return what makes a network's optimizer, its parameters grouped."""
+    options = {key: value for key, value in node.items() if not key.startswith("_")}
+    if precision == "16-mixed" and "fused" in options:
+        # A fused step unscales by itself, after gradient clipping would need it done; and torch's fused SGD
+        # begins with whatever was in the memory of its momentum where the very first step overflows.
+        options["fused"] = False
+    return functools.partial(
+        make_optimizer,
+        kind=instantiate({"_target_": node["_target_"], "_partial_": True}).func,
+        layer_decay=options.pop("layer_decay", 1.0),  # absent where a YAML names one of torch's
+        lr=options.pop("lr"),
+        weight_decay=options.pop("weight_decay"),
+        options=options,
+    )
+
+
 def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
-    # The three ways to state a warmup have become one number of steps in the plan.
-    options = {k: v for k, v in scheduler.items() if not k.startswith(("warmup_", "_"))}
-    if "warmup_steps" in scheduler:
-        options["warmup_steps"] = plan.warmup_steps
+    # The three ways to state a duration have become one number of steps in the plan.
+    ways = tuple(f"{name}_{unit}" for name in duration_names(scheduler) for unit in UNITS)
+    options = {k: v for k, v in scheduler.items() if k not in ways and not k.startswith("_")}
+    options |= plan.durations
     # Hydra's own partial looks its target up again at every call, and this is called twice a step.
     return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options)

@@ -15,13 +15,15 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vitlab.errors import UserError, nearest
+
+TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -105,8 +107,11 @@ class RunFolder:
         return folder
 
     @classmethod
-    def find(cls, path: str | Path) -> "RunFolder":
+    def find(cls, path: str | Path, key: str = "resume") -> "RunFolder":
         """Return the run at ``path``: its folder, or the config.yaml, checkpoints or last.ckpt in it.
+
+        Args:
+            key: what it was given as, for the message.
 
         Raises:
             UserError: there is no run; names the nearest folder that is one.
@@ -124,14 +129,14 @@ class RunFolder:
         if (given / "multirun.yaml").is_file() or any(given.glob("*/config.yaml")):
             jobs = sorted(str(job.parent) for job in given.glob("*/config.yaml"))
             raise UserError(
-                f"{given} holds {len(jobs)} runs; name one of them, such as resume={jobs[0]}."
+                f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}."
                 if jobs
                 else f"{given} is the folder of a sweep in which no run has started."
             )
         parent = given.parent if given.parent.is_dir() else Path("outputs")
         runs = [str(run.parent) for run in parent.glob("**/config.yaml")]
         what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
-        raise UserError(f"resume={path}: {given} {what}{nearest(str(given), runs)}.")
+        raise UserError(f"{key}={path}: {given} {what}{nearest(str(given), runs)}.")
 
     def read_config(self) -> dict[str, Any]:
         """Return the resolved configuration.
@@ -189,6 +194,41 @@ class RunFolder:
             return None
         verify(self.last)
         return self.last
+
+
+def find_checkpoint(path: str | Path, key: str) -> Path:
+    """Return the weights that ``path`` means: a checkpoint file, or of a run folder the best, else the last.
+
+    Args:
+        key: what it was given as, for the message.
+
+    Raises:
+        UserError: there is neither.
+    """
+    given = Path(path)
+    if given.is_file() and given.name != "config.yaml":
+        return given
+    if given.suffix == ".ckpt":
+        raise UserError(f"{key}={path}: there is no such file.")
+    folder = RunFolder.find(given, key)
+    for checkpoint in (folder.best, folder.last):
+        if checkpoint.exists():
+            return checkpoint
+    raise UserError(f"{key}={path}: {folder} has no checkpoint: that run has not finished an epoch.")
+
+
+def teacher_file(task: Mapping[str, Any]) -> Path:
+    """Return the weights of the teacher that a ``task`` node names: of a run, or of timm's network.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not task["teacher"].startswith(TIMM):
+        return find_checkpoint(task["teacher"], "task.teacher")
+    file = Path(task["teacher_checkpoint"])
+    if not file.is_file():
+        raise UserError(f"task.teacher_checkpoint={file}: there is no such file.")
+    return file
 
 
 def checksum_file(checkpoint: Path) -> Path:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitlab.build import build_net
 from vitlab.callbacks.checkpointing import read_checkpoint
+from vitlab.callbacks.ema import RAW
 from vitlab.config import check_targets
+from vitlab.construct import build_net
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
@@ -41,11 +42,14 @@ class Classifier(nn.Module):
         return self.net(self.preprocess(images))
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, *, raw: bool = False) -> Classifier:
     """Return the classifier of a run folder (its best checkpoint, or the last) or of a checkpoint file.
 
     On the CPU and in eval mode. Reading a checkpoint runs no code that it names: only plain types are
     read, and the classes it may build are vitlab's own.
+
+    Args:
+        raw: of a run with ``callbacks.ema``, the weights as the optimizer left them and not their average.
 
     Raises:
         UserError: there is no checkpoint there, it is damaged, or it is not one of vitlab's.
@@ -64,6 +68,7 @@ def load(path: str | Path) -> Classifier:
         config["model"] |= {"pretrained": False, "checkpoint_path": None}
     net = build_net(config)
     prefix = "net."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    weights = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
+    state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     net.load_state_dict(state)
     return Classifier(net, meta).eval()

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from vitlab.errors import UserError, nearest
-from vitlab.folder import RunFolder, Summary, claimed
+from vitlab.folder import RunFolder, Summary, claimed, teacher_file
 from vitlab.plan import make_plan
 from vitlab.processes import rank_in_environment
 from vitlab.provenance import commit, versions
@@ -24,7 +24,7 @@ def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
     Before any run folder exists: what is refused here leaves nothing behind.
 
     Raises:
-        UserError: the data is not there, or a count does not fit.
+        UserError: the data, or a teacher, is not there, or a count does not fit.
     """
     from vitlab.data import sources
 
@@ -43,6 +43,8 @@ def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
                 "it out: it is found from the data."
             )
         make_plan(config, sources.part_sizes(source, data["val_size"])["train"])
+        if "teacher" in config["task"]:
+            teacher_file(config["task"])
 
 
 # Hydra's flags that make sense here; there is one config tree.

@@ -25,11 +25,12 @@ HPARAMS = (
     "optimizer.lr",
     "optimizer.weight_decay",
     "task.label_smoothing",
+    "callbacks.ema.decay",
     "trainer.max_epochs",
     "trainer.accumulate_grad_batches",
     "seed",
 )
-CHOICES = ("model", "optimizer", "scheduler", "augment", "data")
+CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
 METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")
 
 
@@ -86,7 +87,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     swept = [o.split("=", 1)[0].lstrip("+") for o in config.get("swept", [])]
     for key in (*HPARAMS, *swept):
         if key not in flat:
-            flat[key] = _scalar(_select(config, key))
+            flat[key] = config["choices"].get(key) or _scalar(_select(config, key))
     return flat
 
 

@@ -74,6 +74,33 @@ def history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]],
     return figure
 
 
+def learning_rate(curves: Mapping[str, Sequence[tuple[float, float]]], warmup: float, title: str) -> Figure:
+    """Draw a schedule over the epochs.
+
+    Args:
+        curves: name of a layer → (epoch, learning rate) along the run; one alone needs no name.
+        warmup: its length in epochs, 0 for none.
+    """
+    figure = _figure(width=7, height=3.4)
+    axes = figure.subplots()
+    if warmup:
+        axes.axvspan(0, warmup, color=VAL, alpha=0.12, label=f"warmup: {warmup:.3g} epoch(s)")
+    for (name, points), colour in zip(curves.items(), (RATE, TRAIN), strict=False):
+        label = f"{name}, peak {max(rate for _, rate in points):.3g}" if len(curves) > 1 else None
+        axes.plot(*zip(*points, strict=True), color=colour, label=label)
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    axes.set_xlim(0, max(epoch for points in curves.values() for epoch, _ in points))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if warmup or len(curves) > 1:
+        axes.legend(frameon=False)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draw ``counts`` (K, K), rows the truth and columns the prediction, shaded by the share of the row."""
     k = len(classes)

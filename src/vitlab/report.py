@@ -15,14 +15,25 @@ from vitlab import hardware, plots
 from vitlab.augment.erase import Erase
 from vitlab.augment.mix import MixupCutmix
 from vitlab.build import Job
+from vitlab.callbacks.ema import decay_at
 from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
 from vitlab.logger import RunLogger
 from vitlab.models.cost import show_flops
+from vitlab.models.distilled import DistilledViT
 from vitlab.models.layers import pair
+from vitlab.models.pretrained import Loaded
 from vitlab.screen import Screen
 from vitlab.seeding import derive
+from vitlab.teacher import Teacher
 
+# What the groups of `vitlab.optim.parameter_groups` are called in the table.
+GROUPS = {
+    "matrices": "matrices (Muon)",
+    "qkv": "query, key, value (Muon)",
+    "decay": "with decay",
+    "no_decay": "without decay",
+}
 GRID = 40  # images in predictions.png
 SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
 # Of an image by one box: where DeiT, by timm's default, ends. Zhong et al. went to 0.4, but for networks that
@@ -144,14 +155,88 @@ def announce(
             f"{hardware.device_name(job.kind)}; {job.precision}; compile {str(job.compiled).lower()}{asked}",
         ),
     ]
+    if job.teacher:
+        lines.append(("teacher", job.teacher.describe()))
+        lines.append(("distillation", _distillation(job, job.teacher)))
+    if (ema := config["callbacks"]["ema"])["decay"] is not None:
+        last = decay_at(plan.total_steps - 1, **ema)
+        ramp = f" (warmup: {last:.4g} at the last step)" if last < ema["decay"] else ""
+        text = f"of the weights, decay {ema['decay']:g}{ramp}; validated, tested and saved in their place"
+        lines.append(("average", text))
     describe(screen, lines)
+    loaded: Loaded | None = getattr(job.net, "loaded", None)  # not in a run that goes on from its checkpoint
+    if loaded:
+        describe(screen, list(loaded.lines()))
+    groups = job.task.make_optimizer(job.net).param_groups
+    screen.print(_group_table(groups, job.net))
     notes = list(job.source.notes)
     is_vit = "heads" in config["model"] or "name" in config["model"]
     if is_vit and data.num_train >= SMALL_DATA and (advice := plan.advice()):
         notes.append(advice)
     notes += augmentation_notes(job, processes)
+    notes += average_notes(job)
+    if job.kind == "cpu":
+        notes += matmul_notes(config["matmul_precision"])
+    notes += distillation_notes(job)
+    notes += optimizer_notes(job, groups, starts=step is None)
+    if loaded:
+        notes += loaded.notes(data.mean, data.std, pair("model.image_size", config["model"]["image_size"]))
     for note in notes:
         screen.print(f"note: {note}")
+
+
+def _group_table(groups: Sequence[Mapping[str, Any]], net: nn.Module) -> Table:
+    """Say how every parameter of ``net`` is trained, a line for each kind of group."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold cyan")
+    table.add_column("trained")
+    for column in ("tensors", "parameters", "peak rate", "weight decay"):
+        table.add_column(column, justify="right")
+
+    def add(name: str, parameters: Sequence[nn.Parameter], *how: str) -> None:
+        table.add_row(name, str(len(parameters)), f"{sum(p.numel() for p in parameters):,}", *how)
+
+    kinds = dict.fromkeys(group["name"].partition("/")[0] for group in groups)
+    for kind in kinds:
+        alike = [group for group in groups if group["name"].partition("/")[0] == kind]
+        rates = sorted(group["lr"] for group in alike)
+        text = f"{rates[0]:.3g} to {rates[-1]:.3g}" if rates[0] != rates[-1] else f"{rates[0]:g}"
+        members = [p for group in alike for p in group["params"]]
+        add(GROUPS.get(kind, kind), members, text, f"{alike[0]['weight_decay']:g}")
+    if frozen := [p for p in net.parameters() if not p.requires_grad]:
+        add("frozen", frozen, "", "")
+    return table
+
+
+def optimizer_notes(job: Job, groups: Sequence[Mapping[str, Any]], *, starts: bool) -> Iterator[str]:
+    """Yield what is doubtful about the optimizer and about freezing, or without effect."""
+    model, task = job.config["model"], job.config["task"]
+    if job.config["optimizer"]["_target_"].endswith(".Muon") and not any("stacked" in g for g in groups):
+        yield "optimizer=muon finds no matrix in a hidden layer that is trained: AdamW trains all there is."
+    if starts and task["freeze"] != "none" and not (model.get("pretrained") or model.get("checkpoint_path")):
+        yield (
+            f"task.freeze={task['freeze']} keeps layers as they were drawn at random: start from weights "
+            "that have learned something (model.pretrained=true or model.checkpoint_path)."
+        )
+
+
+def average_notes(job: Job) -> Iterator[str]:
+    """Yield what is doubtful about the average of the weights, or without effect."""
+    ema, steps = job.config["callbacks"]["ema"], job.plan.total_steps
+    if ema["decay"] is None:
+        if any(typed.startswith("callbacks.ema.warmup") for typed in job.config["overrides"]):
+            yield "callbacks.ema.warmup has no effect without callbacks.ema.decay."
+    elif not ema["warmup"] and steps * (1 - ema["decay"]) < 1:
+        yield (
+            f"callbacks.ema.decay={ema['decay']:g} averages about {1 / (1 - ema['decay']):,.0f} steps, and "
+            f"the run has {steps:,}: much of the average will be the random start. Set "
+            f"callbacks.ema.warmup=true, or a decay under {1 - 1 / steps:.4g}."
+        )
+
+
+def matmul_notes(name: str) -> Iterator[str]:
+    """Yield whether ``matmul_precision`` changes nothing on this CPU."""
+    if name == "highest" or (name == "medium" and not hardware.has_bf16("cpu")):
+        yield f"matmul_precision={name} has no effect on this processor: its float32 is float32."
 
 
 def augmentation_notes(job: Job, processes: int) -> Iterator[str]:
@@ -173,6 +258,33 @@ def augmentation_notes(job: Job, processes: int) -> Iterator[str]:
             yield f"{key}.off_after_epoch={last} has no effect: the run has {job.plan.epochs} epoch(s)."
         if isinstance(op, MixupCutmix) and job.data.batch_size == processes:
             yield f"{key} has no effect: a batch of one image has no partner in it."
+
+
+def _distillation(job: Job, teacher: Teacher) -> str:
+    task = job.config["task"]
+    how = f"soft, temperature {task['temperature']:g}" if task["kind"] == "soft" else "hard"
+    share = teacher.flops / (3 * job.flops)  # backward costs two forwards
+    return f"{how}, weight {task['weight']:g}; asking the teacher costs {share:.0%} of the student's own step"
+
+
+def distillation_notes(job: Job) -> Iterator[str]:
+    """Yield what the teacher's file tells, and what of the distillation is without effect."""
+    task = job.config["task"]
+    if job.teacher is None:
+        if isinstance(job.net, DistilledViT):
+            yield (
+                f"the second head of {job.config['choices']['model']} learns the same as the first without a "
+                "teacher; task=distill gives it one."
+            )
+        return
+    yield from job.teacher.notes
+    typed = any(override.startswith("task.temperature=") for override in job.config["overrides"])
+    if typed and task["kind"] == "hard":
+        yield "task.temperature has no effect with task.kind=hard."
+    if task["weight"] == 0:
+        yield "task.weight=0: the teacher is asked and has no effect; task=classify trains the same for less."
+    if task["weight"] == 1 and task["label_smoothing"]:
+        yield "task.label_smoothing has no effect with task.weight=1: the labels have no part in the loss."
 
 
 def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) -> None:
@@ -203,15 +315,37 @@ def _array(values: torch.Tensor) -> np.ndarray:
     return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
+def draw_learning_rate(folder: RunFolder, job: Job, logger: RunLogger | None) -> None:
+    """Write the curve of the learning rate, which is known before the first step; once a run."""
+    if (folder.figures / "learning_rate.png").exists():  # of before a resume
+        return
+    plan, config = job.plan, job.config
+    groups = job.task.make_optimizer(job.net).param_groups
+    layers = {group["lr"]: group["name"].partition("/")[2] for group in groups}
+    curves = {layers[lr]: _rates(job, lr, plan.total_steps) for lr in (max(layers), min(layers))}
+    rates = [rate for _, rate in curves[layers[max(layers)]]]
+    title = (
+        f"{config['choices']['scheduler']} for {config['choices']['optimizer']}: peak {max(rates):.3g}, "
+        f"last {rates[-1]:.2g}; {plan.total_steps:,} steps, batch {plan.effective_batch}"
+    )
+    figure = plots.learning_rate(curves, plan.warmup_steps * plan.epochs / plan.total_steps, title)
+    save(figure, folder, "learning_rate")
+    if logger:
+        logger.experiment.add_image("learning_rate", plots.rasterize(figure), dataformats="HWC")
+
+
+def _rates(job: Job, peak: float, steps: int) -> list[tuple[float, float]]:
+    """Return (epoch, learning rate) along the first ``steps`` optimizer steps, the last among them."""
+    total = job.plan.total_steps
+    shown = sorted({*range(0, steps, max(1, steps // 500)), steps - 1} - {-1})
+    return [((s + 1) * job.plan.epochs / total, peak * job.task.schedule(s, total)) for s in shown]
+
+
 def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) -> None:
     """Write the run's figures; those of the test only if there was one (``metrics``)."""
-    plan, config = job.plan, job.config
+    config = job.config
     title = f"{config['choices']['model']} on {job.source.name}, seed {config['seed']}"
-    per_epoch = plan.total_steps / plan.epochs
-    rate = [
-        ((s + 1) / per_epoch, config["optimizer"]["lr"] * job.task.schedule(s, plan.total_steps))
-        for s in range(0, steps, max(1, steps // 500))
-    ]
+    rate = _rates(job, config["optimizer"]["lr"], steps)
     save(plots.history(read_metrics(folder), rate, title), folder, "history")
     if not metrics:
         return

@@ -19,11 +19,13 @@ from vitlab import hardware, report
 from vitlab.build import Job, build
 from vitlab.callbacks import Throughput
 from vitlab.callbacks.checkpointing import read_checkpoint
+from vitlab.callbacks.ema import RAW
 from vitlab.config import check_targets
 from vitlab.errors import UserError
-from vitlab.folder import RunFolder, Summary
+from vitlab.folder import RunFolder, Summary, teacher_file
 from vitlab.logger import RunLogger
-from vitlab.models.cost import count_parameters
+from vitlab.models.cost import count_parameters, count_trainable
+from vitlab.precision import skipped_steps
 from vitlab.processes import Interrupted, StopSignal, rank_in_environment, ranks, watch_parent
 from vitlab.provenance import commit, versions
 from vitlab.screen import Screen
@@ -70,7 +72,8 @@ def run(folder: RunFolder) -> dict[str, Any]:
                     torch.set_num_threads(threads)
                 summary.update(status="running", device=hardware.device_name(kind))
                 lost = functools.partial(summary.update, status="failed", error="a rank ended early")
-                with ranks(folder, processes, threads, lost):
+                matmul = hardware.matmul_precision(config["matmul_precision"])
+                with ranks(folder, processes, threads, lost), matmul:
                     _run(folder, config, processes, resumes, summary, screen, started)
         except (Interrupted, KeyboardInterrupt) as stop:
             if rank > 0:
@@ -101,15 +104,32 @@ def _run(
     if last and "pretrained" in config["model"]:
         # The weights come from the run's own checkpoint; nothing is fetched twice.
         config = config | {"model": config["model"] | {"pretrained": False, "checkpoint_path": None}}
+    if last and "teacher" in config["task"]:
+        _find_teacher_again(folder, config["task"])
     job = build(config, processes)
     step = _resume_step(last, job) if last else 0
     resumed = [*summary.data["train"]["resumed_at"], *([step] if resumes else [])]
     name = config["model"].get("name") or config["choices"]["model"]
-    model = {"name": name, "parameters": count_parameters(job.net), "flops_per_image": job.flops}
-    summary.update(model=model, train={"resumed_at": resumed}, precision=job.precision, compiled=job.compiled)
+    model = {
+        "name": name,
+        "parameters": count_parameters(job.net),
+        "trainable_parameters": count_trainable(job.net),
+        "flops_per_image": job.flops,
+    }
+    summary.update(
+        model=model,
+        train={"resumed_at": resumed},
+        precision=job.precision,
+        matmul_precision=config["matmul_precision"],
+        compiled=job.compiled,
+    )
+    if job.teacher:
+        summary.update(teacher=job.teacher.record)
     report.announce(screen, folder, job, model, processes, step if resumes else None)
     if job.compiled:
         job.net.compile(dynamic=False)  # in place: the state's keys stay as they are
+        if job.teacher:
+            job.teacher.classifier.net.compile(dynamic=False)
 
     logger = (
         RunLogger(folder, purge_step=step if resumes else None) if config["logger"]["tensorboard"] else None
@@ -118,6 +138,7 @@ def _run(
         logger.begin(config | {"model": config["model"] | job.config["model"]})
     if config["callbacks"]["figures"] and not rank_in_environment():
         report.draw_augmentations(folder, job, logger)
+        report.draw_learning_rate(folder, job, logger)
     throughput = Throughput(started)
     stop = StopSignal(screen.print)
     trainer, checkpointing = make_trainer(folder, job, processes, summary, screen, stop, throughput, logger)
@@ -125,6 +146,11 @@ def _run(
         trainer.fit(job.task, datamodule=job.data, ckpt_path=last)
         if trainer.global_step < job.plan.total_steps:
             screen.print(f"note: ended early, at step {trainer.global_step:,} of {job.plan.total_steps:,}")
+        if skipped := skipped_steps(trainer):
+            screen.print(
+                f"note: {skipped:,} of {trainer.global_step:,} optimizer steps were skipped: their float16 "
+                "gradients overflowed. A few at the start are usual; trainer.precision=bf16-mixed has none."
+            )
         best = checkpointing.best_metrics
         summary.update(
             train={"epochs": trainer.current_epoch, "optimizer_steps": trainer.global_step},
@@ -134,6 +160,8 @@ def _run(
         if best and folder.best.exists():
             job.task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
             tested = "best checkpoint by validation accuracy"
+        if config["callbacks"]["ema"]["decay"] is not None:
+            tested += ", EMA weights"
         # Once, after everything has been decided.
         measured = trainer.test(job.task, datamodule=job.data, verbose=False)
     except Exception:
@@ -148,6 +176,7 @@ def _run(
                 "images_per_second": throughput.images_per_second,
                 "wall_seconds": throughput.wall_seconds,
                 "optimizer_steps": trainer.global_step,
+                "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
                 "peak_memory_bytes": hardware.peak_memory(job.kind),
             }
         )
@@ -194,9 +223,14 @@ def _resume_step(last: Path, job: Job) -> int:
     """Return the optimizer step of the checkpoint.
 
     Raises:
-        UserError: it is of another model than config.yaml says.
+        UserError: it is of another model than config.yaml says, or EMA was switched on or off.
     """
     checkpoint = read_checkpoint(last)
+    if (RAW in checkpoint) != (job.config["callbacks"]["ema"]["decay"] is not None):
+        raise UserError(
+            f"config.yaml was changed after {last} was written (callbacks.ema.decay, on or off), and an "
+            "average cannot start or stop in the middle of a run. Undo that, or start a new run."
+        )
     was, now = checkpoint["vitlab"]["config"]["model"], job.config["model"]
     weights = ("pretrained", "checkpoint_path")
     changed = sorted(k for k in was.keys() | now.keys() if k not in weights and was.get(k) != now.get(k))
@@ -206,7 +240,29 @@ def _resume_step(last: Path, job: Job) -> int:
             f"config.yaml was changed after {last} was written ({keys}), and its weights do not fit. Undo "
             "that, or start a new run."
         )
+    old, new = (meta.get("teacher", {}).get("sha256") for meta in (checkpoint["vitlab"], job.task.meta))
+    if old != new:
+        raise UserError(
+            f"task.teacher={job.config['task'].get('teacher')} is no longer the teacher that {last} learned "
+            "from: its weights were trained further or replaced (their SHA-256 differs). Put the old file "
+            "back, or start a new run."
+        )
     return checkpoint["global_step"]
+
+
+def _find_teacher_again(folder: RunFolder, task: dict[str, Any]) -> None:
+    """Look for the teacher of a run that goes on.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    try:
+        teacher_file(task)
+    except UserError as error:
+        raise UserError(
+            f"{error} This run learns from it and cannot go on without: put it back, or write its new place "
+            f"as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
+        ) from None
 
 
 def quieten() -> None:

@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 from tests.bench.test_checks import config
 from vitlab.bench.references import Pool, load, load_whole_batches, transform, tutorial_net, worker_counts
+from vitlab.build import build_net
 from vitlab.models.cost import count_parameters
-from vitlab.models.vit import ViT
 
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("library", [torchvision.transforms, v2], ids=["pil", "v2"])
@@ -121,7 +121,7 @@ def test_the_numbers_of_workers_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_the_tutorials_network_has_our_shape(pool: str) -> None:
     model = config()["model"] | {"num_classes": 10, "channels": 3, "image_size": 32, "pool": pool, "depth": 2}
-    ours = ViT(**{k: v for k, v in model.items() if k != "_target_"})
+    ours = build_net({"model": model})
     theirs = tutorial_net(model)
     assert theirs(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     dim, patch = 192, 3 * 4 * 4

@@ -136,6 +136,7 @@ def test_tensorboard_compares_runs(train: Train) -> None:
     assert [e.step for e in events.Scalars("train/loss_step")] == [4, 8, 12, 16]
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"model.patch_size" in content
+    assert b"model/tokenizer" in content
     assert b"optimizer.lr" in content
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
 from vitlab.callbacks.record import read_metrics
@@ -80,6 +81,21 @@ def test_after_kill_9_the_same_weights(train: Train, fresh: Train, batch: int) -
     assert same_weights(whole, stopped, "best")
     assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
     for key in ("status", "metrics", "tested", "per_class"):
+        assert summary(whole)[key] == summary(stopped)[key]
+
+
+@pytest.mark.parametrize("batch", [4, 9])
+def test_the_average_and_the_raw_weights_go_on(train: Train, fresh: Train, batch: int) -> None:
+    options = ("callbacks.checkpoint.every_minutes=1e-6", "callbacks.ema.decay=0.7")
+    whole, stopped = train(*options, name="whole"), fresh(*options)
+    end_at(stopped, batch, signal.SIGKILL)
+    run(RunFolder(stopped))
+    assert summary(stopped)["train"]["resumed_at"] == [batch - 1]
+    for name in ("last", "best"):
+        assert same_weights(whole, stopped, name)
+        a, b = (checkpoint(folder, name)["raw_state_dict"] for folder in (whole, stopped))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    for key in ("metrics", "tested", "per_class"):
         assert summary(whole)[key] == summary(stopped)[key]
 
 

@@ -14,6 +14,12 @@ LAYERS = {
     "input": ("pil", "torchvision", "torchvision_batch"),
     "both": ("plain", "tutorial"),
 }
+# What vit-pytorch's ViT is made of, in our words.
+PLAIN_VIT = (
+    "vitlab.models.vit.ViT",
+    "vitlab.models.tokenizers.PatchEmbedding",
+    "vitlab.models.attention.Attention",
+)
 PRECISIONS = ("auto", "32-true", "32", 32, "bf16-mixed", "16-mixed")
 # Augmentations that torchvision has too, and the values with which the two do the same.
 SAME: dict[str, dict[str, Any]] = {
@@ -53,6 +59,12 @@ def check_benchmark(config: Mapping[str, Any]) -> None:
                 f"trainer.{key}={show(found)}: benchmark.py measures plain steps of one process. Leave it at "
                 f"{show(value)}."
             )
+    if config["callbacks"]["ema"]["decay"] is not None:
+        raise UserError(
+            "callbacks.ema.decay: the loops to compare with do not average their weights. Leave it at null."
+        )
+    if "teacher" in config["task"]:
+        raise UserError("task=distill: the loops to compare with ask no teacher. Leave it at task=classify.")
     if (found := config["trainer"]["precision"]) not in PRECISIONS:
         raise UserError(
             f"trainer.precision={found}: the plain loop to compare with knows 32-true, bf16-mixed and "
@@ -69,7 +81,8 @@ def check_benchmark(config: Mapping[str, Any]) -> None:
             )
     if "tutorial" in wanted:
         model = config["model"]
-        if not model["_target_"].endswith(".ViT") or {"tokenizer", "attention"} & model.keys():
+        parts = [model, model.get("tokenizer", {}), model.get("attention", {})]
+        if tuple(part.get("_target_") for part in parts) != PLAIN_VIT or model["pool"] not in ("cls", "mean"):
             raise UserError(
                 "benchmark.against has tutorial, vit-pytorch's ViT of the same shape, and "
                 f"{model['_target_']} as configured has no such counterpart. Use model=vit_tiny, vit_small "

@@ -23,7 +23,6 @@ from vitlab.data.loader import Batch
 from vitlab.folder import RunFolder, Summary
 from vitlab.logger import RunLogger
 from vitlab.losses import soft_cross_entropy
-from vitlab.optim import parameter_groups
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.processes import StopSignal
 from vitlab.screen import Screen
@@ -101,8 +100,7 @@ def inputs(job: Job) -> Iterator[Batch]:
 def plain(job: Job, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
     """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
     task, options = job.task, job.config["trainer"]
-    make = task.make_optimizer
-    optimizer = make(parameter_groups(net, make.keywords["weight_decay"]))  # type: ignore[attr-defined]
+    optimizer = task.make_optimizer(net)
     largest = options["gradient_clip_val"]
     by_value = options["gradient_clip_algorithm"] == "value"
     clip = functools.partial(

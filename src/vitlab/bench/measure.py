@@ -52,7 +52,7 @@ def measure(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     quieten()
     try:
-        with plain_errors():
+        with plain_errors(), hardware.matmul_precision(config["matmul_precision"]):
             return Benchmark(folder, config, console).run()
     finally:
         with contextlib.suppress(OSError):
@@ -93,6 +93,7 @@ class Benchmark:
             "cores": references.cores(),
             "threads": torch.get_num_threads(),
             "precision": job.precision,
+            "matmul_precision": config["matmul_precision"],
             "compiled": job.compiled,
             "peak_flops": self.peak_flops(job.precision),
             "model": {"parameters": count_parameters(job.net), "flops_per_image": job.flops},

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config.checks import find_problems, has_key, to_plain, unresolved
-from vitlab.config.composition import Composer, reason, without_hydra
+from vitlab.config.composition import CONF, Composer, reason, without_hydra
 from vitlab.config.rules import OPEN_NODES, is_open
 from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
 from vitlab.errors import UserError
@@ -45,14 +45,7 @@ class _Preflight:
 
     def run(self) -> list[DictConfig]:
         self._refuse(self.ours)
-        master = self.composer.compose(
-            self.hydra
-            + tuple(
-                str(item.input_line)
-                for item in self.ours
-                if self._is_group(item) and not item.is_sweep_override()
-            )
-        )
+        master = self._compose(item for item in self.ours if not item.is_sweep_override())
         ours = self.ours
         if self.multirun:
             params = OmegaConf.select(master, "hydra.sweeper.params") or {}
@@ -94,6 +87,8 @@ class _Preflight:
                 return f"{line}: expected {key}=option; {self._choose(key)}"
             matches = [f"{group}={line}" for group, names in self.groups.items() if line in names]
             return f"{line}: expected key=value, found no '=';{did_you_mean(matches)}".rstrip(";")
+        if "/" in key and "." in key:
+            return f"{line}: a key has points where a group has slashes: {key.replace('/', '.')}={value}"
         if not key.strip() or key != key.strip() or value != value.lstrip():
             return f"{line}: expected key=value without spaces around '='"
         return (
@@ -126,6 +121,10 @@ class _Preflight:
             return [f"{line}: nothing can be removed from the config (~); give {key} {default}"]
         if (item.is_add() or item.is_force_add()) and not is_open(key):
             return [self._added(line, key)]
+        part = key.replace(".", "/")
+        if "." in key and part in self.groups and not line.startswith(f"{key}={{"):
+            meant = line.replace(key, part, 1)
+            return [f"{line}: a part is chosen with a slash: {meant}; {self._choose(part)}"]
         if item.is_sweep_override() and not self.multirun:
             several = f"{line} gives several values: add -m to run each of them"
             if item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
@@ -200,10 +199,27 @@ class _Preflight:
         parsed = {line: self.parser.parse_override(line) for lines in choices.values() for line in lines}
         return [[parsed[line] for line in lines] for lines in product(*choices.values())]
 
+    def _compose(self, items: Iterable[Override]) -> DictConfig:
+        """Return the config of the options chosen; refuse a part (model/tokenizer) that the model lacks."""
+        chosen = [item for item in items if self._is_group(item)]
+        parts = [item for item in chosen if "/" in item.key_or_group]
+        whole = (str(item.input_line) for item in chosen if item not in parts)
+        choices = self.composer.compose((*self.hydra, *whole)).hydra.runtime.choices
+        for item in parts:
+            group, _, name = item.key_or_group.rpartition("/")
+            if item.key_or_group not in choices:
+                raise UserError(
+                    f"{item.input_line}: {group}={choices[group]} has no {name} to choose; leave it out, or "
+                    f"take another {group}"
+                )
+        return self.composer.compose((*self.hydra, *(str(item.input_line) for item in chosen)))
+
     def _build(self, job: list[Override]) -> tuple[DictConfig, list[str]]:
         """Return the config of one combination, and what is wrong with it."""
-        chosen = tuple(str(item.input_line) for item in job if self._is_group(item))
-        composed = self.composer.compose(self.hydra + chosen)
+        try:
+            composed = self._compose(job)
+        except UserError as error:
+            return DictConfig({}), [str(error)]
         choices = {
             group: option
             for group, option in composed.hydra.runtime.choices.items()
@@ -259,15 +275,22 @@ class _Preflight:
 
     def _unknown(self, line: str, key: str, known: dict[str, Any], choices: dict[str, str]) -> str:
         group, _, rest = key.partition(".")
+        part, _, below = rest.partition(".")
+        if below and f"{group}/{part}" in choices:
+            group, rest = f"{group}/{part}", below
         if is_open(key) and has_key(known, OPEN_NODES[0]):
             return f"{line}: a key of your own under {OPEN_NODES[0]} takes a plus: +{line}"
         inside = bool(rest) and group in choices
         place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
         hint = did_you_mean(suggest_key(key, dotted_keys(known), self.groups))
+        if not hint and "/" in group:
+            files = {f"{group}={name}": CONF / group / f"{name}.yaml" for name in self.groups[group]}
+            hint = did_you_mean([name for name, file in files.items() if rest in OmegaConf.load(file)])
         if not hint:
-            node = known.get(group)
-            names = node if inside and isinstance(node, dict) else known
-            hint = f" the keys there are {', '.join(n for n in names if not n.startswith('_'))}"
+            node: Any = known
+            for name in group.split("/") if inside else ():
+                node = node[name]
+            hint = f" the keys there are {', '.join(n for n in node if not n.startswith('_')) or 'none'}"
         return f"{key}: {place};{hint}"
 
 

@@ -1,11 +1,13 @@
 """Cross-checks: values that are right alone and wrong together, with the way on. Torch-free."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vitlab.config.kinds import alternatives, show
 from vitlab.errors import UserError
-from vitlab.plan import make_plan
+from vitlab.folder import TIMM
+from vitlab.plan import duration_names, make_plan
 
 # What is known of a data set before it has been looked at.
 TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
@@ -51,6 +53,7 @@ def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
     yield from _duration(read)
     yield from _schedule(read)
     yield from _device(read)
+    yield from _teacher(read)
 
 
 def train_images(read: Reader) -> int | None:
@@ -105,6 +108,7 @@ def _model(read: Reader) -> Misfits:
             f"model.position=sincos needs a model.dim divisible by 4, found {dim}: choose "
             f"model.dim={dim + 4 - dim % 4} or model.position=learnable",
         )
+    yield from _attention(read)
     if dim and read.is_null("model.drop_path"):
         yield (
             "model.drop_path",
@@ -116,17 +120,72 @@ def _model(read: Reader) -> Misfits:
             "model.pretrained=true and model.checkpoint_path both give the weights: keep one, set "
             "model.pretrained=false or model.checkpoint_path=null",
         )
-    if str(read("model.tokenizer._target_") or "").endswith(".ConvStem"):
-        yield from _conv_stem(read)
+    elif (path := read("model.checkpoint_path")) and not Path(path).expanduser().exists():
+        yield (
+            "model.checkpoint_path",
+            f"model.checkpoint_path={path}: there is no such file or folder (looked for "
+            f"{Path(path).expanduser().absolute()})",
+        )
+    check = TOKENIZERS.get(str(read("model.tokenizer._target_")).rpartition(".")[2])
+    if check and patch is not None:
+        yield from check(read, patch)
 
 
-def _conv_stem(read: Reader) -> Misfits:
-    patch, dim, convs = (
-        read("model.patch_size"),
-        read("model.dim"),
-        read("model.tokenizer.num_convs"),
-    )
-    if patch is None or dim is None or convs is None:
+def _attention(read: Reader) -> Misfits:
+    """Check positions, first weights and attention against the sizes of heads and the number of tokens."""
+    dim, heads, position = read("model.dim"), read("model.heads"), read("model.position")
+    width = read("model.dim_head") or (dim and heads and dim // heads)
+    if width and position == "rotary" and width % 4:
+        yield (
+            "model.position",
+            "model.position=rotary turns pairs along two axes and needs heads of a width divisible by 4, "
+            f"found {width} (model.dim_head, or model.dim / model.heads): set "
+            f"model.dim_head={width + 4 - width % 4}",
+        )
+    if dim and width and read("model.init") == "mimetic":
+        if dim % 4 and position == "learnable":
+            yield (
+                "model.init",
+                "model.init=mimetic starts positions as sines and cosines and needs a model.dim divisible "
+                f"by 4, found {dim}: choose model.dim={dim + 4 - dim % 4}",
+            )
+        if heads * width > dim:
+            yield (
+                "model.init",
+                f"model.init=mimetic factors matrices of model.dim={dim} and cannot fill heads of "
+                f"{heads} x {width} (model.heads x model.dim_head): set model.dim_head=null or "
+                "model.init=xavier",
+            )
+    kind = str(read("model.attention._target_")).rpartition(".")[2]
+    if kind == "LinformerAttention" and position == "rotary":
+        yield (
+            "model.position",
+            "model/attention=linformer mixes keys of all places, so model.position=rotary cannot turn them "
+            "by theirs: choose model.position=learnable or sincos, or model/attention=softmax",
+        )
+    patch, image = read("model.patch_size"), read("model.image_size")
+    if patch is None or image is None:
+        return
+    (height, width), (down, across) = _two(image), _two(patch)
+    tokens = (height // down) * (width // across) + (read("model.pool") == "cls")
+    length = read("model.attention.projection_length")
+    if length and 0 < tokens <= length:
+        yield (
+            "model.attention.projection_length",
+            f"model.attention.projection_length={length} saves nothing over {tokens} tokens (of "
+            f"model.image_size, patch_size and pool): choose less than {tokens}, or model/attention=softmax",
+        )
+    if kind == "LocalityAttention" and tokens == 1:
+        yield (
+            "model.patch_size",
+            "model/attention=lsa hides each token from itself, and here there is one token: choose a smaller "
+            "model.patch_size, or model.pool=cls",
+        )
+
+
+def _conv_stem(read: Reader, patch: Any) -> Misfits:
+    dim, convs = read("model.dim"), read("model.tokenizer.num_convs")
+    if dim is None or convs is None:
         return
     if any(side & (side - 1) for side in _two(patch)):
         yield (
@@ -151,6 +210,36 @@ def _conv_stem(read: Reader) -> Misfits:
             f"model.tokenizer.num_convs={convs} convolutions need: choose a multiple of "
             f"{2 ** (convs - 1)}",
         )
+
+
+def _conv_pool(read: Reader, patch: Any) -> Misfits:
+    layers = read("model.tokenizer.num_layers")
+    if layers is not None and _two(patch) != (2**layers, 2**layers):
+        fit = [n for n in range(1, 9) if _two(patch) == (2**n, 2**n)]
+        yield (
+            "model.patch_size",
+            f"model.patch_size={show(patch)} is not what model.tokenizer.num_layers={layers} gives, as each "
+            f"halves the image: set model.patch_size={2**layers}"
+            + (f", or model.tokenizer.num_layers={fit[0]}" if fit else ""),
+        )
+    if read("model.patch_norm"):
+        yield (
+            "model.patch_norm",
+            "model.patch_norm=true needs a projection to normalise around, and model/tokenizer=cct has none: "
+            "set model.patch_norm=false",
+        )
+
+
+def _shifted_patches(read: Reader, patch: Any) -> Misfits:
+    if min(_two(patch)) < 2:
+        yield (
+            "model.patch_size",
+            f"model.patch_size={show(patch)} has no half to shift by, as model/tokenizer=spt does: choose 2 "
+            "or more",
+        )
+
+
+TOKENIZERS = {"ConvStem": _conv_stem, "ConvPool": _conv_pool, "ShiftedPatches": _shifted_patches}
 
 
 def _augment(read: Reader) -> Misfits:
@@ -281,14 +370,18 @@ def _schedule(read: Reader) -> Misfits:
                 "scheduler=constant",
             )
         return
-    warm_epochs, warm_steps = read("scheduler.warmup_epochs"), read("scheduler.warmup_steps")
-    if warm_epochs is not None and warm_steps is not None:
-        yield (
-            "scheduler.warmup_steps",
-            f"scheduler.warmup_epochs={show(warm_epochs)} and scheduler.warmup_steps={warm_steps} "
-            "are both given: keep one, set the other to null",
-        )
-        return
+    durations = duration_names(read("scheduler"))
+    every = "scheduler.every_epochs"
+    rivals = [(f"scheduler.{name}_epochs", f"scheduler.{name}_steps") for name in durations]
+    rivals += [(every, "scheduler.milestone_epochs"), (every, "scheduler.milestone_steps")]
+    for one, other in rivals:
+        if read(one) is not None and read(other) is not None:
+            yield (
+                other,
+                f"{one}={show(read(one))} and {other}={show(read(other))} are both given: keep one, set the "
+                "other to null",
+            )
+            return
     images, batch = train_images(read), read("data.batch_size")
     complete = None not in (batch, epochs, steps) and read.sound("trainer", "scheduler", "data")
     if images is not None and complete:
@@ -297,13 +390,16 @@ def _schedule(read: Reader) -> Misfits:
                 make_plan(read.plain, images)
             except UserError as error:
                 yield "scheduler", str(error)
-    elif warm_epochs is not None and epochs is not None and -1 != epochs < warm_epochs:
-        yield (
-            "scheduler.warmup_epochs",
-            f"scheduler.warmup_epochs={show(warm_epochs)} is longer than the whole run of {epochs} "
-            "epochs. Shorten the warmup, train longer (trainer.max_epochs), or leave it to "
-            "scheduler.warmup_fraction.",
-        )
+        return
+    for duration in durations if epochs not in (None, -1) else ():
+        key = f"scheduler.{duration}_epochs"
+        asked = read(key)
+        if asked is not None and max(asked if isinstance(asked, list) else [asked]) > epochs:
+            yield (
+                key,
+                f"{key}={show(asked)} is longer than the whole run of {epochs} epochs. Shorten it, train "
+                "longer (trainer.max_epochs), or leave it null",
+            )
 
 
 def _device(read: Reader) -> Misfits:
@@ -325,4 +421,35 @@ def _device(read: Reader) -> Misfits:
             "trainer.precision",
             f"trainer.precision={precision} does not work on a CPU: choose bf16-mixed or 32-true, "
             "or trainer.accelerator=gpu",
+        )
+
+
+def _teacher(read: Reader) -> Misfits:
+    if read.is_null("task.teacher"):
+        yield (
+            "task.teacher",
+            "task=distill needs a trained teacher: add task.teacher=RUN_FOLDER, such as that of `python "
+            f"train.py model=resnet18`, or task.teacher={TIMM}NAME with task.teacher_checkpoint=FILE",
+        )
+    teacher, file = read("task.teacher"), read("task.teacher_checkpoint")
+    if teacher and teacher.startswith(TIMM) and file is None:
+        yield (
+            "task.teacher_checkpoint",
+            f"task.teacher={teacher} needs weights that know this data's classes, which timm has not: add "
+            "task.teacher_checkpoint=FILE, or fine-tune the network (model=timm_vit_b16 model.name="
+            f"{teacher.removeprefix(TIMM)}) and give that run's folder as task.teacher",
+        )
+    elif teacher and file and not teacher.startswith(TIMM):
+        yield (
+            "task.teacher_checkpoint",
+            f"task.teacher_checkpoint is for task.teacher={TIMM}NAME: leave it out, or give our own "
+            "checkpoint as task.teacher itself",
+        )
+    weight = read("task.weight")
+    if weight in (0, 1) and str(read("model._target_") or "").endswith(".DistilledViT"):
+        yield (
+            "task.weight",
+            f"task.weight={show(weight)} leaves {'the labels' if weight else 'the teacher'} out, and one of "
+            "this model's two heads would learn nothing: choose a number between, such as 0.5, or another "
+            "model",
         )

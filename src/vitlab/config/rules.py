@@ -52,6 +52,13 @@ def _folder_name(value: object) -> bool:
     )
 
 
+def _freeze(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    number = value.removeprefix("first_")
+    return value in ("none", "head_only") or (number != value and number.isdecimal() and int(number) > 0)
+
+
 _duration = either(
     null(),
     matching(
@@ -91,6 +98,7 @@ RULES: dict[str, Kind] = {
     ),
     "resume": either(null(), text()),
     "compile": _auto_flag,
+    "matmul_precision": word("highest", "high", "medium"),
     # benchmark.py
     "benchmark.layers": listing(word("step", "input", "both")),
     "benchmark.against": listing(word("plain", "tutorial", "pil", "torchvision", "torchvision_batch")),
@@ -110,13 +118,17 @@ RULES: dict[str, Kind] = {
     "model.heads": whole(1, 1024),
     "model.dim_head": either(null(), whole(1, 16_384)),
     "model.mlp_ratio": real(0, 64, above=True),
-    "model.pool": word("cls", "mean"),
-    "model.position": word("learnable", "sincos"),
+    "model.pool": word("cls", "mean", "sequence"),
+    "model.position": word("learnable", "sincos", "rotary", "none"),
     "model.*dropout": _drop,
     "model.drop_path": either(null(), _drop),
+    "model.drop_key": _drop,
+    "model.init": word("xavier", "mimetic"),
+    "model.attention.projection_length": whole(1, 1_000_000),
     "model.tokenizer.num_convs": whole(1, 16),
     "model.tokenizer.full_size_convs": whole(0, 8),
     "model.tokenizer.norm": word("batch", "layer"),
+    "model.tokenizer.num_layers": whole(1, 8),
     "augment.*.padding_mode": word("zero", "reflect"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),
@@ -125,15 +137,26 @@ RULES: dict[str, Kind] = {
     # optimizer
     "optimizer.lr": real(0, 1000, above=True, below=True),
     "optimizer.weight_decay": real(0, 100),
+    "optimizer.layer_decay": real(0, 1, above=True),
     "optimizer.betas": pair(_drop),
     "optimizer.eps": real(0, 1, above=True),
     "optimizer.momentum": _drop,
+    "optimizer.ns_steps": whole(1, 20),
     "optimizer.fused": _auto_flag,
     # scheduler
     "scheduler.warmup_epochs": either(null(), real(0, 1_000_000)),
     "scheduler.warmup_steps": either(null(), whole(0, MANY)),
     "scheduler.warmup_fraction": _drop,
-    "scheduler.final_ratio": _probability,
+    "scheduler.decay_epochs": either(null(), real(0, 1_000_000)),
+    "scheduler.decay_steps": either(null(), whole(0, MANY)),
+    "scheduler.decay_fraction": _probability,
+    "scheduler.milestone_epochs": either(null(), listing(real(0, 1_000_000, above=True))),
+    "scheduler.milestone_steps": either(null(), listing(whole(1, MANY))),
+    "scheduler.milestone_fraction": listing(real(0, 1, above=True, below=True)),
+    "scheduler.every_epochs": either(null(), real(0, 1_000_000, above=True)),
+    "scheduler.gamma": real(0, 1, above=True),
+    "scheduler.shape": word("sqrt", "linear"),
+    "scheduler.*_ratio": _probability,
     # data
     "data.kind": word("cifar10", "cifar100", "image_folder", "image_list", "shapes"),
     "data.root": either(null(), text()),
@@ -184,7 +207,16 @@ RULES: dict[str, Kind] = {
     "augment.*.off_after_epoch": either(null(), whole(1, MANY)),
     # task
     "task.label_smoothing": _drop,
+    "task.teacher": either(null(), text()),
+    "task.teacher_checkpoint": either(null(), text()),
+    "task.kind": word("hard", "soft"),
+    "task.temperature": real(0, 1000, above=True),
+    "task.weight": _probability,
+    "task.freeze": matching(
+        "none, head_only or first_N, such as first_1 for the stem and first_3 for two blocks as well", _freeze
+    ),
     # callbacks
+    "callbacks.ema.decay": either(null(), _drop),
     "callbacks.checkpoint.every_minutes": real(0, 100_000, above=True),
     # trainer
     "trainer.accelerator": word("auto", "cpu", "gpu", "cuda", "mps", "tpu"),

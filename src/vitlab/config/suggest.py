@@ -53,6 +53,11 @@ def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[st
 
     keys: all dotted keys of the config. options: the groups and their options.
     """
+    parts = {group.replace("/", "."): group for group in options}  # model.tokenizer is chosen with a slash
+    return [parts.get(match, match) for match in _nearest_keys(key, keys, options)]
+
+
+def _nearest_keys(key: str, keys: Iterable[str], options: Mapping[str, Iterable[str]]) -> list[str]:
     keys = [known for known in keys if not known.endswith(("_target_", "_partial_"))]
     known = {*keys, *options}
     key = key.replace("/", ".")
@@ -63,7 +68,7 @@ def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[st
     if meant in known and parent in ("", meant.rpartition(".")[0]):
         return [meant]
     for group, names in options.items():
-        if last in names and parent in ("", group):
+        if last in names and parent in ("", group, group.rpartition("/")[0]):
             return [f"{group}={last}"]
     same = [name for name in keys if name.rpartition(".")[2] == last]
     if same:

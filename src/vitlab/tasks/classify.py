@@ -1,7 +1,7 @@
 """Image classification: the LightningModule that trains any `vitlab.models` network."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -12,9 +12,15 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.errors import UserError
 from vitlab.losses import soft_cross_entropy
-from vitlab.optim import parameter_groups
+from vitlab.optim.freezing import freeze as freeze_layers
+from vitlab.optim.freezing import rest
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.seeding import derive
+
+
+def hits(predictions: Tensor, truth: Tensor) -> Tensor:
+    """Count the rows of two (B, K) whose largest value stands at the same place."""
+    return (predictions.argmax(1) == truth.argmax(1)).sum()
 
 
 class Classify(L.LightningModule):
@@ -25,24 +31,30 @@ class Classify(L.LightningModule):
 
     Args:
         net: images (B, C, H, W) → logits (B, K).
-        optimizer: parameter groups → optimizer; its ``weight_decay`` goes to the matrices only.
+        optimizer: network → optimizer of its trainable parameters, in groups.
         schedule: (optimizer step, total steps) → multiplier of the learning rate.
         total_steps: optimizer steps of the whole run.
         num_classes: K.
         label_smoothing: share of the target given to the uniform distribution, in training only.
+        freeze: which layers stay as they are: ``none``, ``head_only`` or ``first_N``, see
+            `vitlab.optim.freezing`.
         seed: of the run; dropout is a function of (seed, epoch, micro-batch index, rank).
         meta: plain values that every checkpoint carries: configuration, classes, normalisation.
     """
+
+    # What an epoch reports of its training images as their mean: the names of train/… in metrics.csv.
+    shown: tuple[str, ...] = ("loss", "accuracy")
 
     def __init__(
         self,
         *,
         net: nn.Module,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int, int], float],
         total_steps: int,
         num_classes: int,
         label_smoothing: float,
+        freeze: str,
         seed: int,
         meta: dict[str, Any],
     ) -> None:
@@ -66,10 +78,12 @@ class Classify(L.LightningModule):
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         # Rows are the truth, columns the prediction; its diagonal over its row sums is accuracy per class.
         self.confusion = ConfusionMatrix("multiclass", num_classes=num_classes, validate_args=False)
-        # Sums over the epoch so far: loss, correct, images. They stay on the device, and travel in the
+        # Sums over the epoch so far: what is `shown`, and images. They stay on the device, and travel in the
         # checkpoint so that an epoch that was interrupted reports what it would have reported.
         self.sums: Tensor | None = None
         self.confusion_counts: Tensor  # (K, K), after a test
+        self.frozen = freeze_layers(net, freeze)
+        rest(net, self.frozen)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -80,6 +94,11 @@ class Classify(L.LightningModule):
 
     # training
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        rest(self.net, self.frozen)
+        return self
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout and drop path draw from the global generator, and Lightning restores no generator: give
         # every micro-batch its own stream, so a resumed run draws what the uninterrupted one drew.
@@ -88,22 +107,36 @@ class Classify(L.LightningModule):
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, others = self.objective(batch)
+        with torch.no_grad():
+            size = len(batch.images)
+            step = [loss.detach() * size, *others, torch.ones_like(loss) * size]
+            sums = torch.stack([value.float() for value in step])
+            self.sums = sums if self.sums is None else self.sums + sums
+        return loss
+
+    def objective(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss, and of what is `shown` the sums over the batch that follow the loss's."""
         logits = self.net(self._cast(batch.images))
         loss = soft_cross_entropy(logits, batch.targets, self.label_smoothing)
-        with torch.no_grad():
-            correct = (logits.argmax(1) == batch.targets.argmax(1)).sum()
-            size = len(batch.images)
-            step = torch.stack([loss.detach().float() * size, correct.float(), torch.ones_like(loss) * size])
-            self.sums = step if self.sums is None else self.sums + step
-        return loss
+        return loss, [hits(logits, batch.targets)]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Lightning divides every loss by accumulate_grad_batches, also where the last step of an epoch has
+        # fewer micro-batches: its gradient, too, is to be the mean over the images that it has seen.
+        times = self.trainer.accumulate_grad_batches
+        batches = int(self.trainer.num_training_batches)
+        last = batches % times  # micro-batches of that step; 0 where it is a full one
+        if last and self.trainer.fit_loop.batch_idx >= batches - last:
+            loss = loss * (times / last)
+        super().backward(loss, *args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
         assert self.sums is not None
-        loss, correct, images = self._reduced_sums().tolist()
+        *sums, images = self._reduced_sums().tolist()
         self.sums = None
-        self.log("train/loss", loss / images)
-        self.log("train/accuracy", correct / images)
+        self.log_dict({f"train/{name}": value / images for name, value in zip(self.shown, sums, strict=True)})
 
     def _reduced_sums(self) -> Tensor:
         assert self.sums is not None
@@ -167,8 +200,7 @@ class Classify(L.LightningModule):
     # optimization
 
     def configure_optimizers(self) -> Any:
-        weight_decay = self.make_optimizer.keywords["weight_decay"]  # type: ignore[attr-defined]
-        optimizer = self.make_optimizer(parameter_groups(self.net, weight_decay))
+        optimizer = self.make_optimizer(self.net)
         scheduler = lambda_lr(optimizer, self.schedule, self.total_steps)
         return {
             "optimizer": optimizer,
