@@ -33,9 +33,10 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.syspath_prepend(str(ROOT))
     import train as verb
 
-    def call(*overrides: str, name: str = "run", base: Sequence[str] = TINY) -> Path:
+    def call(*overrides: str, name: str = "run", base: Sequence[str] | None = None) -> Path:
         folder = tmp_path / name
-        arguments = {o.split("=", 1)[0]: o for o in [*base, f"hydra.run.dir={folder}", *overrides]}
+        # TINY is looked up here and not in the signature: a test may put another in its place.
+        arguments = {o.split("=", 1)[0]: o for o in [*(base or TINY), f"hydra.run.dir={folder}", *overrides]}
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments.values()])
         verb.main()
         return folder

@@ -14,7 +14,17 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from vitlab import config
-from vitlab.config import check, check_targets, compose, composition, preflight, targets, to_plain
+from vitlab.config import (
+    check,
+    check_targets,
+    combinations,
+    compose,
+    composition,
+    preflight,
+    report,
+    targets,
+    to_plain,
+)
 from vitlab.errors import UserError
 
 
@@ -22,6 +32,11 @@ def refused(*overrides: str, multirun: bool = False) -> str:
     with pytest.raises(UserError) as caught:
         preflight(overrides, multirun)
     return str(caught.value)
+
+
+def partly(*overrides: str) -> str:
+    """Return what is said of the combinations that cannot run in a sweep of which others can."""
+    return report(combinations(overrides, True), "are skipped")
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +241,12 @@ def test_run_folders_are_named_by_study_and_time_once_a_composition() -> None:
             "model.tokenizer.num_convs=4",
             "model/tokenizer=patch has no key 'num_convs'; did you mean model/tokenizer=conv_stem?",
         ),
+        (
+            "model.checkpoint_path=x",
+            "no key 'checkpoint_path'; did you mean model=timm_vit_b16 or model=torchvision_vit_b16?",
+        ),
+        ("task.kind=soft", "task=classify has no key 'kind'; did you mean task=distill?"),
+        ("scheduler.milestone_epochs=[9]", "did you mean scheduler=step?"),
         ("hydra.rundir=x", "'rundir'"),
         ("hydra/launcher=nothing", "the options are basic"),
     ],
@@ -494,16 +515,33 @@ def test_groups_are_swept_by_name_and_by_pattern() -> None:
 
 
 def test_a_sweep_tells_which_combinations_are_wrong_and_why() -> None:
-    said = refused("model.depth=4,6", "model.patch_size=4,5", "optimizer.lr=1e-3", multirun=True)
-    assert "2 of 4 combinations are refused, none was started" in said
+    said = partly("model.depth=4,6", "model.patch_size=4,5", "optimizer.lr=1e-3")
+    assert "2 of 4 combinations are skipped" in said
     assert "model.patch_size=5 does not divide" in said
     assert "#1: model.depth=4 model.patch_size=5" in said
     assert "#3: model.depth=6 model.patch_size=5" in said
     assert "#0" not in said
 
 
+def test_a_sweep_of_which_nothing_can_run_is_refused() -> None:
+    said = refused("model.depth=4,6", "model.patch_size=5,7", multirun=True)
+    assert "4 of 4 combinations are refused, none was started" in said
+    assert "model.patch_size=5 does not divide" in said
+    assert "#3: model.depth=6 model.patch_size=7" in said
+    # What is wrong whatever the combination is a mistake, though each combination has others beside it.
+    said = refused("model.patch_size=4,5", "optimizer.lrr=1", multirun=True)
+    assert "did you mean optimizer.lr?" in said
+    assert "2 of 2 combinations are refused" in said
+
+
+def test_a_mistyped_launcher_or_key_of_it_is_refused() -> None:
+    assert "did you mean joblib?" in refused("hydra/launcher=jobli", "seed=1,2", multirun=True)
+    said = refused("hydra/launcher=joblib", "hydra.launcher.n_job=2", "seed=1,2", multirun=True)
+    assert said == "hydra.launcher.n_job: hydra/launcher=joblib has no such key; did you mean n_jobs?"
+
+
 def test_a_sweep_over_models_finds_the_one_that_lacks_a_key() -> None:
-    said = refused("model=vit_tiny,resnet18", "model.depth=4", multirun=True)
+    said = partly("model=vit_tiny,resnet18", "model.depth=4")
     assert "1 of 2 combinations" in said
     assert "model=resnet18 has no key 'depth'" in said
     assert "#1: model=resnet18" in said
@@ -525,8 +563,8 @@ def test_a_part_of_a_model_that_has_no_such_part_is_refused(model: str) -> None:
     assert said == (
         f"model/tokenizer=cct: model={model} has no tokenizer to choose; leave it out, or take another model"
     )
-    said = refused(f"model=vit_tiny,{model}", "model/tokenizer=patch,cct", multirun=True)
-    assert said.startswith("2 of 4 combinations are refused")
+    said = partly(f"model=vit_tiny,{model}", "model/tokenizer=patch,cct")
+    assert said.startswith("2 of 4 combinations are skipped")
     assert f"#3: model={model} model/tokenizer=cct" in said
 
 
@@ -575,7 +613,7 @@ def test_a_sweep_without_values_or_without_end_is_refused() -> None:
 def test_values_swept_by_a_recipe_are_checked_too(own_conf: Path) -> None:
     sweep = "{model.depth: '4,6', model.patch_size: '4,5'}"
     recipe(own_conf, "sweep", f"hydra: {{sweeper: {{params: {sweep}}}}}")
-    said = refused("experiment=sweep", "model.depth=4,8", multirun=True)
+    said = partly("experiment=sweep", "model.depth=4,8")
     assert "2 of 4 combinations" in said
     assert "model.depth=8 model.patch_size=5" in said
     assert "model.depth=6" not in said

@@ -60,7 +60,7 @@ def test_every_group_of_the_design_has_a_choice() -> None:
     groups = {name.rpartition("/")[0] for name in NAMES}
     assert groups == {
         *("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data"),
-        *("trainer", "task", "callbacks", "logger", "experiment"),
+        *("trainer", "task", "callbacks", "logger", "experiment", "sweep", "hydra/launcher"),
     }
 
 

@@ -19,7 +19,8 @@ def instantiate(node: dict[str, Any], **options: Any) -> Any:
         return hydra.utils.instantiate(node, **options)
     except InstantiationException as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        # Down to what our own code says; below that lies only what it said it of.
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None

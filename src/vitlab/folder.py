@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -57,6 +58,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def take(file: IO[str], *, patience: float = 0, shared: bool = False) -> bool:
+    """Lock an open file and say whether that went well within ``patience`` seconds.
+
+    The lock is the operating system's: it goes when the file is closed or its process ends, however.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
+
+
+def is_held(path: Path) -> bool:
+    """Say whether some process holds the lock on the file at ``path``."""
+    try:
+        with open(path) as file:
+            return not take(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
 def claimed(folder: "RunFolder") -> UserError:
     return UserError(
         f"{folder} holds a run already. Go on with it by `python train.py resume={folder}`, or choose "
@@ -77,6 +102,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.claim = self.path / ".claim"  # locked by who runs this job of a sweep, around the run itself
+        self._lock = self.path / ".lock"
 
     def __str__(self) -> str:
         """The path as a person would type it: relative where that is shorter."""
@@ -126,17 +153,32 @@ class RunFolder:
             raise UserError(
                 f"a run goes on from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
             )
-        if (given / "multirun.yaml").is_file() or any(given.glob("*/config.yaml")):
-            jobs = sorted(str(job.parent) for job in given.glob("*/config.yaml"))
+        if jobs := sorted(str(job.parent) for job in given.glob("*/config.yaml")):
+            whole = f", or go on with the sweep by sweep.resume={given}" if key == "resume" else ""
+            whole = whole if (given / "sweep.json").is_file() else ""
             raise UserError(
-                f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}."
-                if jobs
-                else f"{given} is the folder of a sweep in which no run has started."
+                f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."
             )
         parent = given.parent if given.parent.is_dir() else Path("outputs")
         runs = [str(run.parent) for run in parent.glob("**/config.yaml")]
         what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
         raise UserError(f"{key}={path}: {given} {what}{nearest(str(given), runs)}.")
+
+    def is_locked(self) -> bool:
+        """Say whether a process trains in this folder."""
+        return is_held(self._lock)
+
+    def state(self) -> str:
+        """Return what is with the run: waiting, running, finished, failed, or interrupted.
+
+        A run that was killed could not say so; its lock went with it.
+        """
+        status = Summary(self, writable=False).data.get("status")
+        if status == "finished":
+            return "finished"
+        if self.is_locked() or is_held(self.claim):
+            return "running"
+        return {None: "waiting", "failed": "failed"}.get(status, "interrupted")
 
     def read_config(self) -> dict[str, Any]:
         """Return the resolved configuration.
@@ -154,7 +196,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a run that has not trained, with what a run writes before it trains."""
-        for path in (self.config, self.summary, self.log, self.path / ".lock"):
+        for path in (self.config, self.summary, self.log, self._lock):
             path.unlink(missing_ok=True)
         for path in self.path.glob("events.out.tfevents.*"):
             path.unlink()
@@ -170,15 +212,13 @@ class RunFolder:
         Raises:
             UserError: another process trains in this folder.
         """
-        with open(self.path / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with open(self._lock, "a+") as file:
+            if not take(file, patience=0.5):  # who only asks whether it is held has it for a moment
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise UserError(
                     f"{self} is being trained by {owner}. Wait for it, or stop it, and then resume."
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()

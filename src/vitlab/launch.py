@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 
 from vitlab.errors import UserError, nearest
 from vitlab.folder import RunFolder, Summary, claimed, teacher_file
@@ -26,25 +24,41 @@ def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: the data, or a teacher, is not there, or a count does not fit.
     """
+    for sentence in data_problems(configs).values():
+        raise UserError(sentence)
+
+
+def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return, for the places of those configs that `check_data` would refuse, why."""
     from vitlab.data import sources
 
-    found: dict[str, sources.Source] = {}
-    for config in configs:
+    found: dict[str, sources.Source | UserError] = {}
+    problems: dict[int, str] = {}
+    for place, config in enumerate(configs):
         data = config["data"]
         # Jobs that differ in the batch size only share a source, but each is checked.
         key = repr(sorted((k, repr(v)) for k, v in data.items()))
-        if key not in found:
-            found[key] = sources.build(data)
-        source = found[key]
-        asked = config["model"]["num_classes"]
-        if asked is not None and asked != len(source.classes):
-            raise UserError(
-                f"model.num_classes={asked}, but {source.name} has {len(source.classes)} classes. Leave "
-                "it out: it is found from the data."
-            )
-        make_plan(config, sources.part_sizes(source, data["val_size"])["train"])
-        if "teacher" in config["task"]:
-            teacher_file(config["task"])
+        try:
+            if key not in found:
+                try:
+                    found[key] = sources.build(data)
+                except UserError as error:  # asked for once: a download that fails takes its time
+                    found[key] = error
+            source = found[key]
+            if isinstance(source, UserError):
+                raise source
+            asked = config["model"]["num_classes"]
+            if asked is not None and asked != len(source.classes):
+                raise UserError(
+                    f"model.num_classes={asked}, but {source.name} has {len(source.classes)} classes. Leave "
+                    "it out: it is found from the data."
+                )
+            make_plan(config, sources.part_sizes(source, data["val_size"])["train"])
+            if "teacher" in config["task"]:
+                teacher_file(config["task"])
+        except UserError as error:
+            problems[place] = str(error)
+    return problems
 
 
 # Hydra's flags that make sense here; there is one config tree.
@@ -62,15 +76,8 @@ class Arguments:
     multirun: bool
     resume: str | None
     checked: bool  # False where Hydra only shows something (--help, --cfg …)
-
-    @property
-    def swept(self) -> list[str]:
-        """The keys that a sweep varies."""
-        return [o.key_or_group for o in _parse(self.overrides) if o.is_sweep_override()]
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+    sweep_resume: str | None = None
+    sweep_new: bool = False
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
@@ -97,7 +104,29 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     if resume and not resume[0]:
         raise UserError("resume= needs the folder of a run, such as resume=outputs/runs/NAME.")
     shows = any(flag not in ("-m", "--multirun") for flag in flags)
-    return Arguments(overrides, multirun, resume[0] if resume else None, not shows and not resume)
+    again = [o.removeprefix("sweep.resume=") for o in overrides if o.startswith("sweep.resume=")]
+    if again and not again[-1]:
+        raise UserError("sweep.resume= needs the folder of a sweep, such as sweep.resume=outputs/runs/NAME.")
+    sweep_resume = again[-1] if again and again[-1] != "null" else None
+    alone = not any(_trains(o) for o in overrides)
+    of_sweep = [o for o in overrides if o.startswith(("sweep.", "sweep="))]
+    if of_sweep and not multirun and not shows:
+        if not (sweep_resume and alone):
+            raise UserError(f"{of_sweep[0]} is of a sweep: add -m.")
+        multirun = True
+    return Arguments(
+        overrides,
+        multirun,
+        resume[0] if resume else None,
+        not shows and not resume,
+        sweep_resume,
+        "sweep.new=true" in [o.lower() for o in overrides],
+    )
+
+
+def _trains(override: str) -> bool:
+    """Whether an override is about what is trained, and not about where and how a sweep runs."""
+    return not override.startswith(("hydra.", "hydra/", "sweep.", "sweep="))
 
 
 def check_folder(overrides: Sequence[str]) -> None:
@@ -118,9 +147,13 @@ def check_folder(overrides: Sequence[str]) -> None:
         if key == "hydra.run.dir" and (folder / "config.yaml").exists():
             raise claimed(RunFolder(folder))
         if key == "hydra.sweep.dir" and any(folder.glob("*/config.yaml")):
+            way = (
+                f"go on with it by sweep.resume={folder}"
+                if (folder / "sweep.json").is_file()
+                else f"finish single jobs of it by resume={folder}/NAME"
+            )
             raise UserError(
-                f"{folder} holds a sweep already; choose another folder (hydra.sweep.dir=…), or finish "
-                f"single jobs of it by resume={folder}/NUMBER."
+                f"{folder} holds a sweep already; choose another folder (hydra.sweep.dir=…), or {way}."
             )
         above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
@@ -143,27 +176,35 @@ def execute(folder: RunFolder, *, new: bool = False) -> None:
         raise
 
 
-def as_typed(swept: Sequence[str] = ()) -> dict[str, Any]:
+def as_typed() -> dict[str, Any]:
     """Return, inside Hydra's main, what a record keeps beside the config.
-
-    Args:
-        swept: the keys that a sweep varies.
 
     Returns:
         ``choices``, the option of each config group, such as ``{"model": "vit_small"}``; ``overrides``, as
-        they were typed; and ``swept``.
+        they were typed; and ``swept``, the keys that a sweep varies.
     """
     state = HydraConfig.get()
     choices = {k: v for k, v in state.runtime.choices.items() if not k.startswith("hydra/")}
-    return {"choices": choices, "overrides": list(state.overrides.task), "swept": list(swept)}
+    return {"choices": choices, "overrides": list(state.overrides.task), "swept": []}
 
 
-def claim(config: dict[str, Any], swept: Sequence[str] = ()) -> RunFolder:
+def record(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    overrides: Sequence[str],
+    swept: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what config.yaml of a run folder holds, see `as_typed`; how a sweep was run is no part of it."""
+    config = {key: value for key, value in config.items() if key not in ("resume", "sweep")}
+    chosen = {group: option for group, option in choices.items() if group != "sweep"}
+    return config | {"choices": chosen, "overrides": list(overrides), "swept": list(swept)}
+
+
+def claim(config: dict[str, Any]) -> RunFolder:
     """Claim, inside Hydra's main, the folder that Hydra made, and write the two files a run starts from.
 
     Args:
         config: resolved, plain values.
-        swept: the keys that a sweep varies.
 
     Raises:
         UserError: the folder holds a run already.
@@ -171,9 +212,9 @@ def claim(config: dict[str, Any], swept: Sequence[str] = ()) -> RunFolder:
     path = HydraConfig.get().runtime.output_dir
     if rank_in_environment():
         return _await_run(RunFolder(path))
-    record = as_typed(swept)
-    folder = RunFolder.create(path, {k: v for k, v in config.items() if k != "resume"} | record)
-    Summary(folder).begin(config["seed"], record["overrides"], versions(), commit())
+    typed = as_typed()
+    folder = RunFolder.create(path, record(config, **typed))
+    Summary(folder).begin(config["seed"], typed["overrides"], versions(), commit())
     return folder
 
 

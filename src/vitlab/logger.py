@@ -5,11 +5,15 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from vitlab.folder import RunFolder
+from vitlab.sweep import label
 
-# One fixed key set in every run: TensorBoard drops columns where runs have different ones (tensorboard#3371).
+# One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
+# (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
+SWEPT = "swept"
 HPARAMS = (
     "data.batch_size",
     "data.image_size",
@@ -66,6 +70,12 @@ class RunLogger(TensorBoardLogger):
     def begin(self, config: Mapping[str, Any]) -> None:
         """Announce the run's hyperparameters and the metrics that it will be compared by."""
         experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
+        # The table shows five columns at first: those marked so, then by the alphabet.
+        content = experiment.value[0].metadata.plugin_data
+        columns = HParamsPluginData.FromString(content.content)
+        for info in columns.experiment.hparam_infos:
+            info.differs = info.name in (SWEPT, *_swept(config))
+        content.content = columns.SerializeToString()
         for summary in (experiment, session):
             self.experiment.file_writer.add_summary(summary)
 
@@ -80,15 +90,17 @@ class RunLogger(TensorBoardLogger):
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters as flat scalars: the fixed ones, the choices, and the keys that were
-    swept.
-    """
+    """Return the hyperparameters as flat scalars: the choices, the fixed keys, and those that were swept."""
     flat: dict[str, Any] = {group: config["choices"].get(group, "-") for group in CHOICES}
-    swept = [o.split("=", 1)[0].lstrip("+") for o in config.get("swept", [])]
-    for key in (*HPARAMS, *swept):
+    flat[SWEPT] = label(config.get("overrides", []), _swept(config)) or "-"
+    for key in (*HPARAMS, *_swept(config)):
         if key not in flat:
             flat[key] = config["choices"].get(key) or _scalar(_select(config, key))
     return flat
+
+
+def _swept(config: Mapping[str, Any]) -> list[str]:
+    return [key.lstrip("+") for key in config.get("swept", [])]
 
 
 def _select(config: Any, key: str) -> Any:

@@ -50,6 +50,8 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._handle)
             signal.signal(signal.SIGTERM, self._handle)
+            if PARENT in os.environ:  # SLURM warns every process of a job; the parent passes it on, once
+                signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -65,13 +67,17 @@ def command(folder: RunFolder) -> list[str]:
     return [sys.executable, "-m", "vitlab", str(folder.path)]
 
 
-def start(folder: RunFolder, **env: str) -> subprocess.Popen[bytes]:
+def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
     """Start a process on ``folder`` in a session of its own.
 
     A Ctrl-C at the terminal then reaches the starting process alone, which passes it on exactly once.
+
+    Args:
+        shown: whether what it prints is to be seen; errors always are.
     """
     environment = os.environ | {PARENT: str(os.getpid())} | env
-    return subprocess.Popen(command(folder), env=environment, start_new_session=True)
+    out = None if shown else subprocess.DEVNULL
+    return subprocess.Popen(command(folder), env=environment, stdout=out, start_new_session=True)
 
 
 def run_job(folder: RunFolder) -> None:
@@ -144,7 +150,7 @@ def ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], Any
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     peers = [
-        start(folder, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
+        start(folder, shown=True, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
         for rank in range(1, count)
     ]
     ended = threading.Event()

@@ -213,9 +213,12 @@ def optimizer_notes(job: Job, groups: Sequence[Mapping[str, Any]], *, starts: bo
     if job.config["optimizer"]["_target_"].endswith(".Muon") and not any("stacked" in g for g in groups):
         yield "optimizer=muon finds no matrix in a hidden layer that is trained: AdamW trains all there is."
     if starts and task["freeze"] != "none" and not (model.get("pretrained") or model.get("checkpoint_path")):
+        how = "model.pretrained=true or model.checkpoint_path"
+        if "pretrained" not in model:
+            how = "model=timm_vit_b16 has keys for them"
         yield (
             f"task.freeze={task['freeze']} keeps layers as they were drawn at random: start from weights "
-            "that have learned something (model.pretrained=true or model.checkpoint_path)."
+            f"that have learned something ({how})."
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vitlab import hardware, report
 from vitlab.build import Job, build
@@ -21,6 +21,7 @@ from vitlab.callbacks import Throughput
 from vitlab.callbacks.checkpointing import read_checkpoint
 from vitlab.callbacks.ema import RAW
 from vitlab.config import check_targets
+from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder, Summary, teacher_file
 from vitlab.logger import RunLogger
@@ -30,6 +31,13 @@ from vitlab.processes import Interrupted, StopSignal, rank_in_environment, ranks
 from vitlab.provenance import commit, versions
 from vitlab.screen import Screen
 from vitlab.trainer import make_trainer
+
+# What must not change between a checkpoint and its resumption, less the keys that say where files lie.
+FITTED = {
+    "model": {"pretrained", "checkpoint_path"},
+    "optimizer": set[str](),
+    "task": {"teacher", "teacher_checkpoint"},
+}
 
 
 def run(folder: RunFolder) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
             with plain_errors():
                 kind = hardware.device_type(config["trainer"]["accelerator"])
                 processes = hardware.num_processes(config["trainer"]["devices"], kind)
-                threads = max(1, (os.cpu_count() or 1) // processes) if kind == "cpu" else 1
+                threads = max(1, cores() // processes) if kind == "cpu" else 1
                 world = int(os.environ.get("WORLD_SIZE", processes))
                 if world != processes * config["trainer"]["num_nodes"]:
                     raise UserError(
@@ -70,6 +78,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
                     )
                 if kind == "cpu" and processes > 1:
                     torch.set_num_threads(threads)
+                summary.data.pop("error", None)  # of an attempt that failed
                 summary.update(status="running", device=hardware.device_name(kind))
                 lost = functools.partial(summary.update, status="failed", error="a rank ended early")
                 matmul = hardware.matmul_precision(config["matmul_precision"])
@@ -118,6 +127,12 @@ def _run(
     }
     summary.update(
         model=model,
+        data={
+            "name": job.source.name,
+            "train": job.data.num_train,
+            "val": job.data.num_val,
+            "test": job.data.num_test,
+        },
         train={"resumed_at": resumed},
         precision=job.precision,
         matmul_precision=config["matmul_precision"],
@@ -164,7 +179,7 @@ def _run(
             tested += ", EMA weights"
         # Once, after everything has been decided.
         measured = trainer.test(job.task, datamodule=job.data, verbose=False)
-    except Exception:
+    except (Exception, SIGTERMException):  # Lightning's, of a SIGTERM before the first batch, is a SystemExit
         if stop.received is None:
             raise
         # Ctrl-C reaches the children too, and a compiler that dies of it looks like a fault.
@@ -223,7 +238,8 @@ def _resume_step(last: Path, job: Job) -> int:
     """Return the optimizer step of the checkpoint.
 
     Raises:
-        UserError: it is of another model than config.yaml says, or EMA was switched on or off.
+        UserError: it is of another model, optimizer, task or teacher than config.yaml says, or EMA was
+            switched on or off.
     """
     checkpoint = read_checkpoint(last)
     if (RAW in checkpoint) != (job.config["callbacks"]["ema"]["decay"] is not None):
@@ -231,14 +247,15 @@ def _resume_step(last: Path, job: Job) -> int:
             f"config.yaml was changed after {last} was written (callbacks.ema.decay, on or off), and an "
             "average cannot start or stop in the middle of a run. Undo that, or start a new run."
         )
-    was, now = checkpoint["vitlab"]["config"]["model"], job.config["model"]
-    weights = ("pretrained", "checkpoint_path")
-    changed = sorted(k for k in was.keys() | now.keys() if k not in weights and was.get(k) != now.get(k))
+    changed: list[str] = []
+    for group, places in FITTED.items():
+        was, now = checkpoint["vitlab"]["config"][group], job.config[group]
+        keys = sorted((was.keys() | now.keys()) - places)
+        changed += [f"{group}.{k}: {was.get(k)} → {now.get(k)}" for k in keys if was.get(k) != now.get(k)]
     if changed:
-        keys = ", ".join(f"model.{k}: {was.get(k)} → {now.get(k)}" for k in changed)
         raise UserError(
-            f"config.yaml was changed after {last} was written ({keys}), and its weights do not fit. Undo "
-            "that, or start a new run."
+            f"config.yaml was changed after {last} was written ({', '.join(changed)}), and a checkpoint fits "
+            "only the model, the optimizer and the task that it is of. Undo that, or start a new run."
         )
     old, new = (meta.get("teacher", {}).get("sha256") for meta in (checkpoint["vitlab"], job.task.meta))
     if old != new:

@@ -55,7 +55,12 @@ def test_the_groups_and_keys_are_those_of_train() -> None:
         ("model=resnet18", "ResNet as configured"),
         ("model=vit_convstem_tiny", "no such counterpart"),
         ("model/tokenizer=spt", "no such counterpart"),
-        ("model.pool=sequence", "no such counterpart"),
+        ("model.pool=sequence", "with pool=sequence has no such counterpart"),
+        ("model.position=rotary", "with position=rotary has no such counterpart"),
+        ("model.position=none", "with position=none has no such counterpart"),
+        ("model.drop_key=0.1", "with drop_key=0.1 has no such counterpart"),
+        ("model.init=mimetic", "with init=mimetic has no such counterpart"),
+        ("model.attention.qk_norm=true", "with attention.qk_norm=true has no such counterpart"),
         ("benchmark.pool=64", "pool=64 is less than a batch"),
         ("benchmark.layers=[stp]", "each step or input or both"),
         ("benchmark.against=[plan]", "plain"),
@@ -79,6 +84,8 @@ def test_refused(overrides: str, said: str) -> None:
         "augment=basic",
         "augment=randaugment",
         "augment=trivialaugment",
+        "model.position=sincos model.pool=cls",
+        "model.drop_key=0.1 benchmark.against=[plain]",
     ],
 )
 def test_not_refused_where_nothing_stands_in_the_way(overrides: str) -> None:

@@ -334,6 +334,8 @@ def test_constructors_say_it_too(kind: type[Attention], changes: dict[str, Any],
 def test_what_just_fits_passes() -> None:
     preflight(["data=cifar10", LINFORMER, "model.attention.projection_length=63"])
     preflight(["data=cifar10", LINFORMER, "model.pool=cls", "model.attention.projection_length=64"])
+    distilled = "model=vit_distilled_tiny"  # whose own token counts
+    preflight(["data=cifar10", distilled, LINFORMER, "model.attention.projection_length=64"])
     preflight(["data=cifar10", "model/attention=lsa", "model.patch_size=32", "model.pool=cls"])
 
 

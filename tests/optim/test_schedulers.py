@@ -83,6 +83,14 @@ def torch_rates(scheduler: Any, total: int) -> list[float]:
     return rates
 
 
+def test_a_milestone_each_less_than_a_step_is_one_each_step() -> None:
+    rates = [
+        step(s, 3, warmup_steps=0, milestone_steps=[3], every_steps=0, gamma=0.5, final_ratio=0.0)
+        for s in range(3)
+    ]
+    assert rates == [1, 0.5, 0.25]
+
+
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.5])
 def test_one_cycle_is_torchs(share: float) -> None:
     cycle = partial(
@@ -195,6 +203,14 @@ def test_accumulation_does_not_change_the_curve(name: str) -> None:
         (
             ["scheduler=warmup_stable_decay", "scheduler.warmup_epochs=11", "scheduler.decay_epochs=10"],
             "a warmup of 3861 and a decay of 3510 optimizer steps are more than the whole run of 7020",
+        ),
+        (
+            ["scheduler.warmup_steps=9", "scheduler.warmup_fraction=0.1"],
+            "scheduler.warmup_fraction=0.1 has no effect beside scheduler.warmup_steps=9: leave it out",
+        ),
+        (
+            ["scheduler=step", "scheduler.every_epochs=9", "scheduler.milestone_fraction=[0.1]"],
+            "scheduler.milestone_fraction=[0.1] has no effect beside scheduler.every_epochs=9",
         ),
         (["scheduler=warmup_stable_decay", "scheduler.shape=sqr"], "expected sqrt or linear"),
         (["scheduler=step", "scheduler.milestone_epochs=5"], "expected null, or a list"),

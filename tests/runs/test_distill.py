@@ -429,6 +429,7 @@ def test_a_sweep_over_the_kind_on_two_processes(teacher: Path, tmp_path: Path) -
     options += ["task=distill", f"task.teacher={teacher}", "task.kind=hard,soft", *TOKEN]
     ended = verb("-m", *options, f"hydra.sweep.dir={tmp_path}")
     assert ended.returncode == 0, ended.stderr
-    assert [summary(tmp_path / job)["status"] for job in "01"] == ["finished"] * 2
-    kinds = [RunFolder(tmp_path / job).read_config()["task"]["kind"] for job in "01"]
+    jobs = ["kind-hard", "kind-soft"]
+    assert [summary(tmp_path / job)["status"] for job in jobs] == ["finished"] * 2
+    kinds = [RunFolder(tmp_path / job).read_config()["task"]["kind"] for job in jobs]
     assert kinds == ["hard", "soft"]

@@ -7,8 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import pytest
+import yaml
 
 import vitlab
 from tests.conftest import ROOT, TINY, checkpoint, summary, verb
@@ -65,16 +68,24 @@ def test_refused_and_nothing_left(
         (("optimizer=sgd", "optimizer.momentum=0"), "nesterov"),
         (("model=timm_vit_b16", "model.name=swin_tiny"), "did you mean"),
         (("model=timm_vit_b16", "model.checkpoint_path=/nowhere.pth"), "/nowhere.pth"),
-        (("model=timm_vit_b16", "model.name=resnet10t", "+model.kwargs.foo=1"), "foo"),
+        (("model=timm_vit_b16", "model.name=resnet10t", "+model.kwargs.foo=1"), r"take model\.kwargs\.foo"),
+        (("model=timm_vit_b16", "model.checkpoint_path=train.py"), r"cannot be read.*\(UnpicklingError\)"),
+        (("model=torchvision_vit_b16", "model.pretrained=true"), r"fetch https://.*/vit_b_16-\w+\.pth; put"),
     ],
 )
 def test_what_a_constructor_refuses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: tuple[str, ...], said: str
 ) -> None:
+    def unplugged(*args: object, **options: object) -> None:
+        raise URLError("no network")
+
     monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("vitlab.models.fetching.urlopen", unplugged)
     import train as verb_module
 
-    base = [o for o in TINY if not o.startswith("model") or "timm_vit_b16" not in " ".join(overrides)]
+    base = [o for o in TINY if not o.startswith("model") or "_vit_b16" not in " ".join(overrides)]
     monkeypatch.setattr(sys, "argv", ["train.py", *base, *overrides, f"hydra.run.dir={tmp_path}/run"])
     with pytest.raises(UserError, match=said):
         verb_module.main()
@@ -157,13 +168,26 @@ def test_a_lost_summary_is_made_again(train: Train) -> None:
     assert summary(folder)["train"]["resumed_at"] == [16]
 
 
-def test_a_model_changed_under_a_checkpoint_is_refused(train: Train) -> None:
+def test_what_a_checkpoint_does_not_fit_is_refused(train: Train) -> None:
     folder = train()
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("depth: 2", "depth: 3"))
     (folder / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"model\.depth: 2 → 3"):
-        run(RunFolder(folder))
+    config = folder / "config.yaml"
+    before = config.read_text()
+    changes: list[tuple[str, str, Any, str]] = [
+        ("model", "depth", 3, r"model\.depth: 2 → 3"),
+        ("optimizer", "lr", 0.5, r"optimizer\.lr: 0\.001 → 0\.5"),
+        ("optimizer", "layer_decay", 0.5, r"optimizer\.layer_decay: 1\.0 → 0\.5"),
+        ("optimizer", "nesterov", True, r"optimizer\.nesterov: None → True"),
+        ("task", "freeze", "first_1", r"task\.freeze: none → first_1"),
+    ]
+    for group, key, value, said in changes:
+        changed = yaml.safe_load(before)
+        changed[group][key] = value
+        config.write_text(yaml.safe_dump(changed))
+        with pytest.raises(UserError, match=said):
+            run(RunFolder(folder))
+    config.write_text(before)
+    assert run(RunFolder(folder))["status"] == "finished"
 
 
 def test_load_says_what_is_wrong(train: Train, tmp_path: Path) -> None:

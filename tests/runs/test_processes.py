@@ -88,7 +88,7 @@ def test_a_sweep_on_two_processes_runs_each_job_once_in_its_own_folder(tmp_path:
     ended = verb("-m", *options, "model.depth=1,2", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}")
     assert ended.returncode == 0, ended.stderr
     runs = sorted(p.parent.name for p in tmp_path.rglob("config.yaml"))
-    assert runs == ["0", "1"]
+    assert runs == ["depth-1", "depth-2"]
     assert len(re.findall(r"^epoch 1/1", ended.stdout, re.MULTILINE)) == 2
     sizes = [summary(tmp_path / run)["model"]["parameters"] for run in runs]
     assert sizes[0] < sizes[1]
@@ -105,15 +105,15 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     )
     ended = verb("-m", *options, *sweep, f"hydra.sweep.dir={tmp_path}")
     assert ended.returncode == 1
-    states = [summary(tmp_path / job)["status"] for job in ("0", "1")]
+    states = [summary(tmp_path / job)["status"] for job in ("lr-999", "lr-0.01")]
     assert states == ["failed", "finished"]
     assert "diverged" in ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: 1 of 2 jobs failed")
     assert "Traceback" not in ended.stderr
 
 
-def test_a_bad_combination_is_refused_before_the_first_job(tmp_path: Path) -> None:
-    ended = verb("-m", *OPTIONS, "model.patch_size=4,5", f"hydra.sweep.dir={tmp_path}/sweep")
+def test_a_sweep_of_bad_combinations_is_refused_before_the_first_job(tmp_path: Path) -> None:
+    ended = verb("-m", *OPTIONS, "model.patch_size=3,5", f"hydra.sweep.dir={tmp_path}/sweep")
     assert ended.returncode == 1
     assert "patch_size=5" in ended.stderr
     assert not (tmp_path / "sweep").exists()
@@ -137,14 +137,15 @@ def test_ctrl_c_ends_the_whole_sweep_with_a_checkpoint(tmp_path: Path) -> None:
         text=True,
     ) as process:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "0" / "metrics.csv").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "seed-1" / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"resume={tmp_path}/0" in out
-    assert json.loads((tmp_path / "0" / "summary.json").read_text())["status"] == "interrupted"
-    assert not (tmp_path / "1").exists(), "no further job starts"
+    assert f"resume={tmp_path}/seed-1" in out
+    assert f"sweep.resume={tmp_path}" in out
+    assert json.loads((tmp_path / "seed-1" / "summary.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "seed-2" / "summary.json").exists(), "no further job starts"
 
 
 @pytest.mark.slow

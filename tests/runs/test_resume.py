@@ -135,10 +135,15 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
     assert same_weights(whole, stopped)
 
 
-def test_ctrl_c_under_accumulation_waits_for_the_optimizer_step(fresh: Train) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("batch", "step"), [(4, 2), (8, 3)])
+def test_a_signal_under_accumulation_waits_for_the_optimizer_step_or_the_epoch(
+    fresh: Train, signum: signal.Signals, code: int, batch: int, step: int
+) -> None:
     stopped = fresh("trainer.accumulate_grad_batches=3")
-    end_at(stopped, 4, signal.SIGINT)
-    assert checkpoint(stopped)["global_step"] == 2
+    assert end_at(stopped, batch, signum).returncode == code
+    assert checkpoint(stopped)["global_step"] == step
+    assert summary(stopped)["status"] == "interrupted"
 
 
 def test_killed_before_the_test_tests_without_training_again(

@@ -20,6 +20,14 @@ PLAIN_VIT = (
     "vitlab.models.tokenizers.PatchEmbedding",
     "vitlab.models.attention.Attention",
 )
+# What it can say: the values of options that leave nothing out.
+PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "pool": ("cls", "mean"),
+    "position": ("learnable", "sincos"),
+    "drop_key": (0,),
+    "init": ("xavier",),
+    "attention.qk_norm": (False,),
+}
 PRECISIONS = ("auto", "32-true", "32", 32, "bf16-mixed", "16-mixed")
 # Augmentations that torchvision has too, and the values with which the two do the same.
 SAME: dict[str, dict[str, Any]] = {
@@ -82,11 +90,16 @@ def check_benchmark(config: Mapping[str, Any]) -> None:
     if "tutorial" in wanted:
         model = config["model"]
         parts = [model, model.get("tokenizer", {}), model.get("attention", {})]
-        if tuple(part.get("_target_") for part in parts) != PLAIN_VIT or model["pool"] not in ("cls", "mean"):
+        differs = None if tuple(part.get("_target_") for part in parts) == PLAIN_VIT else "as configured"
+        for key, plain in PLAIN_OPTIONS.items() if not differs else ():
+            node, _, name = key.rpartition(".")
+            if (value := (model[node] if node else model)[name]) not in plain:
+                differs = f"with {key}={show(value)}"
+        if differs:
             raise UserError(
                 "benchmark.against has tutorial, vit-pytorch's ViT of the same shape, and "
-                f"{model['_target_']} as configured has no such counterpart. Use model=vit_tiny, vit_small "
-                "or vit_base, or benchmark.against=[plain]."
+                f"{model['_target_']} {differs} has no such counterpart. Use model=vit_tiny, vit_small "
+                "or vit_base as they are, or benchmark.against=[plain]."
             )
         if find_spec("vit_pytorch") is None:
             raise UserError(

@@ -110,6 +110,9 @@ class Checkpointing(Checkpoint):
         self.stop.install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Again: since `on_fit_start` Lightning has put its own handler for SIGTERM around ours, which would
+        # end the run after this micro-batch, with status 0 and no checkpoint.
+        self.stop.install()
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(

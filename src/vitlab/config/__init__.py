@@ -1,12 +1,12 @@
 """Configs: composed and checked before anything heavy is imported. Torch-free.
 
-`preflight` takes what the user typed and gives back the configs of all jobs, or one UserError that
-names everything wrong. The rules for single values are a table in `rules`, the cross-checks are in
-`fits`, the code that a config may name is in `targets`.
+`combinations` takes what the user typed and gives back all jobs, or one UserError that names everything
+wrong; `preflight` gives the configs of those that can run. The rules for single values are a table in
+`rules`, the cross-checks are in `fits`, the code that a config may name is in `targets`.
 """
 
 from vitlab.config.checks import check, check_targets, to_plain
-from vitlab.config.commandline import preflight
+from vitlab.config.commandline import Combination, combinations, preflight, report
 from vitlab.config.composition import CONF, compose, register_resolvers
 from vitlab.config.rules import OPEN_NODES
 from vitlab.config.targets import ALLOWED_TARGETS
@@ -15,10 +15,13 @@ __all__ = [
     "ALLOWED_TARGETS",
     "CONF",
     "OPEN_NODES",
+    "Combination",
     "check",
     "check_targets",
+    "combinations",
     "compose",
     "preflight",
     "register_resolvers",
+    "report",
     "to_plain",
 ]

@@ -125,13 +125,13 @@ def _strangers(
         if is_open(key) or (rule(key) is not None and part in base):
             continue
         if part not in base:
-            hint = did_you_mean(suggest_key(key, top, {})) or f" the keys there are {_names(base)}"
+            hint = did_you_mean(suggest_key(key, top, {})) or f" the keys there are {names(base)}"
             yield key, f"{key}: no such key;{hint}"
         elif isinstance(base[part], Mapping):
             if isinstance(value, Mapping):
                 yield from _strangers(value, base[part], key, top)
             else:
-                expected = f"expected keys below it ({_names(base[part])})"
+                expected = f"expected keys below it ({names(base[part])})"
                 yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
 
 
@@ -148,7 +148,8 @@ def _unknown_ops(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[
             yield "augment.ops", f"augment.ops={show(ops)}: {name} stands there twice"
 
 
-def _names(node: Mapping[str, Any]) -> str:
+def names(node: Mapping[str, Any]) -> str:
+    """Return the keys of a node as one text."""
     return ", ".join(str(key) for key in node if not str(key).startswith("_")) or "none"
 
 

@@ -3,7 +3,8 @@
 Torch-free: a typo is answered before anything heavy is imported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import prod
 from typing import Any
@@ -14,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.config.checks import find_problems, has_key, to_plain, unresolved
+from vitlab.config.checks import find_problems, has_key, names, to_plain, unresolved
 from vitlab.config.composition import CONF, Composer, reason, without_hydra
+from vitlab.config.kinds import show
 from vitlab.config.rules import OPEN_NODES, is_open
 from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
 from vitlab.errors import UserError
@@ -23,14 +25,66 @@ from vitlab.errors import UserError
 MOST_JOBS = 10_000
 
 
-def preflight(overrides: Sequence[str], multirun: bool = False, *, root: str = "train") -> list[DictConfig]:
-    """Return the checked config of each job that a command line asks for, in Hydra's order.
+@dataclass(frozen=True)
+class Combination:
+    """One job that a command line asks for.
+
+    overrides: as ``key=value``, Hydra's own left out. swept: the keys that differ between the jobs.
+    config: composed. choices: the option of each config group. problems: why it cannot run; empty for most.
+    """
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    config: DictConfig
+    choices: Mapping[str, str]
+    problems: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What sets it apart, such as ``model.depth=4 seed=1``."""
+        return " ".join(line for line in self.overrides if line.partition("=")[0].lstrip("+") in self.swept)
+
+    def refused(self, problem: str) -> "Combination":
+        return replace(self, problems=(*self.problems, problem))
+
+
+def combinations(
+    overrides: Sequence[str], multirun: bool = False, *, root: str = "train"
+) -> list[Combination]:
+    """Return every job that a command line asks for, in Hydra's order, with what is wrong in some of them.
 
     overrides: as typed, without flags. multirun: whether ``-m`` was given. root: conf/<root>.yaml.
-    Raises UserError with every mistake found; in a sweep, with the combinations that are wrong.
+    Raises UserError for what is wrong in the overrides themselves or in every combination, and where no
+    combination is right: only a sweep of which a part can run is worth starting.
     """
     with Composer(root) as composer:
         return _Preflight(composer, overrides, multirun).run()
+
+
+def preflight(overrides: Sequence[str], multirun: bool = False, *, root: str = "train") -> list[DictConfig]:
+    """Return the checked configs of the jobs that can run; see `combinations`."""
+    return [job.config for job in combinations(overrides, multirun, root=root) if not job.problems]
+
+
+def report(jobs: Sequence[Combination], what: str) -> str:
+    """Return which combinations are wrong: each reason once, the combinations below it.
+
+    what: what becomes of them, such as ``"are skipped"``.
+    """
+    refused: dict[tuple[str, ...], list[int]] = {}
+    for number, job in enumerate(jobs):
+        if job.problems:
+            refused.setdefault(job.problems, []).append(number)
+    bad = sum(map(len, refused.values()))
+    if len(jobs) == 1:
+        return "\n".join(next(iter(refused)))
+    if len(refused) == 1 and bad == len(jobs):
+        return "\n".join([*next(iter(refused)), f"(in each of the {bad} combinations)"])
+    lines = [f"{bad} of {len(jobs)} combinations {what}:"]
+    for problems, numbers in refused.items():
+        lines += [f"  {problem}" for problem in problems]
+        lines += [f"    #{number}: {jobs[number].label}" for number in numbers]
+    return "\n".join(lines)
 
 
 class _Preflight:
@@ -43,8 +97,9 @@ class _Preflight:
         self.ours = [item for item in parsed if not item.is_hydra_override()]
         self.multirun = multirun or "hydra.mode=MULTIRUN" in self.hydra
 
-    def run(self) -> list[DictConfig]:
+    def run(self) -> list[Combination]:
         self._refuse(self.ours)
+        self._refuse_launcher()
         master = self._compose(item for item in self.ours if not item.is_sweep_override())
         ours = self.ours
         if self.multirun:
@@ -52,21 +107,12 @@ class _Preflight:
             standing = self._parse([f"{key}={value}" for key, value in params.items()])
             self._refuse(standing)
             ours = standing + ours
-        jobs = self._expand(ours)
-        configs: list[DictConfig] = []
-        refused: dict[tuple[str, ...], list[int]] = {}
-        for number, job in enumerate(jobs):
-            cfg, problems = self._build(job)
-            configs.append(cfg)
-            if problems:
-                refused.setdefault(tuple(problems), []).append(number)
-        if refused:
-            swept = {item.key_or_group for item in ours if item.is_sweep_override()}
-            names = [
-                " ".join(str(item.input_line) for item in job if item.key_or_group in swept) for job in jobs
-            ]
-            raise UserError(_report(refused, names))
-        return configs
+        swept = tuple({item.key_or_group: None for item in ours if item.is_sweep_override()})
+        jobs = [self._build(job, swept) for job in self._expand(ours)]
+        everywhere = set.intersection(*(set(job.problems) for job in jobs))
+        if everywhere or all(job.problems for job in jobs):
+            raise UserError(report(jobs, "are refused, none was started"))
+        return jobs
 
     def _parse(self, lines: Iterable[str]) -> list[Override]:
         parsed: list[Override] = []
@@ -113,6 +159,20 @@ class _Preflight:
         if problems:
             raise UserError("\n".join(problems))
 
+    def _refuse_launcher(self) -> None:
+        """Raise for a key that the chosen launcher does not have."""
+        keys = [line.partition("=")[0].lstrip("+") for line in self.hydra]
+        typed = [key.removeprefix("hydra.launcher.") for key in keys if key.startswith("hydra.launcher.")]
+        if not typed:
+            return
+        chosen = self.composer.compose(tuple(line for line in self.hydra if line.startswith("hydra/"))).hydra
+        there = [str(key) for key in chosen.launcher]
+        for key in typed:
+            if key.partition(".")[0] not in there:
+                match, name = near(key, there), chosen.runtime.choices["hydra/launcher"]
+                hint = did_you_mean([match]) if match else f" its keys are {names(chosen.launcher)}"
+                raise UserError(f"hydra.launcher.{key}: hydra/launcher={name} has no such key;{hint}")
+
     def _malformed(self, item: Override, line: str, key: str) -> list[str]:
         if item.package is not None:
             return [f"{line}: packages (@) are not used here; write {key}=…"]
@@ -133,7 +193,7 @@ class _Preflight:
         if item.is_sweep_override() and not item.is_discrete_sweep():
             if any(name.startswith("hydra/sweeper=") for name in self.hydra):
                 return []  # such a sweeper draws from the interval
-            return [f"{line}: interval() has no list of values; use choice(…) or range(…)"]
+            return [f"{line}: interval() has no list of values; use choice(…) or range(…), or sweep=optuna"]
         return self._bad_options(item, line, key) if self._is_group(item) else []
 
     def _added(self, line: str, key: str) -> str:
@@ -214,12 +274,13 @@ class _Preflight:
                 )
         return self.composer.compose((*self.hydra, *(str(item.input_line) for item in chosen)))
 
-    def _build(self, job: list[Override]) -> tuple[DictConfig, list[str]]:
-        """Return the config of one combination, and what is wrong with it."""
+    def _build(self, job: list[Override], swept: tuple[str, ...]) -> Combination:
+        """Return one combination, with what is wrong in it."""
+        lines = tuple(str(item.input_line) for item in job)
         try:
             composed = self._compose(job)
         except UserError as error:
-            return DictConfig({}), [str(error)]
+            return Combination(lines, swept, DictConfig({}), {}, (str(error),))
         choices = {
             group: option
             for group, option in composed.hydra.runtime.choices.items()
@@ -245,12 +306,13 @@ class _Preflight:
         except UserError as error:
             problems[""] = str(error)
         typed = {item.key_or_group for item in job}
-        return cfg, [
+        sentences = tuple(
             f"{sentence} (set by experiment={experiment})"
             if base is not composed and key not in typed and self._differs(key, composed, base)
             else sentence
             for key, sentence in problems.items()
-        ]
+        )
+        return Combination(lines, swept, cfg, choices, sentences)
 
     @staticmethod
     def _differs(key: str, composed: DictConfig, base: DictConfig) -> bool:
@@ -282,10 +344,9 @@ class _Preflight:
             return f"{line}: a key of your own under {OPEN_NODES[0]} takes a plus: +{line}"
         inside = bool(rest) and group in choices
         place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
-        hint = did_you_mean(suggest_key(key, dotted_keys(known), self.groups))
-        if not hint and "/" in group:
-            files = {f"{group}={name}": CONF / group / f"{name}.yaml" for name in self.groups[group]}
-            hint = did_you_mean([name for name, file in files.items() if rest in OmegaConf.load(file)])
+        files = {name: CONF / group / f"{name}.yaml" for name in self.groups[group]} if inside else {}
+        having = [f"{group}={name}" for name, file in files.items() if rest in OmegaConf.load(file)]
+        hint = did_you_mean(having or suggest_key(key, dotted_keys(known), self.groups))
         if not hint:
             node: Any = known
             for name in group.split("/") if inside else ():
@@ -295,25 +356,21 @@ class _Preflight:
 
 
 def _idle(item: Override, plain: dict[str, Any]) -> str:
-    """Return what to say of a setting of an augmentation that is not applied, or nothing."""
+    """Return what to say of a setting that what else is set makes void, or nothing."""
     group, _, rest = item.key_or_group.partition(".")
+    if group == "scheduler" and rest.endswith("_fraction"):
+        # A fraction is what counts where no length is given, and so has a value in every YAML.
+        name = rest.removesuffix("_fraction")
+        ways = (f"{name}_epochs", f"{name}_steps", *(["every_epochs"] if name == "milestone" else []))
+        for way in ways:
+            if (length := plain["scheduler"].get(way)) is not None:
+                return (
+                    f"{item.input_line} has no effect beside scheduler.{way}={show(length)}: leave it out or "
+                    f"set scheduler.{way}=null"
+                )
     name, _, key = rest.partition(".")
     ops = plain.get("augment", {}).get("ops")
     if group != "augment" or not key or not isinstance(ops, list) or name in ops:
         return ""
     listed = ",".join(map(str, [*ops, name]))
     return f"{item.input_line} has no effect: {name} is not in augment.ops; add 'augment.ops=[{listed}]'"
-
-
-def _report(refused: dict[tuple[str, ...], list[int]], names: list[str]) -> str:
-    """Return the message for a sweep: each reason once, the combinations it refuses below it."""
-    bad = sum(map(len, refused.values()))
-    if len(names) == 1:
-        return "\n".join(next(iter(refused)))
-    if len(refused) == 1 and bad == len(names):
-        return "\n".join([*next(iter(refused)), f"(in each of the {bad} combinations)"])
-    lines = [f"{bad} of {len(names)} combinations are refused, none was started:"]
-    for problems, numbers in refused.items():
-        lines += [f"  {problem}" for problem in problems]
-        lines += [f"    #{number}: {names[number]}" for number in numbers]
-    return "\n".join(lines)

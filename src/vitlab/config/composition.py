@@ -1,5 +1,6 @@
 """Hydra's composition of conf/, from any folder and beside a running hydra.main. Torch-free."""
 
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,10 @@ from yaml import YAMLError
 
 from vitlab.config.suggest import did_you_mean, near
 from vitlab.errors import UserError
+
+# conf/hydra/launcher/ has options of the same names as the launcher plugins. Hydra checks ours by theirs,
+# which is welcome, and calls it deprecated.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 VERSION_BASE = "1.3"
@@ -67,7 +72,8 @@ class Composer:
         self.options = {
             folder.relative_to(CONF).as_posix(): sorted(file.stem for file in folder.glob("*.yaml"))
             for folder in sorted(CONF.rglob("*"))
-            if folder.is_dir()
+            # Launchers are no part of a run.
+            if folder.is_dir() and folder.relative_to(CONF).parts[0] != "hydra"
         }
         self._known: dict[tuple[str, ...], DictConfig] = {}
 

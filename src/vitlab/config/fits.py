@@ -73,6 +73,11 @@ def _two(value: Any) -> tuple[int, int]:
     return (value[0], value[1]) if isinstance(value, list) else (value, value)
 
 
+def _is_distilled(read: Reader) -> bool:
+    """Whether the model has a distillation token, and a head for it."""
+    return str(read("model._target_")).endswith(".DistilledViT")
+
+
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
@@ -167,7 +172,7 @@ def _attention(read: Reader) -> Misfits:
     if patch is None or image is None:
         return
     (height, width), (down, across) = _two(image), _two(patch)
-    tokens = (height // down) * (width // across) + (read("model.pool") == "cls")
+    tokens = (height // down) * (width // across) + (read("model.pool") == "cls") + _is_distilled(read)
     length = read("model.attention.projection_length")
     if length and 0 < tokens <= length:
         yield (
@@ -446,7 +451,7 @@ def _teacher(read: Reader) -> Misfits:
             "checkpoint as task.teacher itself",
         )
     weight = read("task.weight")
-    if weight in (0, 1) and str(read("model._target_") or "").endswith(".DistilledViT"):
+    if weight in (0, 1) and _is_distilled(read):
         yield (
             "task.weight",
             f"task.weight={show(weight)} leaves {'the labels' if weight else 'the teacher'} out, and one of "

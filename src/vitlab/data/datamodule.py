@@ -1,7 +1,6 @@
 """The data of a run: source → hold-out → in memory or streamed → augmented, normalised batches."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitlab.cores import cores
 from vitlab.data.cache import CachedImages
 from vitlab.data.feed import Feed, Gather, Stream
 from vitlab.data.images import ImageFiles, Images, available_memory, image_shape, progress_bar
@@ -107,7 +107,7 @@ class ImageData(lightning.LightningDataModule):
             where=device.type,
         )
         if num_workers is None:
-            each = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // processes))
+            each = max(1, min(MOST_WORKERS, cores() // processes))
             num_workers = each if source.on_disk else 0
         elif self.placement.in_memory and not source.on_disk:
             source.notes.append("data.num_workers has no effect: the images lie in memory, without decoding.")

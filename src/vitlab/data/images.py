@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from vitlab.cores import cores
 from vitlab.errors import UserError
 
 SHOWN = 5  # files named in a message; the rest are counted
@@ -118,7 +119,7 @@ def decode_files(
     """
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     read = functools.partial(_read_chunk, shape=shape, channels=channels)
-    workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    workers = cores() if num_workers is None else num_workers
     broken: list[tuple[Path, str]] = []
     place = 0
     with progress_bar("Decoding images", len(paths)) as advance, _pool(workers, len(paths)) as run:

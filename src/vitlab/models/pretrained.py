@@ -1,6 +1,7 @@
 """Weights from a file: find it, read its tensors, fit them to a network, say what became of each."""
 
 import argparse
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,10 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A broken file raises nearly anything, an empty one an EOFError without a word.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # A broken file raises nearly anything, an empty one an EOFError without a word; and the unpickler
+        # advises to run what is in the file.
+        bare = isinstance(error, pickle.UnpicklingError) or not str(error)
+        reason = type(error).__name__ if bare else str(error).splitlines()[0]
         raise UserError(
             f"model.checkpoint_path: {path} cannot be read as a file of weights ({reason}); it "
             "must be .safetensors, or a plain dictionary of tensors saved by torch.save."

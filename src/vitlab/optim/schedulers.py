@@ -69,7 +69,10 @@ def step(
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    passed = step // every_steps if every_steps else sum(step >= place for place in milestone_steps)
+    if every_steps is None:
+        passed = sum(step >= place for place in milestone_steps)
+    else:
+        passed = step // max(1, every_steps)  # less than a step was asked for
     return max(final_ratio, gamma**passed)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vitlab.losses import hard_distillation, soft_cross_entropy, soft_distillation
 from vitlab.models.distilled import DistilledViT
+from vitlab.models.layers import choose
 from vitlab.tasks.classify import Classify, hits
 
 
@@ -46,7 +47,7 @@ class Distill(Classify):
             "hard": hard_distillation,
             "soft": partial(soft_distillation, temperature=temperature),
         }
-        self.teacher_loss = kinds[kind]
+        self.teacher_loss = choose("task.kind", kind, kinds)
         self.weight = weight
 
     def objective(self, batch: Any) -> tuple[Tensor, list[Tensor]]:

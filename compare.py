@@ -1,0 +1,53 @@
+"""Compare runs: a table on the screen, leaderboards, figures and one page.
+
+python compare.py outputs/STUDY                                  into outputs/STUDY/report/
+python compare.py outputs/STUDY --baseline patch_size=4 depth=6  differences to one group, seed by seed
+python compare.py outputs/STUDY --out experiments/STUDY          what a study keeps
+"""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from rich.console import Console
+
+from vitlab.cli import finish
+from vitlab.compare import compare
+from vitlab.errors import UserError
+from vitlab.screen import WIDTH
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says mistakes as the other verbs do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See python compare.py --help.")
+
+
+def main() -> None:
+    parser = Parser(
+        prog="compare.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="run folders are found at any depth below it"
+    )
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the group that others are held against: values that only it has, or its name in quotes",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where to write; by default report/ in the folder")
+    arguments = parser.parse_args()
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=WIDTH)
+    compare(arguments.folders, arguments.baseline, arguments.out, console)
+
+
+if __name__ == "__main__":
+    sys.exit(finish(main))

@@ -1,0 +1,68 @@
+"""Many runs become an answer: `compare` reads run folders and writes tables, figures and a page.
+
+read.py what is in the folders, groups.py what belongs together, statistics.py the arithmetic, and
+table.py, figures.py and page.py what is shown. Torch-free: 500 runs take seconds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vitlab.compare.groups import Comparison, make_comparison
+from vitlab.compare.read import plain, read_runs
+from vitlab.compare.table import leaderboard_csv, leaderboard_md, runs_csv, show
+from vitlab.errors import UserError
+from vitlab.folder import write_atomic
+
+
+def compare(
+    folders: Sequence[str | Path], baseline: Sequence[str], out: str | Path | None, console: Console
+) -> Comparison:
+    """Compare the runs below ``folders``; print the table, and write what stays.
+
+    Args:
+        baseline: ``key=value`` of exactly one group, or its name, to take differences to; empty for none.
+        out: where to write; None for ``report`` in the folder, or outputs/comparison for several.
+
+    Raises:
+        UserError: there are no runs, the baseline is not one group, or ``out`` cannot be written to.
+    """
+    runs = read_runs(folders)
+    title = " and ".join(dict.fromkeys(plain(Path(f).resolve().name) for f in folders))
+    comparison = make_comparison(runs, baseline, title)
+    show(console, comparison)
+    default = Path(folders[0]) / "report" if len(folders) == 1 else Path("outputs/comparison")
+    target = Path(out) if out is not None else default
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write(comparison, target)
+    except OSError as error:
+        raise UserError(
+            f"--out {target} cannot be written to: {error.strerror}. Give another folder."
+        ) from error
+    console.print(
+        f"\nreport  {target / 'report.html'}, leaderboard.md, leaderboard.csv, runs.csv, figures",
+        markup=False,
+    )
+    return comparison
+
+
+def write(comparison: Comparison, out: Path) -> None:
+    """Write the tables, the figures and the page into ``out``; the files of an earlier comparison go."""
+    from vitlab.compare.figures import NAMES, draw  # matplotlib takes half a second: after the table is shown
+    from vitlab.compare.page import page
+
+    pictures = draw(comparison)
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    texts = {
+        "leaderboard.csv": leaderboard_csv(comparison),
+        "leaderboard.md": leaderboard_md(comparison),
+        "runs.csv": runs_csv(comparison),
+        "report.html": page(comparison, pictures, out),
+    }
+    for name, data in (files | {name: text.encode() for name, text in texts.items()}).items():
+        write_atomic(out / name, data)
+    for name in NAMES:
+        if f"{name}.png" not in files:
+            (out / f"{name}.png").unlink(missing_ok=True)

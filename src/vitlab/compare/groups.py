@@ -1,0 +1,293 @@
+"""Runs that differ in nothing but the seed are a group: what it is called, and its statistics. Torch-free."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, mean
+from typing import Any
+
+from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run, under
+from vitlab.compare.statistics import Difference, Spread, paired, spread
+from vitlab.errors import UserError, nearest
+
+VAL, TEST = "val/accuracy", "test/accuracy"
+SPLITS = {"val": VAL, "test": TEST}
+UNNAMED = ("experiment", "logger", "callbacks", "trainer")  # choices that say little of what was trained
+MOST_KEYS = 3  # with more of them a name leaves out what most groups share
+
+
+@dataclass
+class Group:
+    """Runs of one configuration.
+
+    Attributes:
+        settings: dotted key or config group → value as text.
+        name: what sets it apart from the other groups.
+        data: on which images it was measured, where groups differ in that; else empty.
+        difference: split → paired difference to the baseline.
+    """
+
+    runs: list[Run]
+    settings: dict[str, str]
+    name: str = ""
+    data: str = ""
+    difference: dict[str, Difference | None] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.state == "finished"]
+
+    def by_seed(self, metric: str) -> dict[str, float]:
+        """Return seed → value of the finished runs.
+
+        A seed that was run twice counts once, with the mean: a repetition is no independent value.
+        """
+        values: dict[str, list[float]] = {}
+        for run in self.finished:
+            if metric in run.metrics:
+                values.setdefault(run.seed, []).append(run.metrics[metric])
+        return {seed: fmean(found) for seed, found in values.items()}
+
+    def spread(self, split: str) -> Spread | None:
+        return spread([*self.by_seed(SPLITS[split]).values()])
+
+    def cost(self, key: str) -> float | None:
+        """Return the mean of a cost over the finished runs."""
+        values = [run.cost[key] for run in self.finished if key in run.cost]
+        return mean(values) if values else None
+
+    @property
+    def states(self) -> str:
+        """How many runs are in which state, such as ``2 finished, 1 failed``."""
+        counts = Counter(run.state for run in self.runs)
+        return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+@dataclass
+class Comparison:
+    """Everything that the table, the figures and the page show.
+
+    Attributes:
+        groups: the highest mean hold-out accuracy first, within the same data.
+        keys: that name the groups, with their short forms.
+        loose: runs that belong to no group, because their config is unreadable or they were never made.
+        notes: what a reader should know before believing the table.
+    """
+
+    title: str
+    runs: list[Run]
+    groups: list[Group]
+    keys: dict[str, str]
+    baseline: Group | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> list[Run]:
+        return [run for run in self.runs if run.state != "finished"]
+
+    @property
+    def loose(self) -> list[Run]:
+        return [run for run in self.runs if not run.config]
+
+    @property
+    def several_data(self) -> bool:
+        return any(group.data for group in self.groups)
+
+
+def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) -> Comparison:
+    """Group ``runs``, name and sort the groups, and hold them against the baseline.
+
+    Args:
+        baseline: ``key=value`` of exactly one group, or its name; empty for none.
+
+    Raises:
+        UserError: the baseline is no group, or several.
+    """
+    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        if run.config:
+            key = (*sorted(run.config.items()), *sorted(run.measured_on.items()))
+            found.setdefault(key, []).append(run)
+    groups = [Group(members, _settings(members)) for members in found.values()]
+    _label_data(groups)
+    keys = _name(groups)
+    # Never by test accuracy; groups without a hold-out come last.
+    groups.sort(key=lambda g: (g.data, -v.mean if (v := g.spread("val")) else 1.0, g.name))
+    comparison = Comparison(title, [*runs], groups, keys)
+    if baseline:
+        comparison.baseline = base = _find(comparison, baseline)
+        for group in groups:
+            if group is not base and group.data == base.data:
+                group.difference = {s: paired(group.by_seed(m), base.by_seed(m)) for s, m in SPLITS.items()}
+    comparison.notes = [*_notes(comparison)]
+    return comparison
+
+
+def _settings(runs: Sequence[Run]) -> dict[str, str]:
+    # Of runs that agree in every value the first one's choices name the group.
+    images = {"data.images": runs[0].sizes} if runs[0].sizes else {}
+    return runs[0].choices | runs[0].config | images
+
+
+def differing(tables: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values are not the same in all ``tables``; a missing one is a value too."""
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if len({table.get(key) for table in tables}) > 1]
+
+
+def commonest(tables: Sequence[Mapping[str, str]], key: str) -> str | None:
+    """Return the value that most tables have; the first of equals."""
+    return Counter(table.get(key) for table in tables).most_common(1)[0][0]
+
+
+def _label_data(groups: Sequence[Group]) -> None:
+    """Label each group with the images it was measured on, if they are not the same for all."""
+    tables = [group.runs[0].measured_on for group in groups]
+    keys = differing(tables)
+    if not keys:
+        return
+    for group, table in zip(groups, tables, strict=True):
+        kind = table.get("data.kind", "?")
+        name = table["data.root"] if kind in FROM_FILES else kind
+        more = [k for k in keys if k in table and k not in ("data.kind", "data.root")]
+        group.data = " ".join([name, *(f"{k.rpartition('.')[2]}={table[k]}" for k in more)])
+
+
+def _name(groups: Sequence[Group]) -> dict[str, str]:
+    """Name the groups by what sets them apart; return the keys that do, with their short forms."""
+    tables = [group.settings for group in groups]
+    differ = differing(tables)
+    order = dict.fromkeys(key for group in groups for run in group.runs for key in run.asked)
+    keys = [key for key in order if key in differ]
+    # What nobody asked for in so many words, such as what a recipe sets: only as much as tells groups apart.
+    choices = dict.fromkeys(key for group in groups for key in group.runs[0].choices)
+    rest = sorted((k for k in differ if k not in keys), key=lambda k: (k in UNNAMED, k not in choices))
+    for key in rest:
+        if _parts(tables, keys) == len(groups):
+            break
+        if _parts(tables, [*keys, key]) > _parts(tables, keys):
+            keys.append(key)
+    short = shorten(keys)
+    shared = {key: commonest(tables, key) for key in keys} if len(keys) > MOST_KEYS else {}
+    names = [_say(table, short, shared) for table in tables]
+    whole = [_say(table, short, {}) for table in tables]
+    counts = Counter(names)
+    taken: Counter[str] = Counter()
+    for group, name, full in zip(groups, names, whole, strict=True):
+        name = (name if counts[name] == 1 else full) or (group.runs[0].model if not keys else "base")
+        taken[name] += 1
+        group.name = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    return short
+
+
+def _parts(tables: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
+    return len({tuple(table.get(key) for key in keys) for table in tables})
+
+
+def _say(table: Mapping[str, str], short: Mapping[str, str], shared: Mapping[str, str | None]) -> str:
+    """Return ``key=value …`` without what is as in ``shared``."""
+    told = [key for key in short if key in table and (key not in shared or table[key] != shared[key])]
+    return " ".join(f"{short[key]}={table[key]}" for key in told)
+
+
+def shorten(keys: Iterable[str]) -> dict[str, str]:
+    """Return each key's shortest end that no other key has: ``model.patch_size`` → ``patch_size``."""
+    parts = {key: re.split(r"[./]", key) for key in keys}
+    short = {}
+    for key, mine in parts.items():
+        for length in range(1, len(mine) + 1):
+            end = mine[-length:]
+            # `seed` alone is the run's.
+            alone = all(other[-length:] != end for name, other in parts.items() if name != key)
+            if alone and end != ["seed"] and end != ["_target_"]:
+                break
+        short[key] = ".".join(end)
+    return short
+
+
+def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
+    """Return the group that a name, or ``key=value`` pairs, mean."""
+    said = " ".join(asked)
+    groups = comparison.groups
+    names = [group.name for group in groups]
+    if said in names:
+        return groups[names.index(said)]
+    settings = dict.fromkeys(key for group in groups for key in group.settings)
+    for pair in said.split():
+        name, sign, value = pair.partition("=")
+        # `patch_size` means the key that sets groups apart, if there is one of that name.
+        keys = [key for key, short in comparison.keys.items() if name in (key, short)]
+        keys = keys or [key for key in settings if name in (key, re.split(r"[./]", key)[-1])]
+        if not sign or not keys:
+            raise UserError(
+                f"--baseline {said}: expected key=value or the name of a group, found {pair}"
+                f"{nearest(said, names) or nearest(name, comparison.keys.values())}. Groups: {_few(names)}."
+            )
+        groups = [group for group in groups if any(group.settings.get(key) == value for key in keys)]
+    if len(groups) == 1:
+        return groups[0]
+    found = (
+        f"is {len(groups)} groups: {_few([g.name for g in groups])}"
+        if groups
+        else f"is none of {_few(names)}"
+    )
+    raise UserError(f"--baseline {said} {found}. Give one, by its name in quotes or by more key=value pairs.")
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def _notes(comparison: Comparison) -> Iterable[str]:
+    """Yield what a reader should know before believing the table."""
+    finished = [run for group in comparison.groups for run in group.finished]
+    if comparison.several_data:
+        yield (
+            "the groups were measured on different images (column data): their accuracies do not compare, so "
+            "each set of images is sorted by itself and no difference is taken between two."
+        )
+    for group in comparison.groups:
+        for seed, count in Counter(run.seed for run in group.finished).items():
+            if count > 1:
+                yield f"{group.name}: seed {seed} was run {count} times and counts once, with the mean."
+        few = [run for run in group.runs if run.state in ("failed", "interrupted", "pruned")]
+        if few and group.finished:
+            yield f"{group.name}: {group.states}; the mean is of what finished."
+    commits = Counter(
+        run.commit[:8] + "-dirty" * run.commit.endswith("-dirty") for run in finished if run.commit
+    )
+    if len(commits) > 1:
+        yield f"the runs are of {len(commits)} states of the code: {_few([*commits])}."
+    devices = Counter(run.device for run in finished if run.device)
+    if len(devices) > 1:
+        yield f"the runs are of several machines, so images/s do not compare: {_few([*devices])}."
+
+
+def row(comparison: Comparison, group: Group) -> dict[str, Any]:
+    """Return what the table says of a group, as numbers: accuracies as fractions, None where unknown."""
+    said: dict[str, Any] = {"group": group.name}
+    said |= {short: group.settings.get(key) for key, short in comparison.keys.items()}
+    if comparison.several_data:
+        said["data"] = group.data
+    said |= {"runs": len(group.runs), "states": group.states}
+    for split in SPLITS:
+        found, difference = group.spread(split), group.difference.get(split)
+        said[f"{split}_accuracy_mean"] = found and found.mean
+        said[f"{split}_accuracy_std"] = found and found.std
+        said[f"{split}_accuracy_n"] = found.n if found else 0
+        if comparison.baseline:
+            said[f"{split}_difference_mean"] = difference and difference.mean
+            said[f"{split}_difference_low"] = difference and difference.low
+            said[f"{split}_difference_high"] = difference and difference.high
+            said[f"{split}_difference_pairs"] = difference.n if difference else 0
+    said |= {key: group.cost(key) for key in COSTS}
+    return said
+
+
+def differences(groups: Sequence[Group]) -> list[tuple[str, str | None]]:
+    """Return the keys in which any two groups differ, each with its commonest value."""
+    tables = [group.settings for group in groups]
+    keys = [key for key in differing(tables) if not under(key, ("experiment",))]
+    return [(key, commonest(tables, key)) for key in keys]

@@ -1,0 +1,176 @@
+"""report.html: everything of a comparison on one page that needs no network. Torch-free."""
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from urllib.parse import quote
+
+from vitlab.compare.figures import Picture
+from vitlab.compare.groups import SPLITS, Comparison, Group, differences
+from vitlab.compare.read import Run
+from vitlab.compare.table import ACCURACIES, NONE, WORDS, accuracy, cells, columns, method, tally
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+LONG = 28  # signs
+
+
+def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:
+    """Return the page.
+
+    Args:
+        out: the folder it is for. Runs that lie below the folder above it are linked; others, which a reader
+            of the page is unlikely to have beside it, are only named.
+    """
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(comparison.title),
+        lead=escape(_lead(comparison)),
+        notes=_tag("ul", *(_tag("li", escape(note)) for note in comparison.notes))
+        if comparison.notes
+        else "",
+        table=_leaderboard(comparison),
+        figures=_figures(pictures),
+        others=_others(comparison, out),
+        same=escape(
+            "Of each: what is not as in most configurations, then its runs."
+            if len(comparison.groups) > 1
+            else "All runs have one configuration."
+        ),
+        groups="\n".join(_configurations(comparison, out)),
+        method="\n".join(_tag("li", escape(line)) for line in method(comparison)),
+    )
+
+
+def _tag(name: str, *inside: str, **attributes: str | None) -> str:
+    """Return an element. What is inside is HTML, what is in attributes is text; None leaves one out."""
+    # `class` and `for` are words of Python's, and data-value is none.
+    said = {key.strip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    opening = " ".join([name, *(f'{key}="{escape(value)}"' for key, value in said.items())])
+    return f"<{opening}>{''.join(inside)}</{name}>"
+
+
+def _table(heads: Iterable[str], lines: Iterable[str], **attributes: str | None) -> str:
+    body = _tag("tbody", "\n", "\n".join(lines), "\n")
+    return _tag("table", _tag("thead", _tag("tr", *heads)), "\n", body, **attributes)
+
+
+def _cell(text: str, value: float | str | None = None, *, words: bool = False) -> str:
+    sort_by = None if value is None else str(value)
+    return _tag("td", escape(text), data_value=sort_by, class_="words" if words else None)
+
+
+def _head(text: str, *, words: bool = False, sorted_: bool = False) -> str:
+    kind, order = ("words" if words else None), ("descending" if sorted_ else None)
+    return _tag("th", escape(text), scope="col", class_=kind, aria_sort=order)
+
+
+def _row_head(inside: str, value: str | None = None) -> str:
+    return _tag("th", inside, scope="row", class_="words", data_value=value)
+
+
+def _name(name: str) -> str:
+    """Return a group's name that breaks between its settings, and inside one only where that is long."""
+    parts = [_tag("span", escape(p), class_="whole" if len(p) < LONG else None) for p in name.split(" ")]
+    return " ".join(parts)
+
+
+def _lead(comparison: Comparison) -> str:
+    number = len(comparison.groups)
+    said = f"{number} configuration{'s' * (number != 1)}; {tally(comparison.runs)}."
+    if comparison.groups and not comparison.several_data and (best := comparison.groups[0].spread("val")):
+        name = f", of {comparison.groups[0].name}" if number > 1 else ""
+        said += f" Highest mean val accuracy: {accuracy(best)} %{name}."
+    return said
+
+
+def _leaderboard(comparison: Comparison) -> str:
+    names = columns(comparison)
+    ordered = None if comparison.several_data else ACCURACIES["val"]
+    heads = [_head(name, words=name in WORDS, sorted_=name == ordered) for name in names]
+    lines = []
+    for group in comparison.groups:
+        first, *rest = cells(comparison, group)
+        others = [_cell(c.text, c.value, words=n in WORDS) for n, c in zip(names[1:], rest, strict=True)]
+        kind = "baseline" if group is comparison.baseline else None
+        lines.append(_tag("tr", _row_head(_name(first.text), first.text), *others, class_=kind))
+    return _table(heads, lines, class_="sortable")
+
+
+def _figures(pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    drawn = [
+        _tag(
+            "figure",
+            _tag(
+                "div", f'<img alt="{escape(picture.alt)}" src="data:image/png;base64,{_base64(picture.png)}">'
+            ),
+            _tag("figcaption", escape(picture.caption)),
+        )
+        for picture in pictures
+    ]
+    return _tag("h2", "Figures") + _tag("div", "\n", "\n".join(drawn), "\n", class_="figures")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _wide(table: str, label: str) -> str:
+    """Wrap a table that may be wider than a phone; with a keyboard it is scrolled where it has the focus."""
+    return _tag("div", table, class_="wide", role="region", tabindex="0", aria_label=label)
+
+
+def _others(comparison: Comparison, out: Path) -> str:
+    """Return the runs that are in no statistics, and why."""
+    if not comparison.unfinished:
+        return ""
+    heads = [_head(name, words=True) for name in ("run", "state", "why, or how far")]
+    lines = [
+        _tag("tr", _row_head(_link(run, out)), _cell(run.state, words=True), _cell(run.reason, words=True))
+        for run in sorted(comparison.unfinished, key=lambda run: run.state)
+    ]
+    title = "Not in the statistics"
+    return _tag("h2", title) + _wide(_table(heads, lines), title)
+
+
+def _configurations(comparison: Comparison, out: Path) -> Iterable[str]:
+    shared = differences(comparison.groups)
+    alone = len(comparison.groups) == 1
+    for group in comparison.groups:
+        terms = []
+        for key, most in shared:
+            if (value := group.settings.get(key)) != most:
+                soft = _tag("span", f"(most: {escape(most or NONE)})", class_="soft")
+                terms.append(_tag("dt", escape(key)) + _tag("dd", escape(value or NONE), " ", soft))
+        diff = _tag("dl", *terms) if terms else _tag("p", "As in most configurations.", class_="soft")
+        states = _tag("span", escape(group.states), class_="soft")
+        summary = _tag("summary", _name(group.name), " ", states)
+        yield _tag("details", summary, "" if alone else diff, _runs(group, out), open="" if alone else None)
+
+
+def _runs(group: Group, out: Path) -> str:
+    heads = [_head("run", words=True), _head("seed"), _head("state", words=True)]
+    heads += [_head(name) for name in (*ACCURACIES.values(), "epochs", "images/s", "minutes")]
+    lines = []
+    for run in sorted(group.runs, key=lambda run: (run.seed.rjust(20), run.name)):
+        accuracies = [f"{100 * run.metrics[m]:.2f}" if m in run.metrics else NONE for m in SPLITS.values()]
+        costs = [
+            f"{run.cost[key] / unit:,.{digits}f}" if key in run.cost else NONE
+            for key, unit, digits in (("images_per_second", 1, 0), ("wall_seconds", 60, 1))
+        ]
+        numbers = [_cell(text) for text in (*accuracies, str(run.epochs), *costs)]
+        lines.append(
+            _tag("tr", _row_head(_link(run, out)), _cell(run.seed), _cell(run.state, words=True), *numbers)
+        )
+    return _wide(_table(heads, lines), f"Runs of {group.name}")
+
+
+def _link(run: Run, out: Path) -> str:
+    path, above = run.path.resolve(), out.resolve().parent
+    if run.state == "skipped" or not path.is_relative_to(above):
+        return escape(run.name)
+    return _tag("a", escape(run.name), href=quote(os.fsencode(os.path.relpath(path, out.resolve()))) + "/")

@@ -1,0 +1,219 @@
+"""The comparison as text: on the screen, leaderboard.csv, leaderboard.md and runs.csv. Torch-free."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vitlab.compare.groups import SPLITS, Comparison, Group, row
+from vitlab.compare.read import COSTS, STATES, Run
+from vitlab.compare.statistics import Difference, Spread
+
+NONE = "–"
+WIDEST = 32  # signs of a word before it is broken
+SHOWN = 8  # runs of a state that are named on the screen
+SHOWN_COSTS = {"parameters": "parameters", "flops_per_image": "FLOPs", "images_per_second": "images/s"}
+WORDS = ("group", "data")  # columns that hold no numbers
+ACCURACIES = {"val": "val accuracy, %", "test": "test accuracy, %"}
+DELTAS = {"val": "Δ val, points", "test": "Δ test, points"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its words, and what to sort it by (None where there is nothing)."""
+
+    text: str
+    value: float | str | None = None
+
+
+def accuracy(found: Spread | None) -> str:
+    """Return percent, such as ``61.23 ± 0.42``; of one seed there is no spread."""
+    if found is None:
+        return NONE
+    return (
+        f"{100 * found.mean:.2f} ± {100 * found.std:.2f}"
+        if found.std is not None
+        else f"{100 * found.mean:.2f} (n = 1)"
+    )
+
+
+def delta(group: Group, comparison: Comparison, split: str) -> str:
+    """Return points and their interval, such as ``+1.20 [+0.35, +2.05]``, or why there are none."""
+    base = comparison.baseline
+    if group is base:
+        return "baseline"
+    if base is not None and group.data != base.data:
+        return "n/a: other data"
+    found = group.difference.get(split)
+    if found is None:
+        return "n/a: no seed in common" if group.spread(split) else NONE
+    return f"{100 * found.mean:+.2f} {_interval(found)}"
+
+
+def _interval(found: Difference) -> str:
+    if found.low is None or found.high is None:
+        return "[n/a: one pair]"
+    return f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def count(value: float | None) -> str:
+    """Return a number with three digits that count: ``1.45 M``."""
+    if value is None:
+        return NONE
+    for size, sign in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{sign}"
+    return f"{value:.3g}"
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """Return the headings of `cells`."""
+    deltas = [*DELTAS.values()] if comparison.baseline else []
+    data = ["data"] if comparison.several_data else []
+    return ["group", *data, "seeds", *ACCURACIES.values(), *deltas, *SHOWN_COSTS.values()]
+
+
+def cells(comparison: Comparison, group: Group) -> list[Cell]:
+    """Return a group's line of the table."""
+    line = [Cell(group.name, group.name)]
+    if comparison.several_data:
+        line.append(Cell(group.data, group.data))
+    done, all_seeds = len({r.seed for r in group.finished}), len({r.seed for r in group.runs})
+    line.append(Cell(str(done) if done == all_seeds else f"{done} of {all_seeds}", done))
+    spreads = [group.spread(split) for split in SPLITS]
+    line += [Cell(accuracy(found), found.mean if found else None) for found in spreads]
+    if comparison.baseline:
+        for split in SPLITS:
+            found = group.difference.get(split)
+            zero = 0.0 if group is comparison.baseline else None
+            line.append(Cell(delta(group, comparison, split), found.mean if found else zero))
+    costs = [group.cost(key) for key in SHOWN_COSTS]
+    return line + [Cell(count(value), value) for value in costs]
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """Print the table, what is not in it and why, and the notes."""
+    table = Table(
+        header_style="bold cyan", title=plain_title(comparison), title_justify="left", title_style="bold"
+    )
+    heads = columns(comparison)
+    lines = [cells(comparison, group) for group in comparison.groups]
+    for index, head in enumerate(heads):
+        # Headings and names break between words, numbers never.
+        texts = [head, *(line[index].text for line in lines)]
+        words = [word for text in texts for word in text.split()] if head in WORDS else texts[1:]
+        width = min(WIDEST, max(map(len, words), default=0))
+        table.add_column(head, justify="left" if head in WORDS else "right", min_width=width, overflow="fold")
+    hidden = {heads.index(DELTAS["test"])} if comparison.baseline else set()  # leaderboard.md has room for it
+    for index in hidden:
+        del table.columns[index]
+    for line in lines:
+        table.add_row(*(Text(c.text) for i, c in enumerate(line) if i not in hidden))
+    console.print(table, soft_wrap=False)
+    for state, runs in by_state(comparison.unfinished).items():
+        console.print(
+            Text(f"{state}: {len(runs)} of {len(comparison.runs)} runs, not in the statistics"),
+            style="yellow",
+        )
+        for run in runs[:SHOWN]:
+            console.print(Text(f"  {run.name}  {run.reason}".rstrip()))
+        if len(runs) > SHOWN:
+            console.print(f"  and {len(runs) - SHOWN} more, see report.html")
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def plain_title(comparison: Comparison) -> Text:
+    return Text(f"{comparison.title}: {tally(comparison.runs)}")
+
+
+def tally(runs: Sequence[Run]) -> str:
+    """Return ``27 runs: 24 finished, 2 failed, 1 running``."""
+    parts = by_state(runs)
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(f'{len(r)} {s}' for s, r in parts.items())}"
+
+
+def by_state(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return state → runs, what is well first."""
+    found: dict[str, list[Run]] = {state: [] for state in STATES}
+    for run in runs:
+        found[run.state].append(run)
+    return {state: members for state, members in found.items() if members}
+
+
+def leaderboard_csv(comparison: Comparison) -> str:
+    """Return a line a group, with numbers as they are (accuracies from 0 to 1)."""
+    return _csv([row(comparison, group) for group in comparison.groups])
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """Return a line a run: what every mean and every interval can be computed from again."""
+    lines = []
+    for group in [*comparison.groups, None]:
+        for run in group.runs if group else comparison.loose:
+            line: dict[str, Any] = {"group": group.name if group else None, "seed": run.seed, "run": run.name}
+            line |= {"state": run.state, "reason": run.reason, "epochs": run.epochs}
+            line |= {metric: run.metrics.get(metric) for metric in SPLITS.values()}
+            line |= {key: run.cost.get(key) for key in COSTS}
+            lines.append(line | {"device": run.device, "commit": run.commit})
+    return _csv(lines)
+
+
+def _csv(lines: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*lines[0]] if lines else ["group"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def leaderboard_md(comparison: Comparison) -> str:
+    """Return the table as Markdown, with what a reader needs beside it."""
+    heads = columns(comparison)
+    lines = [heads, ["---" if h in WORDS else "---:" for h in heads]]
+    for group in comparison.groups:
+        line = [cell.text for cell in cells(comparison, group)]
+        words = 2 if comparison.several_data else 1
+        lines.append([*map(_code, line[:words]), *line[words:]])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(
+        f"- {_escape(note)}"
+        for note in [tally(comparison.runs) + ".", *method(comparison), *comparison.notes]
+    )
+    return f"{table}\n\n{notes}\n"
+
+
+def method(comparison: Comparison) -> list[str]:
+    """Say how the numbers came about."""
+    said = [
+        "Runs that differ in nothing but the seed are a group; accuracies are mean ± standard deviation "
+        "(n - 1) over its finished seeds. One seed has no spread.",
+        "Val accuracy is of held-out training images, the best epoch of each run, so a little optimistic; "
+        "that of the first line more so, since it is the best of all lines. The table is sorted by it.",
+        "Test accuracy is of the checkpoint that val accuracy chose (of the last one where nothing is held "
+        "out), and selects nothing.",
+        "Parameters, FLOPs (forward pass of one image, a multiply-add is 2) and images/s (of training) are "
+        "means over the finished runs.",
+    ]
+    if comparison.baseline:
+        said.append(
+            f"Δ is the mean difference to {comparison.baseline.name}, seed by seed, over the seeds that both "
+            "have, in points (hundredths), and in brackets Student's 95 % interval of that mean. One such "
+            "interval in twenty misses by chance."
+        )
+    return said
+
+
+def _code(words: str) -> str:
+    return "`" + words.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _escape(words: str) -> str:
+    for sign in "\\`*_[]<>|":
+        words = words.replace(sign, f"\\{sign}")
+    return words
