@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_said_before_anything_is_built(overrides: list[str]
         (LinformerAttention, {"rotate": lambda q, k: (q, k)}, "rotary cannot turn them by theirs"),
         (LocalityAttention, {"num_tokens": 1}, "with one token there is no other"),
     ],
-    ids=str,
+    ids=["as many as tokens", "none", "rotary", "one token"],
 )
 def test_constructors_say_it_too(kind: type[Attention], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
