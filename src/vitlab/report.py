@@ -25,6 +25,7 @@ from vitlab.models.layers import pair
 from vitlab.models.pretrained import Loaded
 from vitlab.screen import Screen
 from vitlab.seeding import derive
+from vitlab.sweep import duration
 from vitlab.teacher import Teacher
 
 # What the groups of `vitlab.optim.parameter_groups` are called in the table.
@@ -93,7 +94,7 @@ def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> No
             lines.append((split, text))
     rate = train["images_per_second"]
     speed = f"{rate:,.0f} images/s" if rate else "too short to measure"
-    text = f"{train['optimizer_steps']:,} steps, {speed}, {clock(train['wall_seconds'])} in all"
+    text = f"{train['optimizer_steps']:,} steps, {speed}, {duration(train['wall_seconds'])} in all"
     if peak := train.get("peak_memory_bytes"):
         text += "".join(f", {size / 2**30:.1f} GiB on the {name}" for name, size in peak.items() if size)
     lines += [
@@ -110,12 +111,6 @@ def watched(folder: RunFolder) -> str:
     """Return the folder above which TensorBoard compares this run with its neighbours."""
     shown = Path(str(folder))
     return "outputs" if shown.parts[0] == "outputs" else str(shown.parent)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def announce(

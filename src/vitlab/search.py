@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vitlab.config import compose
+from vitlab.cores import SHARE
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder, Summary, write_atomic
 from vitlab.launch import check_folder, record
@@ -188,7 +189,7 @@ class Search:
         self.exhausted = False
         self.failed = 0  # in this session; those of earlier ones are made up for
         self.seconds: list[float] = []  # of each trial that ended in this session
-        self.study = _open(folder / "study.db", self._pruner())
+        self.study = _open(folder / STUDY, self._pruner())
         open_trials = [trial for trial in self.trials if not trial.state.is_finished()]
         self.waiting = [optuna.Trial(self.study, trial._trial_id) for trial in open_trials]
         self._record()
@@ -296,7 +297,7 @@ class Search:
         jobs, share = self.settings["jobs"], {}
         if jobs > 1:
             cores = str(max(1, (os.cpu_count() or 1) // jobs))
-            share = {"VITLAB_CORES": cores, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores)}
+            share = {SHARE: cores, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores)}
         process = start(folder, shown=jobs == 1, **share)
         most = folder.read_config()["trainer"]["max_epochs"]
         self.running.append(Job(trial, folder, process, most, max(known.intermediate_values, default=0)))
