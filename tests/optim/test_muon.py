@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.optim import Muon, make_optimizer
+from vitlab.optim import Muon, make_optimizer, muon
 from vitlab.optim.muon import orthogonalize
 from vitlab.optim.schedulers import lambda_lr
 
@@ -71,7 +71,10 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_a_step_is_that_of_torchs_muon_and_adamw_run_apart(nesterov: bool) -> None:
+def test_a_step_is_that_of_torchs_muon_and_adamw_run_apart(
+    monkeypatch: pytest.MonkeyPatch, nesterov: bool
+) -> None:
+    monkeypatch.setattr(muon, "working_type", lambda kind: torch.bfloat16)  # torch's, whatever the hardware
     ours, theirs = net_of(), net_of()
     optimizer = make(ours, nesterov=nesterov)
     # Query, key and value apart: three parameters, whose gradients are slices of the stacked one's.
@@ -111,6 +114,18 @@ def test_an_update_is_nearly_orthogonal(shape: tuple[int, ...]) -> None:
     assert values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     assert torch.cosine_similarity(orthogonalize(matrices, 5).float().flatten(), (u @ vh).flatten(), 0) > 0.95
+
+
+@pytest.mark.parametrize(("present", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_left_to_hardware_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, present: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(muon, "has_bf16", lambda kind: present)
+    muon.working_type.cache_clear()
+    try:
+        assert orthogonalize(torch.eye(4)[None], 5).dtype == expected
+    finally:
+        muon.working_type.cache_clear()
 
 
 def test_the_update_has_the_size_of_adamws() -> None:
