@@ -80,7 +80,7 @@ def test_a_step_is_that_of_torchs_muon_and_adamw_run_apart(
     # Query, key and value apart: three parameters, whose gradients are slices of the stacked one's.
     parts = [nn.Parameter(part.clone()) for part in theirs.qkv.weight.detach().chunk(3)]
     matrices = [theirs.one.weight, theirs.two.weight, theirs.out.weight, *parts]
-    muon = torch.optim.Muon(
+    reference = torch.optim.Muon(
         matrices, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
     )
     biases = [p for p in theirs.parameters() if p.ndim == 1]
@@ -95,7 +95,7 @@ def test_a_step_is_that_of_torchs_muon_and_adamw_run_apart(
         backward(theirs, step)
         for part, gradient in zip(parts, theirs.qkv.weight.grad.chunk(3), strict=True):
             part.grad = gradient.clone()
-        muon.step()
+        reference.step()
         adamw.step()
         theirs.qkv.weight.data = torch.cat([part.data for part in parts])
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):

@@ -34,7 +34,8 @@ def working_type(kind: str) -> torch.dtype:
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Bring the singular values of every matrix near one: U S Vᵀ → about U Vᵀ.
 
-    By the Newton-Schulz iteration of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), in `working_type`.
+    By the Newton-Schulz iteration of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), in the type that
+    `working_type` says.
 
     Args:
         matrices: (N, rows, columns).
