@@ -1,11 +1,11 @@
 """What a tutorial's stack reaches in a given wall time, everything included.
 
-    python experiments/ten_minutes/tutorial.py data=image_folder data.root=DIR seed=0 --minutes=10 --out=result.json
+    python experiments/ten_minutes/tutorial.py data=image_folder data.root=DIR seed=0 --minutes=10 --out=FILE.json
 
 vit-pytorch's ViT (patch 4, dim 192, depth 6), Adam at 1e-4, float32, PIL images with crop, flip and
 AutoAugment in a DataLoader, classes as targets: no schedule, no label smoothing, not compiled. It trains on
-the 45,000 images that vitlab trains on, for as long as the time allows, and looks at the hold-out and the
-test images once, at the end.
+the 45,000 images that vitlab trains on until the time is up. The test images, which it looks at once, come
+after that and are not counted; vitlab's own evaluations are.
 """
 
 import time
@@ -26,7 +26,6 @@ from vitlab.config import preflight, to_plain  # noqa: E402
 from vitlab.cores import cores  # noqa: E402
 
 MODEL = ("model=vit_tiny", "augment=autoaugment", "trainer=cpu", "trainer.precision=32", "compile=false")
-EVALUATION = 25.0  # seconds kept for the 15,000 images looked at in the end
 
 
 def main() -> None:
@@ -49,22 +48,22 @@ def main() -> None:
     batches = references.load(pool, job.plan.batch_size, workers, job.config["seed"], torch.device("cpu"))
     net.train()
     steps, first = 0, time.monotonic()
-    while time.monotonic() - STARTED < seconds - EVALUATION:
+    while time.monotonic() - STARTED < seconds:
         inputs, targets = next(batches)
         loss = F.cross_entropy(net(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         steps += 1
-    rate = steps * job.plan.batch_size / (time.monotonic() - first)
+    trained = time.monotonic()
+    rate = steps * job.plan.batch_size / (trained - first)
     result = {
         "seed": job.config["seed"],
         "steps": steps,
         "epochs": steps * job.plan.batch_size / job.data.num_train,
         "images_per_second": rate,
-        "val/accuracy": accuracy(net, job.data.val_dataloader(), job.data),
         "test/accuracy": accuracy(net, job.data.test_dataloader(), job.data),
-        "wall_seconds": time.monotonic() - STARTED,
+        "wall_seconds": trained - STARTED,
     }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
