@@ -1,6 +1,6 @@
 """What a tutorial's stack reaches in a given wall time, everything included.
 
-    python experiments/ten_minutes/tutorial.py data=image_folder data.root=DIR seed=0 --minutes=10 --out=FILE.json
+    python experiments/ten_minutes/tutorial.py data=image_folder data.root=DIR --minutes=10 --out=FILE.json
 
 vit-pytorch's ViT (patch 4, dim 192, depth 6), Adam at 1e-4, float32, PIL images with crop, flip and
 AutoAugment in a DataLoader, classes as targets: no schedule, no label smoothing, not compiled. It trains on
