@@ -117,7 +117,7 @@ def test_the_page_stands_alone_and_is_accessible(grid: tuple[Path, str]) -> None
     assert all(
         image["src"].startswith("data:image/png;base64,") and image["alt"] for image in found.all("img")
     )  # type: ignore[union-attr]
-    assert len(found.all("img")) == 5
+    assert len(found.all("img")) == 6
     assert "default-src 'none'" in text
     assert "http" not in text.replace("http-equiv", "")
     assert len(text) < 1_000_000
@@ -158,6 +158,7 @@ def test_links_lead_to_the_runs(grid: tuple[Path, str]) -> None:
 def test_figures_are_files_too(grid: tuple[Path, str]) -> None:
     folder, _ = grid
     names = {
+        "differences",
         "curves",
         "heatmap",
         "accuracy_parameters",
@@ -166,6 +167,14 @@ def test_figures_are_files_too(grid: tuple[Path, str]) -> None:
     }
     assert {path.stem for path in folder.glob("*.png")} == names
     assert all(path.read_bytes().startswith(PNG) for path in folder.glob("*.png"))
+
+
+def test_differences_are_drawn_against_a_baseline_alone(grid: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = grid
+    alts = [image["alt"] or "" for image in Page((folder / "report.html").read_text()).all("img")]
+    assert any(alt.startswith("Chart of 3 paired differences to patch_size=4 depth=4") for alt in alts)
+    _, out = report(folder.parent, out=tmp_path / "out")
+    assert not (out / "differences.png").exists()
 
 
 def test_the_same_runs_make_the_same_files(grid: tuple[Path, str], tmp_path: Path) -> None:

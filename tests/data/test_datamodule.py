@@ -123,7 +123,7 @@ def test_the_hold_out_and_the_training_images_are_the_training_split(in_memory):
     trained = set(places(data, data.train_dataloader()))
     assert len(trained) == 24, "30 images in batches of 8"
     assert not trained & set(held)
-    assert sorted(int(batch.targets.sum()) for batch in data.val_dataloader()) == [1, 4]
+    assert sum(int(batch.targets[: batch.valid].sum()) for batch in data.val_dataloader()) == 5
     assert data.batches_per_epoch() == len(data.train_dataloader()) == 3
 
 
@@ -164,6 +164,22 @@ def test_a_validation_set_of_its_own_is_used():
     data.setup("fit")
     assert (data.num_train, data.num_val) == (40, 6)
     assert places(data, data.val_dataloader()) == list(range(6))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_first_batches_of_an_evaluation_are_a_sample_of_all(own):
+    """Folders list class after class, and trainer.limit_val_batches=0.1 must not see the first class alone."""
+    source = FakeSource({"train": 400, "test": 200} | ({"val": 200} if own else {}))
+    load = source.load
+    source.load = lambda split: (load(split)[0], np.sort(load(split)[1]))
+    data = module(source=source, val_size=200)
+    data.setup("fit")
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        labels = torch.cat([batch.targets for batch in loader][:5])  # 40 of 200
+        assert 10 < int(labels.sum()) < 30
+        again = [batch.targets for batch in loader]
+        assert torch.equal(labels, torch.cat(again[:5])), "the same for every run and epoch"
+        assert sum(int(t.sum()) for t in again) == 100
 
 
 def test_setup_twice_decodes_once():

@@ -88,7 +88,7 @@ def test_the_ranks_share_each_global_batch(world_size, feed):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-@pytest.mark.parametrize("loader", [train_loader, lambda **o: EvalLoader(gather(9), **o)])
+@pytest.mark.parametrize("loader", [train_loader, lambda **o: EvalLoader(gather(9), torch.arange(9), **o)])
 def test_an_uneven_split_is_refused(loader):
     with pytest.raises(ValueError, match="multiple of 3"):
         loader(batch_size=8, rank=0, world_size=3)
@@ -98,7 +98,8 @@ def test_an_uneven_split_is_refused(loader):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size, feed):
     loaders = [
-        EvalLoader(feed(number), batch_size=8, rank=rank, world_size=world_size) for rank in range(world_size)
+        EvalLoader(feed(number), torch.arange(number), batch_size=8, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     rows = []
     for loader in loaders:
@@ -112,8 +113,9 @@ def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, worl
     assert sorted(rows) == list(range(number))
 
 
-def test_evaluation_keeps_the_order():
-    assert seen(EvalLoader(gather(20), batch_size=8, rank=0, world_size=1)) == list(range(20))
+def test_evaluation_goes_by_the_order():
+    order = torch.arange(19, -1, -1)
+    assert seen(EvalLoader(gather(20), order, batch_size=8, rank=0, world_size=1)) == order.tolist()
 
 
 def test_it_says_where_it_stands_and_goes_on_from_there(feed):
@@ -166,7 +168,6 @@ def test_workers_read_ahead_and_nothing_is_lost_or_repeated():
     assert found == expected
     assert torch.equal(torch.get_rng_state(), state), "no draw from the global generator"
     streamed.close()
-    assert [b.targets.tolist() for b in EvalLoader(streamed, batch_size=50, rank=0, world_size=1)] == [
-        list(range(50))
-    ]
+    whole = EvalLoader(streamed, torch.arange(50), batch_size=50, rank=0, world_size=1)
+    assert [b.targets.tolist() for b in whole] == [list(range(50))]
     streamed.close()

@@ -17,15 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vitlab.compare.groups import Comparison, Group
+from vitlab.compare.groups import VAL, Comparison, Group
 from vitlab.compare.statistics import pareto
 from vitlab.compare.table import SHOWN_COSTS, count
 
 matplotlib.rcParams["text.parse_math"] = False  # names may hold a $
-NAMES = ("curves", "heatmap", *(f"accuracy_{key}" for key in SHOWN_COSTS))  # of all files
+NAMES = ("differences", "curves", "heatmap", *(f"accuracy_{key}" for key in SHOWN_COSTS))  # of all files
 COLOURED = 10  # lines that an eye can tell apart
 LABELLED = 12  # points of a figure that are all named; of more, only the front
 MOST_CELLS = 400
+MOST_ROWS = 40  # of differences
 LONGEST = 34  # characters of a name in a figure
 GREY = "#b8bec6"
 
@@ -48,7 +49,12 @@ def draw(comparison: Comparison) -> list[Picture]:
     """Draw what the runs give: figures that would be empty are left out."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in a script that the font lacks
-        return [*_curves(comparison), *_heatmap(comparison), *_costs(comparison)]
+        return [
+            *_differences(comparison),
+            *_curves(comparison),
+            *_heatmap(comparison),
+            *_costs(comparison),
+        ]
 
 
 def _figure(*, width: float, height: float) -> Figure:
@@ -74,6 +80,52 @@ def _short(name: str) -> str:
 
 def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
+def _differences(comparison: Comparison) -> Iterator[Picture]:
+    base = comparison.baseline
+    if base is None:
+        return
+    found = [(g, d) for g in comparison.groups if (d := g.difference.get("val"))]
+    found.sort(key=lambda pair: -pair[1].mean)
+    shown = found
+    if len(found) > MOST_ROWS:  # both ends
+        shown = [*found[: MOST_ROWS // 2], *found[-MOST_ROWS // 2 :]]
+    if not shown:
+        return
+    figure = _figure(width=7.5, height=1.3 + 0.3 * len(shown))
+    axes = figure.subplots()
+    origin = base.by_seed(VAL)
+    sure = 0
+    for place, (group, difference) in enumerate(shown):
+        apart = difference.half is not None and abs(difference.mean) > difference.half
+        sure += apart
+        colour = "tab:blue" if apart else "#7a828c"
+        seeds = [100 * (value - origin[seed]) for seed, value in group.by_seed(VAL).items() if seed in origin]
+        axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, ms=5, mew=0)
+        axes.errorbar(
+            100 * difference.mean,
+            place,
+            xerr=None if difference.half is None else 100 * difference.half,
+            fmt="D",
+            color=colour,
+            ms=5,
+            elinewidth=1.4,
+            capsize=3,
+        )
+    axes.axvline(0, color="#222222", lw=0.8)
+    axes.set_yticks(range(len(shown)), [_short(group.name) for group, _ in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"points of val accuracy over {_short(base.name)}, the same seeds")
+    _tidy(axes)
+    caption = (
+        f"What each group has over {base.name}, by validation accuracy: a dot is a seed that both have, the "
+        "diamond the mean with its 95 % interval (Student's). Blue: the interval is all on one side of zero."
+    )
+    if len(shown) < len(found):
+        caption += f" The {len(shown) // 2} highest and the {len(shown) // 2} lowest of {len(found)} groups."
+    alt = f"Chart of {len(shown)} paired differences to {base.name}; {sure} have an interval without zero."
+    yield _picture("differences", caption, alt, figure)
 
 
 def _curves(comparison: Comparison) -> Iterator[Picture]:

@@ -17,7 +17,7 @@ from vitlab.data.loader import Batch, EvalLoader, TrainLoader
 from vitlab.data.placement import place
 from vitlab.data.preprocess import Preprocess, channel_statistics
 from vitlab.data.sources import Source, fixed_normalization, part_sizes
-from vitlab.data.split import stratified_split
+from vitlab.data.split import random_order, stratified_split
 from vitlab.errors import UserError
 from vitlab.seeding import derive
 
@@ -282,7 +282,9 @@ class ImageData(lightning.LightningDataModule):
 
     def _eval_loader(self, name: str) -> EvalLoader:
         rank, world_size = self._place()
-        return EvalLoader(self._feed(name), batch_size=self.batch_size, rank=rank, world_size=world_size)
+        feed = self._feed(name)
+        order = torch.from_numpy(random_order(len(feed), derive(self.split_seed, "order", name)))
+        return EvalLoader(feed, order, batch_size=self.batch_size, rank=rank, world_size=world_size)
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:

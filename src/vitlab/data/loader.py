@@ -114,19 +114,22 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All images in order, each exactly once over all ranks.
+    """All images, each exactly once over all ranks.
 
-    Every rank yields the same number of batches of the same size. Missing rows repeat image 0, and
+    Every rank yields the same number of batches of the same size. Missing rows repeat the first, and
     ``valid`` says how many rows are real; it is 0 where a rank has none left.
 
     Args:
         feed: the images.
+        order: int64 (N,), of all places. Folders list class after class; a random order makes the first
+            batches (``trainer.limit_val_batches``) a sample of all classes.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         rank, world_size: which share to yield.
     """
 
-    def __init__(self, feed: Feed, *, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, feed: Feed, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:
         self.feed = feed
+        self.order = order
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -139,7 +142,7 @@ class EvalLoader:
         places = torch.arange(len(self) * self.batch_size)
         places = places.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
         real = places < len(self.feed)
-        batches = self.feed(torch.where(real, places, 0))
+        batches = self.feed(self.order[torch.where(real, places, 0)])
         for index, ((images, targets), valid) in enumerate(zip(batches, real.sum(1).tolist(), strict=True)):
             yield Batch(images=images, targets=targets, epoch=0, index=index, valid=valid)
 

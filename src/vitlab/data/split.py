@@ -41,8 +41,7 @@ def stratified_split(labels: np.ndarray, count: int, seed: int, key: str) -> tup
     """Split indices into (rest, part): ``part`` has ``count`` and keeps the class shares.
 
     Largest-remainder allocation; every class keeps at least one image in the rest. Both are
-    ascending and a function of (labels, count, seed) alone: the keys are the raw bits of PCG64, a
-    stream that numpy promises not to change between versions.
+    ascending and a function of (labels, count, seed) alone.
 
     Args:
         labels: (N,) class numbers.
@@ -67,10 +66,19 @@ def stratified_split(labels: np.ndarray, count: int, seed: int, key: str) -> tup
         open_classes = np.flatnonzero(take < sizes - 1)
         order = open_classes[np.argsort(-remainders[open_classes], kind="stable")]
         take[order[:missing]] += 1
-    keys = np.random.PCG64(seed).random_raw(total)
-    order = np.lexsort((keys, members))
+    order = np.lexsort((_keys(total, seed), members))
     first = np.concatenate(([0], np.cumsum(sizes)[:-1]))
     place = np.arange(total) - np.repeat(first, sizes)  # place of each within its class, in random order
     chosen = np.zeros(total, dtype=bool)
     chosen[order] = place < np.repeat(take, sizes)
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def random_order(count: int, seed: int) -> np.ndarray:
+    """Return 0 … count - 1, int64 (count,), in an order that is a function of (count, seed) alone."""
+    return np.argsort(_keys(count, seed), kind="stable")
+
+
+def _keys(count: int, seed: int) -> np.ndarray:
+    # The raw bits of PCG64, a stream that numpy promises not to change between versions.
+    return np.random.PCG64(seed).random_raw(count)
