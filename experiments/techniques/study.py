@@ -35,10 +35,6 @@ ARMS = {
     "ema": f"model=vit_tiny {SIZE} callbacks.ema.decay=0.99",
     "distill": f"model=vit_tiny {SIZE} task=distill task.teacher={TEACHER_RUN}",
     "resnet": CNN,
-    "noaug": f"model=vit_tiny {SIZE} augment=none",
-    "spt_lsa": f"model=vit_tiny {SIZE} model/tokenizer=spt model/attention=lsa",
-    "sequence": f"model=vit_tiny {SIZE} model.pool=sequence",
-    "mimetic": f"model=vit_tiny {SIZE} model.init=mimetic",
 }
 
 
