@@ -62,7 +62,8 @@ class Begun:
         if fixed:
             raise UserError(
                 f"{folder.config} was changed after {self.path} was written ({', '.join(fixed)}), and a run "
-                "goes on exactly as it began. Undo that, or start a new run with the new values."
+                "goes on exactly as it began. Undo that, or start a new run (model.checkpoint_path="
+                f"{folder}, to start it from these weights)."
             )
         if "teacher" in config["task"]:
             _find_teacher(folder, config["task"])

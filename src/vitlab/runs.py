@@ -19,6 +19,7 @@ from vitlab.build import build
 from vitlab.callbacks import Throughput
 from vitlab.callbacks.checkpointing import read_checkpoint
 from vitlab.config import check_targets
+from vitlab.construct import without_start
 from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder, Summary
@@ -104,9 +105,8 @@ def _run(
     last = folder.checkpoint()
     begun = Begun.read(last) if last else None
     notes = begun.hold(folder, config) if begun else []
-    if begun and "pretrained" in config["model"]:
-        # The weights come from the run's own checkpoint; nothing is fetched twice.
-        config = config | {"model": config["model"] | {"pretrained": False, "checkpoint_path": None}}
+    if begun:  # the weights come from the run's own checkpoint; nothing is fetched twice
+        config = without_start(config)
     job = build(config, processes)
     if begun:
         learned_from = job.teacher.record["sha256"] if job.teacher else None

@@ -91,8 +91,8 @@ def test_keys_are_added_in_an_open_node_alone() -> None:
             "model/tokenizer=patch has no key 'num_convs'; did you mean model/tokenizer=conv_stem?",
         ),
         (
-            "model.checkpoint_path=x",
-            "no key 'checkpoint_path'; did you mean model=timm_vit_b16 or model=torchvision_vit_b16?",
+            "model.pretrained=true",
+            "no key 'pretrained'; did you mean model=timm_vit_b16 or model=torchvision_vit_b16?",
         ),
         ("task.kind=soft", "task=classify has no key 'kind'; did you mean task=distill?"),
         ("scheduler.milestone_epochs=[9]", "did you mean scheduler=step?"),

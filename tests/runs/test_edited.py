@@ -1,7 +1,8 @@
 """A run whose config.yaml somebody edits by hand, and then goes on with."""
 
-import copy
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.config.helpers import changed
 from tests.conftest import same_weights, summary
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
@@ -21,15 +23,10 @@ DELETED = object()
 
 def edited(config: dict[str, Any], key: str, value: Any) -> str:
     """Return the text of a config in which one dotted key has another value."""
-    config = copy.deepcopy(config)
-    *nodes, last = key.split(".")
-    node = config
-    for part in nodes:
-        node = node[part]
+    config = changed(config, {} if value is DELETED else {key: value})
     if value is DELETED:
-        del node[last]
-    else:
-        node[last] = value
+        *nodes, last = key.split(".")
+        del functools.reduce(operator.getitem, nodes, config)[last]
     return yaml.safe_dump(config)
 
 
