@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.config import CONF, OPEN_NODES, check_targets, compose, preflight, to_plain
-from vitlab.config.fits import CLASSES, DEFAULT_HELD_OUT
+from vitlab.config.fits.data import CLASSES, DEFAULT_HELD_OUT
 from vitlab.config.rules import RULES, rule
 
 ROOTS = sorted(CONF.glob("*.yaml"))  # one a verb, and the augmentations

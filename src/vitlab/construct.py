@@ -1,5 +1,6 @@
 """From a node of the config to the object that it describes."""
 
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -28,4 +29,24 @@ def instantiate(node: dict[str, Any], **options: Any) -> Any:
 
 
 def build_net(config: dict[str, Any]) -> nn.Module:
-    return instantiate(config["model"], _convert_="all")
+    """Build the network of a config, with the weights that it starts from.
+
+    Raises:
+        UserError: it cannot be built as configured, or there are no such weights.
+    """
+    node = dict(config["model"])
+    # The networks of other libraries have weights to fetch as well, and take both into their constructors.
+    path = node.pop("checkpoint_path", None) if "pretrained" not in node else None
+    net = instantiate(node, _convert_="all")
+    if path:
+        from vitlab.models.start import start_from  # timm, half a second that most uses can save
+
+        net.loaded = start_from(net, Path(path).expanduser())
+    return net
+
+
+def without_start(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config whose network is built without the weights that it once started from."""
+    start = {"pretrained": False, "checkpoint_path": None}
+    model = config["model"]
+    return config | {"model": model | {key: value for key, value in start.items() if key in model}}

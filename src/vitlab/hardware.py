@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vitlab.cores import cores
 from vitlab.errors import UserError
 
 # torch.compile takes about a minute and then makes a step 1.5 to 4 times as fast, so `auto` asks whether
@@ -42,13 +43,14 @@ def device_type(accelerator: str) -> str:
 
 
 def device_name(kind: str) -> str:
-    """Return the processor's own name, for summaries."""
+    """Return the processor's own name, and how much of a CPU this process may use, for summaries."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
     if kind == "cpu":
         names = [line for line in _cpuinfo() if line.startswith("model name")]
         name = names[0].split(":", 1)[1].strip() if names else "CPU"
-        return f"{name}, {os.cpu_count()} cores"
+        count = cores()
+        return f"{name}, {count} core{'s' if count > 1 else ''}"
     return kind
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from vitlab.callbacks.checkpointing import read_checkpoint
 from vitlab.callbacks.ema import RAW
 from vitlab.config import check_targets
-from vitlab.construct import build_net
+from vitlab.construct import build_net, without_start
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
@@ -64,9 +64,7 @@ def load(path: str | Path, *, raw: bool = False) -> Classifier:
     meta = checkpoint["vitlab"]
     config = meta["config"]
     check_targets(config)
-    if "pretrained" in config["model"]:  # the weights are in the checkpoint
-        config["model"] |= {"pretrained": False, "checkpoint_path": None}
-    net = build_net(config)
+    net = build_net(without_start(config))  # the weights are in the checkpoint
     prefix = "net."
     weights = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
     state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -27,6 +27,7 @@ from rich.console import Console
 from vitlab.config.composition import Composer
 from vitlab.config.kinds import found as show_found
 from vitlab.config.kinds import like, show
+from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.processes import Interrupted
@@ -35,7 +36,6 @@ from vitlab.sweep import Progress, Session, Sweep, results, run_one, unfinished
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # As in conf/train.yaml: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-CORES = os.cpu_count() or 1
 # The one of this process's sweep: where a job runs in this very process its end is said at once.
 _progress: Progress | None = None
 _busy = threading.Lock()  # while a job runs in this process
@@ -108,9 +108,9 @@ def run_jobs(sweep: Sweep, config: DictConfig) -> None:
     global _progress
     jobs = sweep.left()
     at_a_time = _at_a_time(config, len(jobs))
-    cores = max(1, CORES // at_a_time) if at_a_time > 1 else None
-    gpus = _gpus() if cores and _name(config) == "joblib" else []  # submitit has its own way
-    session = Session.begin(sweep, cores=cores, gpus=gpus, shown=cores is None)
+    share = max(1, cores() // at_a_time) if at_a_time > 1 else None
+    gpus = _gpus() if share and _name(config) == "joblib" else []  # submitit has its own way
+    session = Session.begin(sweep, cores=share, gpus=gpus, shown=share is None)
     progress = _progress = Progress(sweep, say)
     size = config.hydra.sweeper.max_batch_size or len(jobs)
     if _name(config) == "submitit_local":  # has no queue, and would start all of them
@@ -168,10 +168,10 @@ def _at_a_time(config: DictConfig, jobs: int) -> int:
     """Return how many jobs this machine runs at a time; for joblib, start no more workers than that."""
     launcher = config.hydra.launcher
     if _name(config) == "submitit_local":
-        return max(1, min(CORES // (launcher.cpus_per_task or CORES), jobs))
+        return max(1, min(cores() // (launcher.cpus_per_task or cores()), jobs))
     if _name(config) != "joblib":
         return 1
-    asked = launcher.n_jobs if launcher.n_jobs > 0 else CORES + 1 + launcher.n_jobs
+    asked = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs
     launcher.n_jobs = max(1, min(asked, jobs))
     return int(launcher.n_jobs)
 

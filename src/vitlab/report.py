@@ -208,9 +208,7 @@ def optimizer_notes(job: Job, groups: Sequence[Mapping[str, Any]], *, starts: bo
     if job.config["optimizer"]["_target_"].endswith(".Muon") and not any("stacked" in g for g in groups):
         yield "optimizer=muon finds no matrix in a hidden layer that is trained: AdamW trains all there is."
     if starts and task["freeze"] != "none" and not (model.get("pretrained") or model.get("checkpoint_path")):
-        how = "model.pretrained=true or model.checkpoint_path"
-        if "pretrained" not in model:
-            how = "model=timm_vit_b16 has keys for them"
+        how = "model.pretrained=true or " * ("pretrained" in model) + "model.checkpoint_path"
         yield (
             f"task.freeze={task['freeze']} keeps layers as they were drawn at random: start from weights "
             f"that have learned something ({how})."

@@ -9,35 +9,28 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vitlab import hardware, report
-from vitlab.build import Job, build
+from vitlab.build import build
 from vitlab.callbacks import Throughput
 from vitlab.callbacks.checkpointing import read_checkpoint
-from vitlab.callbacks.ema import RAW
 from vitlab.config import check_targets
+from vitlab.construct import without_start
 from vitlab.cores import cores
 from vitlab.errors import UserError
-from vitlab.folder import RunFolder, Summary, teacher_file
+from vitlab.folder import RunFolder, Summary
 from vitlab.logger import RunLogger
 from vitlab.models.cost import count_parameters, count_trainable
 from vitlab.precision import skipped_steps
 from vitlab.processes import Interrupted, StopSignal, rank_in_environment, ranks, watch_parent
 from vitlab.provenance import commit, versions
+from vitlab.resume import Begun, complete
 from vitlab.screen import Screen
 from vitlab.trainer import make_trainer
-
-# What must not change between a checkpoint and its resumption, less the keys that say where files lie.
-FITTED = {
-    "model": {"pretrained", "checkpoint_path"},
-    "optimizer": set[str](),
-    "task": {"teacher", "teacher_checkpoint"},
-}
 
 
 def run(folder: RunFolder) -> dict[str, Any]:
@@ -64,7 +57,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
             report.results(screen, folder, summary.data)
             return summary.data
         try:
-            with plain_errors():
+            with complete(folder, config), plain_errors():
                 kind = hardware.device_type(config["trainer"]["accelerator"])
                 processes = hardware.num_processes(config["trainer"]["devices"], kind)
                 threads = max(1, cores() // processes) if kind == "cpu" else 1
@@ -110,13 +103,15 @@ def _run(
     started: float,
 ) -> None:
     last = folder.checkpoint()
-    if last and "pretrained" in config["model"]:
-        # The weights come from the run's own checkpoint; nothing is fetched twice.
-        config = config | {"model": config["model"] | {"pretrained": False, "checkpoint_path": None}}
-    if last and "teacher" in config["task"]:
-        _find_teacher_again(folder, config["task"])
+    begun = Begun.read(last) if last else None
+    notes = begun.hold(folder, config) if begun else []
+    if begun:  # the weights come from the run's own checkpoint; nothing is fetched twice
+        config = without_start(config)
     job = build(config, processes)
-    step = _resume_step(last, job) if last else 0
+    if begun:
+        learned_from = job.teacher.record["sha256"] if job.teacher else None
+        begun.hold_teacher(config["task"].get("teacher"), learned_from)
+    step = begun.step if begun else 0
     resumed = [*summary.data["train"]["resumed_at"], *([step] if resumes else [])]
     name = config["model"].get("name") or config["choices"]["model"]
     model = {
@@ -141,6 +136,8 @@ def _run(
     if job.teacher:
         summary.update(teacher=job.teacher.record)
     report.announce(screen, folder, job, model, processes, step if resumes else None)
+    for note in notes:
+        screen.print(f"note: {note}")
     if job.compiled:
         job.net.compile(dynamic=False)  # in place: the state's keys stay as they are
         if job.teacher:
@@ -232,54 +229,6 @@ def plain_errors() -> Iterator[None]:
         if error.errno == 28:
             raise UserError(f"the disk is full: {error}. Free some space, then resume this run.") from error
         raise
-
-
-def _resume_step(last: Path, job: Job) -> int:
-    """Return the optimizer step of the checkpoint.
-
-    Raises:
-        UserError: it is of another model, optimizer, task or teacher than config.yaml says, or EMA was
-            switched on or off.
-    """
-    checkpoint = read_checkpoint(last)
-    if (RAW in checkpoint) != (job.config["callbacks"]["ema"]["decay"] is not None):
-        raise UserError(
-            f"config.yaml was changed after {last} was written (callbacks.ema.decay, on or off), and an "
-            "average cannot start or stop in the middle of a run. Undo that, or start a new run."
-        )
-    changed: list[str] = []
-    for group, places in FITTED.items():
-        was, now = checkpoint["vitlab"]["config"][group], job.config[group]
-        keys = sorted((was.keys() | now.keys()) - places)
-        changed += [f"{group}.{k}: {was.get(k)} → {now.get(k)}" for k in keys if was.get(k) != now.get(k)]
-    if changed:
-        raise UserError(
-            f"config.yaml was changed after {last} was written ({', '.join(changed)}), and a checkpoint fits "
-            "only the model, the optimizer and the task that it is of. Undo that, or start a new run."
-        )
-    old, new = (meta.get("teacher", {}).get("sha256") for meta in (checkpoint["vitlab"], job.task.meta))
-    if old != new:
-        raise UserError(
-            f"task.teacher={job.config['task'].get('teacher')} is no longer the teacher that {last} learned "
-            "from: its weights were trained further or replaced (their SHA-256 differs). Put the old file "
-            "back, or start a new run."
-        )
-    return checkpoint["global_step"]
-
-
-def _find_teacher_again(folder: RunFolder, task: dict[str, Any]) -> None:
-    """Look for the teacher of a run that goes on.
-
-    Raises:
-        UserError: it is not where it was.
-    """
-    try:
-        teacher_file(task)
-    except UserError as error:
-        raise UserError(
-            f"{error} This run learns from it and cannot go on without: put it back, or write its new place "
-            f"as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
-        ) from None
 
 
 def quieten() -> None:

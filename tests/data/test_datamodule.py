@@ -305,7 +305,7 @@ def test_auto_asks_for_half_of_what_is_free(monkeypatch, free, in_memory):
 
 def test_what_is_said_about_the_place_of_the_images(monkeypatch):
     monkeypatch.setattr("vitlab.data.datamodule.available_memory", lambda: 2**30)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("VITLAB_CORES", "6")
     assert module().describe_placement() == "in memory on cpu (0 MiB of 1.0 GiB free; auto)"
     streamed = module(in_memory=False)
     assert streamed.describe_placement().startswith("streamed in the training process (")
@@ -317,7 +317,7 @@ def test_what_is_said_about_the_place_of_the_images(monkeypatch):
     files = module(source=source, in_memory=False, processes=2)
     assert files.num_workers == 3, "a core each, shared by the processes"
     assert "measured at every start" in files.source.notes[0]
-    monkeypatch.setattr("os.cpu_count", lambda: 200)
+    monkeypatch.setenv("VITLAB_CORES", "200")
     assert module(source=source, in_memory=False).num_workers == 16
 
 

@@ -3,12 +3,11 @@
 from functools import cache
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import InstantiationException
 from torch import nn
 
 from vitlab.config import compose, to_plain
+from vitlab.construct import build_net
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -29,10 +28,7 @@ def model_node(*overrides: str) -> dict[str, Any]:
 def build(*overrides: str, **changes: Any) -> nn.Module:
     """Build the network of a config, with ``changes`` in its node."""
     torch.manual_seed(0)
-    try:
-        return hydra.utils.instantiate({**model_node(*overrides), **changes}, _convert_="all")
-    except InstantiationException as error:
-        raise (error.__cause__ or error) from None  # what the constructor said
+    return build_net({"model": {**model_node(*overrides), **changes}})
 
 
 def small_vit(*overrides: str, **changes: Any) -> Any:

@@ -3,6 +3,7 @@
 A whole network is built as its own file says, a part (model/tokenizer=…) inside a small ViT.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,23 @@ def test_layers_claim_every_parameter_once(model: nn.Module) -> None:
 
 def test_no_weight_decay_names_parameters(model: nn.Module) -> None:
     assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("choice", WHOLE)
+def test_every_model_can_start_from_a_file(choice: str, tmp_path: Path) -> None:
+    node = model_node(choice)
+    assert node["checkpoint_path"] is None
+    if "pretrained" in node:
+        pytest.skip("a library's own loading: see its tests")
+    learned = make(choice)
+    torch.save(learned.state_dict(), tmp_path / "w.pth")
+    net = make(choice, num_classes=NUM_CLASSES + 2, checkpoint_path=str(tmp_path / "w.pth"))
+    assert all("head" in name for name in net.loaded.new)
+    assert net.loaded.new
+    own = net.state_dict()
+    fitted = {name for name, value in learned.state_dict().items() if value.shape == own[name].shape}
+    assert len(fitted) == len(own) - len(net.loaded.new)
+    assert all(torch.equal(own[name], learned.state_dict()[name]) for name in fitted)
 
 
 @pytest.mark.parametrize("choice", WHOLE)

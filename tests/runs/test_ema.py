@@ -220,7 +220,7 @@ def test_it_is_not_switched_in_the_middle(train: Train) -> None:
     (folder / "summary.json").unlink()
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("decay: 0.9\n", "decay: null\n"))
-    with pytest.raises(UserError, match=r"callbacks\.ema\.decay, on or off"):
+    with pytest.raises(UserError, match=r"callbacks\.ema\.decay: 0\.9 → null"):
         run(RunFolder(folder))
 
 

@@ -1,5 +1,6 @@
 """A run that starts from weights in a file: what it says, trains and resumes; and a run as such a file."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import vitlab
-from tests.conftest import ROOT, TINY, checkpoint, summary
+from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.processes import Interrupted, StopSignal
@@ -128,3 +129,38 @@ def test_what_is_not_there_is_said_before_anything_else(start: Start, tmp_path: 
     with pytest.raises(UserError, match=r"checkpoint_path=nothing.pth: .*looked for /.*/nothing.pth"):
         start("model.checkpoint_path=nothing.pth", "data.num_train=100000000")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("pool", ["cls", "sequence"])
+def test_our_own_network_is_pretrained_and_fine_tuned(
+    train: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    first = train(f"model.pool={pool}", "trainer.max_epochs=1", name="first")
+    options = (f"model.pool={pool}", f"model.checkpoint_path={first}", "data.image_size=32")
+    options += ("data.val_size=20", "optimizer.lr=1e-12")
+    whole = train(*options, name="whole")
+    log = (whole / "train.log").read_text()
+    assert f"{first}/checkpoints/best.ckpt" in log
+    assert "position.table (1, 1" in log
+    assert "model.image_size is 32x32" in log
+    best, last = checkpoint(first, "best")["state_dict"], checkpoint(whole)["state_dict"]
+    for name in ("blocks.1.attention.qkv.weight", "head.weight"):  # the classes are the same
+        torch.testing.assert_close(last[f"net.{name}"], best[f"net.{name}"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vitlab.runs.run", lambda folder: None)
+        cut = train(*options, name="cut")
+    with monkeypatch.context() as patched:
+        install = StopSignal.install
+
+        def stop_soon(self: StopSignal) -> None:
+            install(self)
+            self.received = 2
+
+        patched.setattr(StopSignal, "install", stop_soon)
+        with pytest.raises(Interrupted):
+            run(RunFolder(cut))
+    shutil.rmtree(first)
+    run(RunFolder(cut))
+    assert same_weights(whole, cut)
+    assert vitlab.load(cut)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 10)

@@ -22,6 +22,7 @@ from vitlab.bench.contenders import AUTOCAST, fit, inputs, plain, tutorial
 from vitlab.bench.report import show
 from vitlab.bench.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
 from vitlab.build import build
+from vitlab.cores import cores
 from vitlab.data.loader import Batch
 from vitlab.errors import UserError
 from vitlab.folder import write_atomic
@@ -90,7 +91,7 @@ class Benchmark:
         self.record: dict[str, Any] = {
             "status": "running",
             "device": hardware.device_name(job.kind),
-            "cores": references.cores(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "precision": job.precision,
             "matmul_precision": config["matmul_precision"],

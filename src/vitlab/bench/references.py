@@ -1,6 +1,5 @@
 """The stacks to compare with: torchvision's transforms in a DataLoader, and vit-pytorch's ViT."""
 
-import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,16 +13,12 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from vitlab.bench.checks import counterpart_nodes
+from vitlab.cores import cores
 
 Size = tuple[int, int]
 Pair = tuple[Tensor, Tensor]  # images float (B, C, H, W) normalised, labels int64 (B,)
 ENDLESS = 1 << 40  # images: no measurement meets the end of an epoch
 PREFETCH = 2  # batches that a worker has ready, PyTorch's default
-
-
-def cores() -> int:
-    """Return the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_counts(asked: Sequence[int] | None) -> list[int]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, mean
 from typing import Any
 
-from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run, under
+from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
 from vitlab.compare.statistics import Difference, Spread, paired, spread
+from vitlab.effect import under
 from vitlab.errors import UserError, nearest
 
 VAL, TEST = "val/accuracy", "test/accuracy"

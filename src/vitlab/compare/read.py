@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from vitlab import effect
+from vitlab.effect import under
 from vitlab.errors import UserError, nearest
 from vitlab.folder import RunFolder, is_held
 
@@ -24,14 +26,8 @@ DEEPEST = 40  # nodes inside nodes; a file that refers to itself has no end
 # libyaml is seven times as fast, and almost every installation of PyYAML has it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# What does not change what is learned or measured: where things lie, what is shown, how images are held.
-WITHOUT_EFFECT = (
-    *("seed", "study", "resume", "overrides", "swept", "choices", "sweep", "logger"),
-    *("callbacks.figures", "callbacks.checkpoint"),
-    *("data.url", "data.md5", "data.cache", "data.in_memory", "data.num_workers"),
-    *("trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
-    *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams"),
-)
+# What tells no groups apart: the seed, over which they are averaged, and what changes no result.
+WITHOUT_EFFECT = ("seed", *effect.WITHOUT_EFFECT)
 FROM_FILES = ("image_folder", "image_list")  # kinds of data whose root says which data it is
 # What decides on which images an accuracy is measured.
 MEASURED_ON = (
@@ -282,11 +278,6 @@ def _flatten(node: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Itera
             yield from _flatten(value, f"{name}.", depth + 1)
         else:
             yield name, text(value)
-
-
-def under(key: str, prefixes: Sequence[str]) -> bool:
-    """Say whether ``key`` is one of ``prefixes`` or a key inside one of them."""
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def text(value: Any, depth: int = 0) -> str:

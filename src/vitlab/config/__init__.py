@@ -5,7 +5,7 @@ wrong; `preflight` gives the configs of those that can run. The rules for single
 `rules`, the cross-checks are in `fits`, the code that a config may name is in `targets`.
 """
 
-from vitlab.config.checks import check, check_targets, to_plain
+from vitlab.config.checks import check, check_targets, lacking, to_plain
 from vitlab.config.commandline import Combination, combinations, preflight, report
 from vitlab.config.composition import CONF, compose, register_resolvers
 from vitlab.config.rules import OPEN_NODES
@@ -20,6 +20,7 @@ __all__ = [
     "check_targets",
     "combinations",
     "compose",
+    "lacking",
     "preflight",
     "register_resolvers",
     "report",

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitlab.config.composition import compose
 from vitlab.config.fits import misfits
 from vitlab.config.kinds import Kind, found, like, show
 from vitlab.config.rules import OPEN_NODES, is_open, rule
@@ -95,6 +96,17 @@ def has_key(plain: Any, key: str) -> bool:
             return False
         plain = plain[part]
     return True
+
+
+def lacking(record: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys that a run's record lacks, of those that its command line gives today."""
+    try:
+        whole = to_plain(compose(record.get("overrides") or ()))
+    except UserError:  # conf/ has changed since
+        return []
+    whole |= {"choices": {}, "overrides": [], "swept": []}
+    # As in `launch.record`, which leaves these two out.
+    return [k for k in dotted_keys(whole) if not has_key(record, k) and not k.startswith(("resume", "sweep"))]
 
 
 def leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:

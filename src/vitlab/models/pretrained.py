@@ -197,7 +197,7 @@ def load_pretrained(
     net: nn.Module,
     path: Path,
     *,
-    convert: Callable[[Weights], Weights],
+    convert: Callable[[Weights, tuple[int, int] | None], Weights],
     heads: Sequence[str],
     stems: Sequence[str],
     images: Images | None,
@@ -207,8 +207,8 @@ def load_pretrained(
 
     Args:
         path: what `find_weights` takes.
-        convert: the library's own translation of the file for ``net``: old names, positions for another
-            size of image.
+        convert: translates the file for ``net``: old names, positions for another size of image. It is also
+            given the (height, width) of the images before, None where the file does not say so.
         heads: names of the modules that depend on the number of classes.
         stems: names of the convolutions that see the image. Kernels for three channels become kernels
             for another number as timm does it: one channel gets their sum, since grey is the same value
@@ -227,7 +227,7 @@ def load_pretrained(
     original, own_images = read_weights(path)
     shapes = {name: tuple(value.shape) for name, value in original.items()}
     try:
-        weights = convert(original)
+        weights = convert(original, own_images.size if own_images else None)
     except Exception as error:  # it expects the architecture's names and shapes and checks none
         raise UserError(
             f"model.checkpoint_path: {path} holds no weights of this architecture "
@@ -266,7 +266,7 @@ def load_pretrained(
         )
         raise UserError(
             f"model.checkpoint_path: the weights in {path} do not fit the model ({details}). "
-            "Check that model.name, image_size, channels and kwargs are those it was trained with."
+            "Check that the model is the one they were trained in: its name, sizes, channels and parts."
         )
     taken = own.keys() - head
     return Loaded(

@@ -130,7 +130,7 @@ def load(net: nn.Module, path: Path, *, fetched: bool) -> Loaded:
     module = sys.modules[type(net).__module__]
     translate = next((getattr(module, name) for name in FILTERS if hasattr(module, name)), None)
 
-    def convert(weights: Weights) -> Weights:
+    def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
         if translate is None:
             return weights
         takes = inspect.signature(translate).parameters

@@ -92,7 +92,7 @@ class TorchvisionModel(ForeignNet):
         if drop_path is not None:
             set_drop_path(net, architecture, drop_path)
 
-        def convert(weights: Weights) -> Weights:
+        def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
             if isinstance(net, VisionTransformer):
                 return interpolate_embeddings(net.image_size, net.patch_size, dict(weights))
             # A point was once allowed inside a name: DenseNet's files still have norm.1 for norm1.

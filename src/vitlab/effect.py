@@ -1,0 +1,18 @@
+"""Which keys of a config cannot matter: for runs that are compared, and for one that goes on. Torch-free."""
+
+from collections.abc import Sequence
+
+# What changes nothing that is learned or measured: where things lie, what is shown, how images are held.
+WITHOUT_EFFECT = (
+    *("study", "resume", "overrides", "swept", "choices", "sweep", "logger"),
+    *("callbacks.figures", "callbacks.checkpoint"),
+    *("data.url", "data.md5", "data.cache", "data.in_memory", "data.num_workers"),
+    *("trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
+    *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams"),
+    "trainer.detect_anomaly",
+)
+
+
+def under(key: str, prefixes: Sequence[str]) -> bool:
+    """Say whether ``key`` is one of ``prefixes`` or a key inside one of them."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -1,0 +1,143 @@
+"""Values that are right alone and wrong together."""
+
+from typing import Any
+
+import pytest
+
+from tests.config.helpers import Refuse, changed, refused
+from vitlab.config import check
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model.patch_size": 5}, "model.patch_size=5 32 x 32 choose 1, 2, 4, 8, 16 or 32"),
+        ({"model.image_size": [32, 48], "model.patch_size": [8, 9]}, "32 x 48 1, 2, 4, 8 or 16"),
+        ({"model.heads": 7}, "model.heads=7 model.dim=384 1, 2, 3, 4, 6, 8 model.dim_head"),
+        ({"model.dim": 6, "model.heads": 3, "model.position": "sincos"}, "sincos model.dim=8"),
+        ({"model.mlp_ratio": 0.001}, "model.mlp_ratio=0.001"),
+        ({"data.val_size": 50_000}, "data.val_size=50000 50,000 training images fraction"),
+        ({"data.batch_size": 45_001}, "data.batch_size=45001 45,000 training images"),
+        (
+            {"data.num_classes": 12, "model.num_classes": 12},
+            "data.num_classes=12 cifar10 data.num_classes=10",
+        ),
+        ({"model.num_classes": 12}, "model.num_classes=12 data.num_classes=10 labels"),
+        ({"model.channels": 1}, "model.channels=1 data.channels=3 images"),
+        (
+            {"data.normalization": {"mean": [0.5], "std": [0.5, 0.5, 0.5]}},
+            "data.normalization.mean 1 data.channels=3",
+        ),
+        ({"data.kind": "image_folder", "data.root": None}, "data=image_folder data.root=FOLDER"),
+        ({"trainer.max_epochs": -1}, "never end trainer.max_steps trainer.max_time"),
+        (
+            {"trainer.max_epochs": -1, "trainer.max_time": "00:01:00:00"},
+            "scheduler=warmup_cosine trainer.max_time scheduler=constant",
+        ),
+        ({"trainer.min_epochs": 99}, "trainer.min_epochs=99 trainer.max_epochs=20"),
+        (
+            {"trainer.max_steps": 5, "trainer.min_steps": 9},
+            "trainer.min_steps=9 trainer.max_steps=5",
+        ),
+        (
+            {"scheduler.warmup_epochs": 5, "scheduler.warmup_steps": 5},
+            "scheduler.warmup_epochs=5 scheduler.warmup_steps=5 both",
+        ),
+        ({"scheduler.warmup_epochs": 21}, "scheduler.warmup_epochs=21 scheduler.warmup_fraction"),
+        ({"scheduler.warmup_steps": 99_999}, "scheduler.warmup_steps=99999 trainer.max_epochs"),
+        (
+            {"data.kind": "image_folder", "data.root": "x", "scheduler.warmup_epochs": 20.5},
+            "scheduler.warmup_epochs=20.5 20 epochs",
+        ),
+        ({"trainer.limit_train_batches": 0}, "no training batch"),
+        ({"trainer.devices": 3}, "data.batch_size=128 3 devices 126 or 129"),
+        ({"trainer.devices": [0, 1, 2]}, "data.batch_size=128 3 devices"),
+        ({"trainer.devices": 2, "trainer.num_nodes": 3}, "6 devices"),
+        (
+            {"trainer.accelerator": "cpu", "trainer.precision": "16-mixed"},
+            "trainer.precision=16-mixed CPU bf16-mixed",
+        ),
+        ({"trainer.accelerator": "cpu", "trainer.precision": 16}, "trainer.precision=16 CPU"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_with_the_way_on(
+    refused_values: Refuse, values: dict[str, Any], words: str
+) -> None:
+    said = refused_values(values)
+    assert len(said.splitlines()) == 1
+    for word in (words,) if words in said else words.split(" "):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"scheduler.warmup_epochs": 20},
+        {"scheduler.warmup_fraction": 0.5},
+        {"trainer.max_epochs": -1, "trainer.max_steps": 100},
+        {"trainer.devices": "auto", "data.batch_size": 129},
+        {"trainer.accelerator": "auto", "trainer.precision": "16-mixed"},
+        {"model.heads": 7, "model.dim_head": 16},
+        {"data.val_size": 0, "data.batch_size": 50_000},
+        {"data.num_classes": None},
+    ],
+)
+def test_values_that_fit_pass(default: dict[str, Any], values: dict[str, Any]) -> None:
+    check(changed(default, values))
+
+
+def test_weights_come_from_one_place() -> None:
+    said = refused("model=timm_vit_b16", "model.pretrained=true", "model.checkpoint_path=a.pth")
+    assert "model.pretrained=true and model.checkpoint_path both give the weights" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.patch_size=6", "data.image_size=36"], "power of two"),
+        (["model.patch_size=16"], "set model.tokenizer.num_convs=4"),
+        (["model.dim=198", "model.heads=3", "model.tokenizer.num_convs=4"], "a multiple of 8"),
+    ],
+)
+def test_a_convolutional_stem_halves(overrides: list[str], words: str) -> None:
+    assert words in refused("model=vit_convstem_tiny", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("cct model.patch_size=8", "set model.patch_size=4, or model.tokenizer.num_layers=3"),
+        ("cct model.patch_size=[4,2]", "set model.patch_size=4"),
+        ("cct model.tokenizer.num_layers=1", "set model.patch_size=2, or model.tokenizer.num_layers=2"),
+        ("cct model.patch_norm=true", "model/tokenizer=cct has none: set model.patch_norm=false"),
+        ("spt model.patch_size=1", "no half to shift by"),
+    ],
+)
+def test_what_a_tokenizer_cannot_do_is_refused_before_any_job(typed: str, words: str) -> None:
+    assert words in refused(*f"model/tokenizer={typed}".split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "augment=strong augment.randaugment.magnitude=11",
+            "augment.randaugment.magnitude=11 is more than 10",
+        ),
+        (
+            "data=shapes augment.crop.padding_mode=reflect augment.crop.padding=32",
+            "less than the image's side of 32",
+        ),
+        (
+            "augment=strong augment.erase.min_area=0.5",
+            "augment.erase.min_area=0.5 is more than augment.erase.max_area",
+        ),
+        ("augment=mixup_cutmix augment.mix.mixup_alpha=0 augment.mix.cutmix_alpha=null", "are both off"),
+        (
+            "augment=randaugment augment.randaugment.fill=[1,2]",
+            "has 2 levels, and images have data.channels=3",
+        ),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused_before_any_job(typed: str, said: str) -> None:
+    assert said in refused(*typed.split())

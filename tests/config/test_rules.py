@@ -1,0 +1,121 @@
+"""Values are held against their kind and range, augmentations against their list."""
+
+from typing import Any
+
+import pytest
+
+from tests.config.helpers import Refuse, refused
+from vitlab.config import preflight, to_plain
+
+
+def test_augmentations_are_listed_and_only_those_are_kept() -> None:
+    (cfg,) = preflight(["augment.ops=[flip,cutout,crop]", "augment.cutout.size=8", "augment.crop.padding=2"])
+    augment = to_plain(cfg)["augment"]
+    assert augment["ops"] == ["flip", "cutout", "crop"]
+    assert {*augment} == {"_target_", "ops", "flip", "cutout", "crop"}
+    assert (augment["cutout"]["size"], augment["crop"]["padding"]) == (8, 2)
+    assert "augment.flip.p=1.5: expected a number" in refused("augment.flip.p=1.5")
+    assert "did you mean flip?" in refused("augment.ops=[crop,fli]")
+    assert "crop stands there twice" in refused("augment.ops=[crop,crop]")
+    assert "augment.ops=null" in refused("augment.ops=null")
+
+
+# Kinds and ranges
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("model.patch_size=abc", "expected a whole number from 1"),
+        ("model.heads=3.0", "write it as a whole number: model.heads=3"),
+        ("model.heads=true", "expected a whole number from 1 to 1024, found true"),
+        ("model.depth='6'", "write it as a number, without quotes: model.depth=6"),
+        ("optimizer.lr='1e-3'", "write it as a number, without quotes: optimizer.lr=0.001"),
+        ("model.qkv_bias=1", "expected true or false, found 1"),
+        ("model.qkv_bias='true'", "without quotes: model.qkv_bias=true"),
+        ("model.pool=map", "expected cls or mean or sequence, found the text 'map'"),
+        ("optimizer.betas=[0.9]", "expected a list of two"),
+        ("optimizer.betas=0.9", "expected a list of two"),
+        ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
+        ("augment.ops=3", "augment.ops=3: expected a list"),
+        ("model.kwargs=3", "model=vit_small has no key 'kwargs'"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_refused(typed: str, said: str) -> None:
+    assert said in refused(typed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("study", "../elsewhere"),
+        ("study", "/elsewhere"),
+        ("study", "a//b"),
+        ("study", ""),
+        ("study", ".hidden"),
+        ("compile", "yes"),
+        ("resume", 3),
+        ("optimizer.lr", 0),
+        ("optimizer.lr", -1e-3),
+        ("optimizer.lr", 1000),
+        ("optimizer.lr", float("nan")),
+        ("optimizer.lr", float("inf")),
+        ("optimizer.lr", None),
+        ("optimizer.weight_decay", -0.1),
+        ("optimizer.betas", [0.9, 1.0]),
+        ("optimizer.eps", 0),
+        ("optimizer.fused", 1),
+        ("scheduler.final_ratio", 1.5),
+        ("scheduler.warmup_epochs", -1),
+        ("scheduler.warmup_fraction", 1.0),
+        ("task.label_smoothing", 1.0),
+        ("task.label_smoothing", -0.1),
+        ("model.dropout", 1.0),
+        ("model.attn_dropout", -0.1),
+        ("model.drop_path", 1),
+        ("model.drop_path", None),
+        ("model.depth", 0),
+        ("model.depth", 10**6),
+        ("model.dim", 10**7),
+        ("model.patch_size", [4, 4, 4]),
+        ("model.mlp_ratio", 0),
+        ("model.position", "above"),
+        ("data.batch_size", 0),
+        ("data.batch_size", 10**9),
+        ("data.val_size", -5),
+        ("data.val_size", 1.5),
+        ("data.normalization", "imagenet"),
+        ("data.normalization", {"mean": [0.5, 0.5, 0.5]}),
+        ("data.normalization", {"mean": [0.5] * 3, "std": [0.0] * 3}),
+        ("data.num_workers", -1),
+        ("trainer.accelerator", "npu"),
+        ("trainer.devices", 0),
+        ("trainer.devices", []),
+        ("trainer.precision", "half"),
+        ("trainer.precision", None),
+        ("trainer.max_epochs", 0),
+        ("trainer.max_epochs", None),
+        ("trainer.max_steps", 0),
+        ("trainer.max_time", "12:00"),
+        ("trainer.max_time", {"fortnights": 1}),
+        ("trainer.limit_val_batches", 1.5),
+        ("trainer.accumulate_grad_batches", 0),
+        ("trainer.gradient_clip_val", -1),
+        ("trainer.gradient_clip_algorithm", "max"),
+        ("trainer.log_every_n_steps", 0),
+        ("trainer.profiler", "fast"),
+        ("callbacks.checkpoint.every_minutes", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(refused_values: Refuse, key: str, value: Any) -> None:
+    said = refused_values({key: value})
+    assert said.startswith(f"{key}=")
+    assert "expected" in said
+    assert "found" in said
+
+
+def test_nan_is_refused_where_no_rule_looks(refused_values: Refuse) -> None:
+    said = refused_values({"model.kwargs": {"deep": [{"value": float("nan")}]}})
+    assert "model.kwargs.deep.0.value=nan: expected a finite number" in said
