@@ -15,9 +15,11 @@ from vitlab.config.composition import Composer
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.launch import Arguments, check_folder, data_problems, record
-from vitlab.launchers import check_launcher, run_jobs, say
+from vitlab.launchers import check_launcher, run_jobs
 from vitlab.processes import rank_in_environment
-from vitlab.sweep import RECORD, Job, Sweep, folder_name, label, newest, own_overrides, results
+from vitlab.screen import say
+from vitlab.standing import results
+from vitlab.sweep import RECORD, Job, Sweep, folder_name, label, newest, own_overrides
 
 
 def sweep(arguments: Arguments) -> None:

@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -27,22 +26,21 @@ from rich.console import Console
 from vitlab.config.composition import Composer
 from vitlab.config.kinds import found as show_found
 from vitlab.config.kinds import like, show
+from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.processes import Interrupted
-from vitlab.sweep import Progress, Session, Sweep, results, run_one, unfinished
+from vitlab.screen import say
+from vitlab.session import Session, run_one
+from vitlab.standing import Progress, results, unfinished
+from vitlab.sweep import Sweep
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # As in conf/train.yaml: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-CORES = os.cpu_count() or 1
 # The one of this process's sweep: where a job runs in this very process its end is said at once.
 _progress: Progress | None = None
 _busy = threading.Lock()  # while a job runs in this process
-
-
-def say(text: str) -> None:
-    print(text, flush=True)  # another process may read this line by line
 
 
 def check_launcher(sweep: Sweep) -> DictConfig:
@@ -108,9 +106,8 @@ def run_jobs(sweep: Sweep, config: DictConfig) -> None:
     global _progress
     jobs = sweep.left()
     at_a_time = _at_a_time(config, len(jobs))
-    cores = max(1, CORES // at_a_time) if at_a_time > 1 else None
-    gpus = _gpus() if cores and _name(config) == "joblib" else []  # submitit has its own way
-    session = Session.begin(sweep, cores=cores, gpus=gpus, shown=cores is None)
+    # submitit has its own way with GPUs
+    session = Session.begin(sweep.path, at_a_time=at_a_time, divide_gpus=_name(config) == "joblib")
     progress = _progress = Progress(sweep, say)
     size = config.hydra.sweeper.max_batch_size or len(jobs)
     if _name(config) == "submitit_local":  # has no queue, and would start all of them
@@ -168,27 +165,16 @@ def _at_a_time(config: DictConfig, jobs: int) -> int:
     """Return how many jobs this machine runs at a time; for joblib, start no more workers than that."""
     launcher = config.hydra.launcher
     if _name(config) == "submitit_local":
-        return max(1, min(CORES // (launcher.cpus_per_task or CORES), jobs))
+        return max(1, min(cores() // (launcher.cpus_per_task or cores()), jobs))
     if _name(config) != "joblib":
         return 1
-    asked = launcher.n_jobs if launcher.n_jobs > 0 else CORES + 1 + launcher.n_jobs
+    asked = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs
     launcher.n_jobs = max(1, min(asked, jobs))
     return int(launcher.n_jobs)
 
 
 def _name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
-
-
-def _gpus() -> list[str]:
-    """Return the GPUs that jobs may be divided among; torch, which knows, takes seconds to import."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in chosen.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
 
 
 @contextmanager
