@@ -7,13 +7,10 @@ Optuna is used through its ask-and-tell interface; every trial is a process of i
 
 import contextlib
 import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import yaml
@@ -22,7 +19,7 @@ from vitlab.errors import UserError
 from vitlab.folder import RunFolder, Summary, write_atomic
 from vitlab.launch import record
 from vitlab.metrics import read_metrics
-from vitlab.processes import Interrupted, run_job, start
+from vitlab.processes import STOPS, Interrupted, on_signal, run_job, start
 from vitlab.provenance import commit, versions
 from vitlab.screen import duration, say
 from vitlab.session import Session
@@ -87,7 +84,7 @@ class Search:
             say(f"it is finished: all {self.settings['trials']} trials; with sweep.trials=N there are more.")
         else:
             say(f"{left} trials to train in {self.folder}")
-        with self.session.open(), self._signals():
+        with self.session.open(), on_signal(self._hear):
             while True:
                 while len(self.running) < self.settings["jobs"] and self._begin_next():
                     pass
@@ -105,19 +102,11 @@ class Search:
 
     # Trials begin, are followed, and end
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the search."""
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            self._halt(signum)
-
-        before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    def _hear(self, signum: int) -> None:
+        """End as Ctrl-C or SIGTERM want it; a second one reaches the trials too, and tears them off."""
+        if self.stop is None:
+            say("the search stops: its trials keep a checkpoint and end; once more stops at once")
+        self._halt(signum)
 
     def _halt(self, signum: int) -> None:
         """Let the trials under way end, each with a checkpoint, and begin no other."""
@@ -199,8 +188,8 @@ class Search:
         """Take down how a trial ended."""
         summary = Summary(job.folder)
         value = summary.data.get("metrics", {}).get(OBJECTIVE)
-        signum = {128 + s: s for s in (signal.SIGINT, signal.SIGTERM)}.get(code, -code)
-        stopped = signum in (signal.SIGINT, signal.SIGTERM)
+        signum = {128 + s: s for s in STOPS}.get(code, -code)
+        stopped = signum in STOPS
         if stopped and not job.pruned:
             # The search ends as a whole, whether it or this trial alone was told to.
             if self.stop is None:

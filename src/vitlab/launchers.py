@@ -10,9 +10,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -29,7 +26,7 @@ from vitlab.config.kinds import like, show
 from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
-from vitlab.processes import Interrupted
+from vitlab.processes import Interrupted, on_signal
 from vitlab.screen import say
 from vitlab.session import Session, run_one
 from vitlab.standing import Progress, results, unfinished
@@ -116,7 +113,8 @@ def run_jobs(sweep: Sweep, config: DictConfig) -> None:
     config.hydra.job.config_name = None
     config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
     try:
-        with session.open(), Composer("train") as composer, _signals(session), progress.follow():
+        heard = on_signal(functools.partial(_hear, session))
+        with session.open(), Composer("train") as composer, heard, progress.follow():
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(composer.loader, Callbacks()),
                 task_function=functools.partial(work, session=session),
@@ -177,22 +175,12 @@ def _name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
-@contextmanager
-def _signals(session: Session) -> Iterator[None]:
+def _hear(session: Session, signum: int) -> None:
     """Turn the first Ctrl-C or SIGTERM into a wish that the jobs hear; a second one ends everything."""
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if session.stopped():
-            raise KeyboardInterrupt
-        session.stop(signum)
-        say("the sweep stops: its jobs keep a checkpoint and end; once more stops at once")
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    if session.stopped():
+        raise KeyboardInterrupt
+    session.stop(signum)
+    say("the sweep stops: its jobs keep a checkpoint and end; once more stops at once")
 
 
 def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vitlab.cores import SHARE, cores
 from vitlab.folder import RunFolder, Summary, is_held, take
-from vitlab.processes import start
+from vitlab.processes import STOPS, start
 
 ORPHAN = 30  # seconds that the job of a killed sweep has to end by itself
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
@@ -134,7 +134,7 @@ def run_one(folder: RunFolder, session: Session) -> None:
             return
         with session.share(folder.read_config()["trainer"]["devices"]) as share:
             code = _wait(start(folder, shown=session.shown, **share), session)
-        if code in (128 + 2, 128 + 15):  # Ctrl-C or SIGTERM end the sweep and not one job
+        if code - 128 in STOPS:  # Ctrl-C or SIGTERM end the sweep and not one job
             session.stop(code - 128)
         elif code and not session.stopped():
             summary = Summary(folder)
