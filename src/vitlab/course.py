@@ -226,7 +226,7 @@ class Search:
         left, begun = self._left(), len(self.running)
         result = f"{OBJECTIVE} {trial.value:.4f}" if trial.value is not None else ""
         if (state := trial.user_attrs["state"]) != "finished":
-            result = f"{state}: {trial.user_attrs['reason']}"
+            result = f"{state}: {trial.user_attrs['reason'].partition('. ')[0]}"
         counts = [f"{s} {states.count(s)}" for s in ("pruned", "diverged", "invalid") if s in states]
         counts += [f"failed {self.failed}", f"left {left + begun}"]
         if begun:

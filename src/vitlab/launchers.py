@@ -18,7 +18,6 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from vitlab.config.composition import Composer
 from vitlab.config.kinds import found as show_found
@@ -29,7 +28,7 @@ from vitlab.folder import RunFolder
 from vitlab.processes import Interrupted, on_signal
 from vitlab.screen import say
 from vitlab.session import Session, run_one
-from vitlab.standing import Progress, results, unfinished
+from vitlab.standing import Progress, show_results, unfinished
 from vitlab.sweep import Sweep
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
@@ -190,8 +189,7 @@ def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:
         say(f"stopped with {len(left)} of {total} jobs left:\n{unfinished(sweep)}\ngo on with: {again}")
         raise Interrupted(stopped)
     if len(left) < total:
-        Console().print(results(sweep))
-        say(f"more: python compare.py {sweep}")
+        show_results(sweep)
     running = [job for job in left if sweep.state(job) == "running"]
     if running:
         say(f"{len(running)} of {total} jobs are being run by another process:\n{unfinished(sweep, running)}")

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from vitlab.folder import RunFolder, Summary
-from vitlab.screen import duration
+from vitlab.screen import duration, say
 from vitlab.sweep import OBJECTIVE, Job, Sweep
 
 ROWS = 20  # of the table at the end
@@ -87,8 +88,9 @@ class Progress:
             accuracy = _accuracy(summary)
             result = f"{OBJECTIVE} {accuracy:.4f}  {took}" if accuracy is not None else f"finished  {took}"
         else:
-            said = str(summary.get("error", "")).partition("\n")[0]
-            result = f"failed after {took}: {said} ({self._sweep.run_folder(job).log})"
+            # The job itself has said the rest, or train.log has it.
+            said = str(summary.get("error", "")).partition("\n")[0].partition(". ")[0]
+            result = f"failed after {took}: {said} ({self._sweep.run_folder(job)}/train.log)"
         counts = f"failed {len(self.failed)}, skipped {self._sweep.skipped}, left {left}"
         if running:
             counts += f" ({running} running)"
@@ -135,11 +137,11 @@ def ranking(summaries: Mapping[Job, Mapping[str, Any]]) -> list[Row]:
     return sorted(rows, key=lambda row: -row[1][OBJECTIVE][0])
 
 
-def results(sweep: Sweep) -> Table:
-    """Return the finished jobs as a table, best first, the seeds of one combination in one row."""
+def show_results(sweep: Sweep) -> None:
+    """Print the finished jobs as a table, best first, the seeds of one combination in one row."""
     done = {j: Summary(sweep.run_folder(j)).data for j in sweep.runnable if sweep.state(j) == "finished"}
     rows = ranking(done)
-    table = Table(title=f"{sweep}, best {OBJECTIVE} first", title_justify="left")
+    table = Table()
     table.add_column("combination")
     for name in ("runs", OBJECTIVE, "test/accuracy"):
         table.add_column(name, justify="right")
@@ -148,7 +150,9 @@ def results(sweep: Sweep) -> Table:
         table.add_row(name or "all alike", str(row[OBJECTIVE][2]), *cells)
     if len(rows) > ROWS:
         table.caption = f"and {len(rows) - ROWS} more"
-    return table
+    say(f"{sweep}, best {OBJECTIVE} first")  # no title of the table, which would break it to its own width
+    Console().print(table)
+    say(f"more: python compare.py {sweep}")
 
 
 def _cell(mean: float, spread: float | None, _: int) -> str:

@@ -24,7 +24,7 @@ from vitlab.grid import sweep as run_sweep
 from vitlab.launch import parse_arguments
 from vitlab.processes import Interrupted
 from vitlab.session import Session, run_one
-from vitlab.standing import Progress, ranking
+from vitlab.standing import Progress, ranking, show_results
 from vitlab.sweep import Job, Sweep, folder_name, label
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
@@ -149,6 +149,7 @@ def test_what_cannot_run_is_skipped_with_its_reason(call: Calls, tmp_path: Path,
     assert names == ["patch_size-4_batch_size-8"]
     said = capsys.readouterr().out
     assert "3 of 4 combinations are skipped" in said
+    assert "1 job in sweep" in said
     assert said.index("does not divide") < said.index("[1/1]"), "before any training"
     jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     reasons = {job["label"]: job["reason"] for job in jobs if job["state"] == "skipped"}
@@ -292,6 +293,22 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path) -> None:
     assert line.endswith("best depth=2: 0.5000")
     progress.look()
     assert len(said) == 1
+    Summary(RunFolder(tmp_path / "d3")).update(
+        status="failed", error="it diverged at step 3. Lower the rate."
+    )
+    progress.look()
+    assert "failed after 0:00: it diverged at step 3 (" in said[1], "the job itself has said the rest"
+    assert "d3/train.log)" in said[1]
+
+
+def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, capsys: Any) -> None:
+    found = Sweep(tmp_path / ("a" * 70), [], ["seed"], [])
+    found.add(Job(("seed=1",), "seed=1", "seed-1"), {"seed": 1})
+    Summary(found.run_folder(found.jobs[0])).update(status="finished", metrics={"val/accuracy": 0.5})
+    show_results(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{found}, best val/accuracy first" in lines
+    assert f"more: python compare.py {found}" in lines
 
 
 def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
