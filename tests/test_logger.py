@@ -61,9 +61,8 @@ def test_every_run_of_a_sweep_is_shown_with_what_was_swept_and_its_metrics(tmp_p
         write(tmp_path / f"depth-{depth}", config(depth=depth), depth / 10)
     experiment, rows = read(tmp_path)
     assert [info.name.tag for info in experiment.metric_infos] == list(METRICS)
-    assert [info.name for info in experiment.hparam_infos][:2] == ["model.depth", "swept"], (
-        "first in the table"
-    )
+    shown = [info.name for info in experiment.hparam_infos][:5]
+    assert shown == ["data", "model", "model.depth", "optimizer.lr", "swept"], "first in the table"
     assert set(rows) == {"depth-4", "depth-6"}
     for name, depth in (("depth-4", 4), ("depth-6", 6)):
         hparams = rows[name].hparams

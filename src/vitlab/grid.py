@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.types import RunMode
-from rich.console import Console
 
 from vitlab.config import Combination, combinations, report, to_plain
 from vitlab.config.composition import Composer
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.launch import Arguments, check_folder, data_problems, record
-from vitlab.launchers import check_launcher, run_jobs, say
+from vitlab.launchers import check_launcher, run_jobs
 from vitlab.processes import rank_in_environment
-from vitlab.sweep import RECORD, Job, Sweep, folder_name, label, newest, own_overrides, results
+from vitlab.screen import say
+from vitlab.standing import show_results
+from vitlab.sweep import RECORD, Job, Sweep, folder_name, label, newest, own_overrides
 
 
 def sweep(arguments: Arguments) -> None:
@@ -41,13 +42,13 @@ def sweep(arguments: Arguments) -> None:
     if jobs:
         _add(found, jobs)
         found.save()
-        say(f"{len(found.runnable)} jobs in {found}")
+        number = len(found.runnable)
+        say(f"{number} job{'s' * (number != 1)} in {found}")
     if found.left():
         run_jobs(found, config)
     else:
         say(f"{found} is finished: all {len(found.runnable)} jobs. sweep.new=true runs them afresh.")
-        Console().print(results(found))
-        say(f"more: python compare.py {found}")
+        show_results(found)
 
 
 def _resumed(arguments: Arguments) -> tuple[Sweep, list[Combination]]:

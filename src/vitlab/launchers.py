@@ -8,12 +8,8 @@ import functools
 import importlib.util
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -22,7 +18,6 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from vitlab.config.composition import Composer
 from vitlab.config.kinds import found as show_found
@@ -30,8 +25,11 @@ from vitlab.config.kinds import like, show
 from vitlab.cores import cores
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
-from vitlab.processes import Interrupted
-from vitlab.sweep import Progress, Session, Sweep, results, run_one, unfinished
+from vitlab.processes import Interrupted, on_signal
+from vitlab.screen import say
+from vitlab.session import Session, run_one
+from vitlab.standing import Progress, show_results, unfinished
+from vitlab.sweep import Sweep
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # As in conf/train.yaml: the run folder is the record.
@@ -39,10 +37,6 @@ QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_sub
 # The one of this process's sweep: where a job runs in this very process its end is said at once.
 _progress: Progress | None = None
 _busy = threading.Lock()  # while a job runs in this process
-
-
-def say(text: str) -> None:
-    print(text, flush=True)  # another process may read this line by line
 
 
 def check_launcher(sweep: Sweep) -> DictConfig:
@@ -108,9 +102,8 @@ def run_jobs(sweep: Sweep, config: DictConfig) -> None:
     global _progress
     jobs = sweep.left()
     at_a_time = _at_a_time(config, len(jobs))
-    share = max(1, cores() // at_a_time) if at_a_time > 1 else None
-    gpus = _gpus() if share and _name(config) == "joblib" else []  # submitit has its own way
-    session = Session.begin(sweep, cores=share, gpus=gpus, shown=share is None)
+    # submitit has its own way with GPUs
+    session = Session.begin(sweep.path, at_a_time=at_a_time, divide_gpus=_name(config) == "joblib")
     progress = _progress = Progress(sweep, say)
     size = config.hydra.sweeper.max_batch_size or len(jobs)
     if _name(config) == "submitit_local":  # has no queue, and would start all of them
@@ -119,7 +112,8 @@ def run_jobs(sweep: Sweep, config: DictConfig) -> None:
     config.hydra.job.config_name = None
     config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
     try:
-        with session.open(), Composer("train") as composer, _signals(session), progress.follow():
+        heard = on_signal(functools.partial(_hear, session))
+        with session.open(), Composer("train") as composer, heard, progress.follow():
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(composer.loader, Callbacks()),
                 task_function=functools.partial(work, session=session),
@@ -180,33 +174,12 @@ def _name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
-def _gpus() -> list[str]:
-    """Return the GPUs that jobs may be divided among; torch, which knows, takes seconds to import."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in chosen.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
-
-
-@contextmanager
-def _signals(session: Session) -> Iterator[None]:
+def _hear(session: Session, signum: int) -> None:
     """Turn the first Ctrl-C or SIGTERM into a wish that the jobs hear; a second one ends everything."""
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if session.stopped():
-            raise KeyboardInterrupt
-        session.stop(signum)
-        say("the sweep stops: its jobs keep a checkpoint and end; once more stops at once")
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    if session.stopped():
+        raise KeyboardInterrupt
+    session.stop(signum)
+    say("the sweep stops: its jobs keep a checkpoint and end; once more stops at once")
 
 
 def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:
@@ -216,8 +189,7 @@ def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:
         say(f"stopped with {len(left)} of {total} jobs left:\n{unfinished(sweep)}\ngo on with: {again}")
         raise Interrupted(stopped)
     if len(left) < total:
-        Console().print(results(sweep))
-        say(f"more: python compare.py {sweep}")
+        show_results(sweep)
     running = [job for job in left if sweep.state(job) == "running"]
     if running:
         say(f"{len(running)} of {total} jobs are being run by another process:\n{unfinished(sweep, running)}")

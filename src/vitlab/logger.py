@@ -35,6 +35,8 @@ HPARAMS = (
     "seed",
 )
 CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
+# TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
+SHOWN, BESIDE = 5, ("model", "data", "optimizer.lr", "trainer.max_epochs")
 METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")
 
 
@@ -70,11 +72,12 @@ class RunLogger(TensorBoardLogger):
     def begin(self, config: Mapping[str, Any]) -> None:
         """Announce the run's hyperparameters and the metrics that it will be compared by."""
         experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
-        # The table shows five columns at first: those marked so, then by the alphabet.
+        shown = [*dict.fromkeys((SWEPT, *_swept(config), *BESIDE))]
+        shown = shown[: max(SHOWN, 1 + len(_swept(config)))]
         content = experiment.value[0].metadata.plugin_data
         columns = HParamsPluginData.FromString(content.content)
         for info in columns.experiment.hparam_infos:
-            info.differs = info.name in (SWEPT, *_swept(config))
+            info.differs = info.name in shown  # those come first, then the alphabet
         content.content = columns.SerializeToString()
         for summary in (experiment, session):
             self.experiment.file_writer.add_summary(summary)

@@ -21,6 +21,7 @@ from vitlab.folder import RunFolder
 
 # Set for processes that vitlab starts: the process that they must not outlive.
 PARENT = "VITLAB_PARENT"
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -63,6 +64,20 @@ class StopSignal:
         self._say("stopping at the next optimizer step; once more stops at once, without a checkpoint")
 
 
+@contextlib.contextmanager
+def on_signal(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call ``handle`` with the number of every Ctrl-C and SIGTERM that comes meanwhile."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets them
+        yield
+        return
+    before = {s: signal.signal(s, lambda signum, frame: handle(signum)) for s in STOPS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def command(folder: RunFolder) -> list[str]:
     return [sys.executable, "-m", "vitlab", str(folder.path)]
 
@@ -91,16 +106,9 @@ def run_job(folder: RunFolder) -> None:
         Interrupted: Ctrl-C or SIGTERM, which end the sweep and not one job.
     """
     job = start(folder)
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    main = threading.current_thread() is threading.main_thread()
-    try:
-        for signum in handlers if main else ():
-            signal.signal(signum, lambda number, frame: job.send_signal(number))
+    with on_signal(job.send_signal):
         code = job.wait()
-    finally:
-        for signum, handler in handlers.items() if main else ():
-            signal.signal(signum, handler)
-    if code - 128 in handlers:
+    if code - 128 in STOPS:
         raise Interrupted(code - 128)
     if code:
         raise UserError(f"{folder} ended with status {code}, see {folder.log}")

@@ -16,16 +16,15 @@ from vitlab.augment.erase import Erase
 from vitlab.augment.mix import MixupCutmix
 from vitlab.build import Job
 from vitlab.callbacks.ema import decay_at
-from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
 from vitlab.logger import RunLogger
+from vitlab.metrics import read_metrics
 from vitlab.models.cost import show_flops
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.layers import pair
 from vitlab.models.pretrained import Loaded
-from vitlab.screen import Screen
+from vitlab.screen import Screen, duration
 from vitlab.seeding import derive
-from vitlab.sweep import duration
 from vitlab.teacher import Teacher
 
 # What the groups of `vitlab.optim.parameter_groups` are called in the table.

@@ -1,4 +1,4 @@
-"""The terminal and train.log, as one place to print to."""
+"""The terminal and train.log, as one place to print to. Torch-free."""
 
 from typing import Any
 
@@ -7,6 +7,17 @@ from rich.console import Console
 from vitlab.folder import RunFolder
 
 WIDTH = 120  # of lines in files
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # another process may write to the same screen, or read this line by line
+
+
+def duration(seconds: float) -> str:
+    """Return ``"1:02"`` or ``"2:03:04"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Screen:

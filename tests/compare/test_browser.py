@@ -4,17 +4,16 @@ import html
 import io
 import json
 import re
-import shutil
 import subprocess
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.browser import CHROMIUM, FLAGS
 from tests.compare.folders import make_run
 from vitlab.compare import compare
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 # What a reader would do, and what would then be seen.
@@ -63,7 +62,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert CHROMIUM
     done = subprocess.run(
         [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800"),
+            *(CHROMIUM, *FLAGS, "--window-size=390,800"),
             *(f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()),
         ],
         capture_output=True,

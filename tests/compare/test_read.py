@@ -41,7 +41,7 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
 def test_a_killed_run_is_interrupted_and_one_whose_lock_is_held_is_running(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", status="running", epochs=4)
     assert only(folder).state == "interrupted"
-    assert only(folder).reason == "after epoch 4 of 10"
+    assert only(folder).reason == "after epoch 4 of 10, best val accuracy so far 60.00 %"
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert only(folder).state == "running"

@@ -83,6 +83,36 @@ def test_the_screen_shows_the_table_and_what_is_not_in_it(grid: tuple[Path, str]
     assert "<script>alert(1)<script>  after epoch 10 of 10" in printed
 
 
+@pytest.mark.parametrize("baseline", [(), ("patch_size=4", "depth=4")])
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_fits_its_window(tmp_path: Path, width: int, baseline: tuple[str, ...]) -> None:
+    make_grid(tmp_path / "s", patches=(2, 4), depths=(4, 6), seeds=(1, 2))
+    printed, _ = report(tmp_path / "s", *baseline, width=width)
+    table = [line for line in printed.splitlines() if line[:1] in "┏┃┡│└" and line]
+    assert all(line[-1] in "┓┃┩│┘" and len(line) <= width for line in table), printed
+    text = " ".join(" ".join(table).split())
+    note = next((line for line in printed.splitlines() if "too narrow a window" in line), "")
+    for name in ("parameters", "FLOPs", "images/s"):
+        assert (name in text) != (name in note), printed
+    assert width < 120 or not note
+    for number in ("±", "patch_size=2", "patch_size=4", "depth=4", "depth=6"):
+        assert number in text
+
+
+def test_a_hundred_groups_leave_the_best_on_the_screen(tmp_path: Path) -> None:
+    for place in range(60):
+        lr = f"optimizer.lr={(place + 1) * 1e-4:g}"
+        make_run(tmp_path / "s" / f"{place}-1", lr, "seed=1", val=0.9 - place / 100)
+        make_run(tmp_path / "s" / f"{place}-2", lr, "seed=2", status="failed")
+    printed, folder = report(tmp_path / "s", "optimizer.lr=0.006")
+    shown = [line.split()[1] for line in printed.splitlines() if line.startswith("│ lr=")]
+    assert shown == [f"lr={(place + 1) * 1e-4:g}" for place in (*range(40), 59)], "the best, and the baseline"
+    assert "and 19 more groups" in printed
+    assert printed.count("note:") == 1, "60 groups of which a seed failed are one note"
+    assert "60 times the mean is of what finished" in printed
+    assert (folder / "leaderboard.md").read_text().count("| `lr=") == 60
+
+
 def test_the_leaderboard_has_the_numbers(grid: tuple[Path, str]) -> None:
     folder, _ = grid
     rows = [*csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text()))]
@@ -130,7 +160,8 @@ def test_a_name_that_is_code_is_harmless(grid: tuple[Path, str]) -> None:
     folder, _ = grid
     found = Page((folder / "report.html").read_text())
     assert len(found.all("script")) == 1
-    assert ["<script>alert(1)<script>", "interrupted", "after epoch 10 of 10"] in found.rows
+    reason = "after epoch 10 of 10, best val accuracy so far 60.00 %"
+    assert ["<script>alert(1)<script>", "interrupted", reason] in found.rows
 
 
 def test_a_name_with_quotes_stays_in_its_attribute(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import torch
 from tests.conftest import TINY, checkpoint, same_weights, summary, verb
 from vitlab import plots, report
 from vitlab.build import build
-from vitlab.callbacks.record import read_metrics
 from vitlab.config import CONF, compose, to_plain
 from vitlab.data.loader import TrainLoader
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 from vitlab.processes import Interrupted
 from vitlab.runs import run
 from vitlab.tasks.classify import Classify

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conftest import checkpoint
-from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 from vitlab.tasks.classify import Classify
 
 Train = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, summary, verb
-from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
 from vitlab.hardware import has_bf16, has_compiler
+from vitlab.metrics import read_metrics
 
 OPTIONS = [o for o in TINY if not o.startswith(("model", "compile", "trainer.precision"))]
 OPTIONS += ["augment=none", "data.image_size=32", "trainer.max_epochs=3", "optimizer.lr=1e-4"]

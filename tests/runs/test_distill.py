@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import vitlab
 from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
 from tests.models.helpers import SMALL, build
-from vitlab.callbacks.record import read_metrics
 from vitlab.config import compose, preflight, to_plain
 from vitlab.data import sources
 from vitlab.errors import UserError
@@ -27,6 +26,7 @@ from vitlab.folder import RunFolder, sha256
 from vitlab.hardware import has_compiler
 from vitlab.launch import check_data
 from vitlab.losses import hard_distillation, soft_cross_entropy, soft_distillation
+from vitlab.metrics import read_metrics
 from vitlab.runs import run
 from vitlab.tasks.distill import Distill
 from vitlab.teacher import Teacher, load_teacher

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 import vitlab
 from tests.conftest import checkpoint, summary
-from vitlab.callbacks.record import read_metrics
 from vitlab.data import sources
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 
 Train = Callable[..., Path]
 

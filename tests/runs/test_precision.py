@@ -12,9 +12,9 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from tests.conftest import checkpoint, same_weights, summary
 from vitlab import hardware
-from vitlab.callbacks.record import read_metrics
 from vitlab.data.loader import TrainLoader
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 from vitlab.precision import CountingScaler
 from vitlab.processes import Interrupted
 from vitlab.report import matmul_notes

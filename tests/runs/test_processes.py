@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY, checkpoint, summary, verb
-from vitlab.callbacks.record import read_metrics
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 
 # 41 test images on two processes: an odd one out.
 OPTIONS = [*TINY, "augment=none", "model.dropout=0", "data.num_test=41", "data.val_size=17"]

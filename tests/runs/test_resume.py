@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
-from vitlab.callbacks.record import read_metrics
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.hardware import has_compiler
+from vitlab.metrics import read_metrics
 from vitlab.processes import Interrupted
 from vitlab.runs import run
 

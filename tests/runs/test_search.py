@@ -22,7 +22,8 @@ import yaml
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT, TINY, summary, verb
-from vitlab import search as module
+from vitlab import course, session
+from vitlab import trials as record
 from vitlab.config import preflight
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
@@ -76,7 +77,7 @@ RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
 
 
 # What takes time and is the same in every test.
-draw = module.Search._draw
+draw = record.Trials.draw
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def known() -> dict[tuple[str, ...], DictConfig]:
 @pytest.fixture(scope="module")
 def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("study") / "study.db"
-    module._open(file, optuna.pruners.NopPruner())
+    record._open(file, optuna.pruners.NopPruner())
     return file
 
 
@@ -104,12 +105,12 @@ def started(
     begun: list[dict[str, Any]] = []
 
     def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
-        alive = sum(other["process"].poll() is None for other in begun)
+        beside = [other["env"] for other in begun if other["process"].poll() is None]
         process = subprocess.Popen([sys.executable, str(program), str(folder.path)])
-        begun.append({"name": folder.path.name, "env": env, "process": process, "beside": alive})
+        begun.append({"name": folder.path.name, "env": env, "process": process, "beside": beside})
         return process
 
-    compose, opened = hydra.compose, module._open
+    compose, opened = hydra.compose, record._open
 
     def remember(root: str, overrides: list[str], **options: Any) -> DictConfig:
         if (key := (root, *overrides)) not in known:
@@ -122,11 +123,11 @@ def started(
         return opened(file, pruner)
 
     monkeypatch.setattr(hydra, "compose", remember)
-    monkeypatch.setattr(module, "_open", copy)
-    monkeypatch.setattr(module.Search, "_draw", lambda self: None)
-    monkeypatch.setattr(module, "start", start)
-    monkeypatch.setattr(module, "run_job", lambda folder: start(folder).wait())
-    monkeypatch.setattr(module, "POLL", 0.01)
+    monkeypatch.setattr(record, "_open", copy)
+    monkeypatch.setattr(record.Trials, "draw", lambda self: None)
+    monkeypatch.setattr(course, "start", start)
+    monkeypatch.setattr(course, "run_job", lambda folder: start(folder).wait())
+    monkeypatch.setattr(course, "POLL", 0.01)
     monkeypatch.setenv("PACE", "0")
     yield begun
     for other in begun:
@@ -255,7 +256,7 @@ def test_a_search_learns_prunes_and_tests_the_best_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module.Search, "_draw", draw)
+    monkeypatch.setattr(record.Trials, "draw", draw)
     settings = ("sweep.trials=10", "sweep.random_trials=4", "sweep.warmup_trials=2", "sweep.warmup_epochs=3")
     found = searched(RATE, "model.depth=1,2", *settings, epochs=15, seconds=0.05)
     states = [job["state"] for job in found]
@@ -291,14 +292,14 @@ def asked(folder: Path, *overrides: str, trials: int) -> list[float]:
     """Return the rates that a search draws, each told what it is worth: best at 1e-3."""
     folder.mkdir()
     space = read_space([*PLAIN, "optimizer.lr=tag(log,interval(1e-7,1))", *overrides])
-    session = module.Search(folder, space)
+    known = record.Trials(folder, space)
     rates = []
     for _ in range(trials):
-        trial = session._ask(random=False)
+        trial = known.ask(random=False)
         rates.append(trial.params["optimizer.lr"])
-        session._tell(trial, "finished", -abs(math.log10(rates[-1] / 1e-3)))
+        known.tell(trial, "finished", -abs(math.log10(rates[-1] / 1e-3)))
         if len(rates) == 2:
-            session = module.Search(folder, space)  # as after a kill
+            known = record.Trials(folder, space)  # as after a kill
     return rates
 
 
@@ -345,7 +346,7 @@ def test_what_cannot_be_trained_is_left_out_and_does_not_count(
 def test_a_space_that_is_used_up_ends_the_search(
     searched: Searched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "IDLE", 12)
+    monkeypatch.setattr(course, "IDLE", 12)
     found = searched("model.depth=interval(1,3)", "sweep.trials=9")
     trained = [job["label"] for job in found if job["state"] == "finished"]
     assert sorted(trained) == ["depth=1", "depth=2", "depth=3"], "each once"
@@ -391,7 +392,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     settings = (RATE, "model.depth=1,2", "sweep.trials=5", "sweep.random_trials=2", "sweep.pruner=none")
     whole = searched(*settings)
     (tmp_path / "s").rename(tmp_path / "whole")
-    end = module.Search._end
+    end = course.Search._end
 
     def die(self: Any, job: Any, code: int) -> None:
         if job.trial.number == 3:
@@ -399,7 +400,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
         end(self, job, code)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Search, "_end", die)
+        patch.setattr(course.Search, "_end", die)
         with pytest.raises(Killed):
             searched(*settings)
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
@@ -461,12 +462,26 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
 def test_several_trials_at_a_time_share_the_cores(
     searched: Searched, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(session, "cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = searched(RATE, "sweep.trials=4", "sweep.jobs=3", "sweep.test_best=false", epochs=8, seconds=0.25)
     assert len({job["label"] for job in found}) == 4
-    assert max(other["beside"] for other in started) == 2
+    assert max(len(other["beside"]) for other in started) == 2
     assert all(other["env"] == {"VITLAB_CORES": "2", "OMP_NUM_THREADS": "2"} for other in started)
+
+
+def test_each_trial_under_way_has_a_gpu(
+    searched: Searched, tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    searched(RATE, "sweep.trials=4", "sweep.jobs=2", "sweep.test_best=false", epochs=8, seconds=0.25)
+    assert len(started) == 4
+    assert any(other["beside"] for other in started)
+    for other in started:
+        taken = {env["CUDA_VISIBLE_DEVICES"] for env in other["beside"]}
+        assert other["env"]["CUDA_VISIBLE_DEVICES"] in {"4", "7"} - taken
+    assert not list((tmp_path / "s").glob(".session*"))
 
 
 def test_one_search_at_a_time_in_a_folder(searched: Searched, tmp_path: Path) -> None:

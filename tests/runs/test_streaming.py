@@ -14,9 +14,9 @@ import yaml
 from tests.conftest import ROOT, TINY, same_weights, summary, verb
 from tests.data.helpers import image_tree
 from tests.runs.test_resume import DRIVER, fresh
-from vitlab.callbacks.record import read_metrics
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
+from vitlab.metrics import read_metrics
 from vitlab.runs import run
 
 __all__ = ["fresh"]  # a fixture

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,13 +17,15 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, TINY, summary, verb
-from vitlab import launchers, sweep
+from vitlab import launchers, session
 from vitlab.errors import UserError
-from vitlab.folder import RunFolder, Summary
+from vitlab.folder import RunFolder, Summary, take
 from vitlab.grid import sweep as run_sweep
 from vitlab.launch import parse_arguments
 from vitlab.processes import Interrupted
-from vitlab.sweep import Job, Progress, Session, Sweep, folder_name, label, ranking, run_one
+from vitlab.session import Session, run_one
+from vitlab.standing import Progress, ranking, show_results
+from vitlab.sweep import Job, Sweep, folder_name, label
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
 PROGRAM = """
@@ -54,7 +57,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder.path)], env=os.environ | env)
 
-    monkeypatch.setattr(sweep, "start", start)
+    monkeypatch.setattr(session, "start", start)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "starts").touch()
 
@@ -146,6 +149,7 @@ def test_what_cannot_run_is_skipped_with_its_reason(call: Calls, tmp_path: Path,
     assert names == ["patch_size-4_batch_size-8"]
     said = capsys.readouterr().out
     assert "3 of 4 combinations are skipped" in said
+    assert "1 job in sweep" in said
     assert said.index("does not divide") < said.index("[1/1]"), "before any training"
     jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     reasons = {job["label"]: job["reason"] for job in jobs if job["state"] == "skipped"}
@@ -191,7 +195,7 @@ def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_pat
 def test_a_job_that_another_process_runs_is_left_alone(call: Calls, tmp_path: Path, capsys: Any) -> None:
     call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
     with open(RunFolder(tmp_path / "sweep" / "depth-1").claim) as claim:
-        assert sweep.take(claim)
+        assert take(claim)
         assert states(tmp_path / "sweep")["depth=1"] == "failed"
         assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
         assert call("sweep.resume=sweep") == ["depth-2"]
@@ -289,29 +293,51 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path) -> None:
     assert line.endswith("best depth=2: 0.5000")
     progress.look()
     assert len(said) == 1
+    Summary(RunFolder(tmp_path / "d3")).update(
+        status="failed", error="it diverged at step 3. Lower the rate."
+    )
+    progress.look()
+    assert "failed after 0:00: it diverged at step 3 (" in said[1], "the job itself has said the rest"
+    assert "d3/train.log)" in said[1]
+
+
+def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, capsys: Any) -> None:
+    found = Sweep(tmp_path / ("a" * 70), [], ["seed"], [])
+    found.add(Job(("seed=1",), "seed=1", "seed-1"), {"seed": 1})
+    Summary(found.run_folder(found.jobs[0])).update(status="finished", metrics={"val/accuracy": 0.5})
+    show_results(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{found}, best val/accuracy first" in lines
+    assert f"more: python compare.py {found}" in lines
 
 
 def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
-    session = Session.begin(Sweep(tmp_path, [], [], []), cores=None, gpus=[], shown=True)
-    assert session.stopped() == signal.SIGTERM, "not there yet, or gone"
-    with session.open():
-        assert session.stopped() is None
-        session.stop(signal.SIGINT)
-        assert session.stopped() == signal.SIGINT
+    called = Session.begin(tmp_path, at_a_time=1)
+    assert called.stopped() == signal.SIGTERM, "not there yet, or gone"
+    with called.open():
+        assert called.stopped() is None
+        called.stop(signal.SIGINT)
+        assert called.stopped() == signal.SIGINT
     folder = RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}})
-    run_one(folder, session)
+    run_one(folder, called)
     assert folder.state() == "waiting"
 
 
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    session = Session.begin(Sweep(tmp_path, [], [], []), cores=3, gpus=["4", "7"], shown=True)
-    with session.open(), session.share(1) as one, session.share("auto") as two, session.share(1) as three:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(session, "cores", lambda: 7)
+    (tmp_path / f".session-{socket.gethostname()}-0{session.GPU}3").touch()  # of a session that was killed
+    called = Session.begin(tmp_path, at_a_time=2)
+    with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
         assert one["OMP_NUM_THREADS"] == one["VITLAB_CORES"] == "3"
-        with session.share(2) as both:
+        with called.share(2) as both:
             assert "CUDA_VISIBLE_DEVICES" not in both
     assert list(tmp_path.iterdir()) == []
+    alone = Session.begin(tmp_path, at_a_time=1)
+    with alone.open(), alone.share(1) as everything:
+        assert everything == {}
 
 
 # Slow: real trainings

@@ -1,7 +1,5 @@
 """metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
 
-import csv
-import io
 from typing import Any
 
 import lightning as L
@@ -12,10 +10,8 @@ from torch import Tensor
 from vitlab.callbacks.checkpointing import Checkpointing
 from vitlab.callbacks.throughput import Throughput
 from vitlab.folder import RunFolder, Summary, write_atomic
+from vitlab.metrics import read_metrics, to_csv
 from vitlab.screen import Screen
-
-# Columns that stand first and in this order; others follow as they come.
-COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 
 def learning_rate(trainer: L.Trainer, task: Any) -> float:
@@ -110,7 +106,7 @@ class Record(Checkpoint):
         self._validation = {}
         self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
         if trainer.is_global_zero:
-            write_atomic(self.folder.metrics, _to_csv(self.rows).encode())
+            write_atomic(self.folder.metrics, to_csv(self.rows).encode())
             self.summary.update(
                 metrics=self.checkpointing.best_metrics or {},
                 train={"epochs": epoch, "optimizer_steps": trainer.global_step},
@@ -123,24 +119,3 @@ class Record(Checkpoint):
         if rate := self.throughput.images_per_second:
             parts.append(f"{rate:,.0f} images/s")
         self.screen.print("  ".join(parts))
-
-
-def _to_csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys([c for c in COLUMNS if any(c in r for r in rows)]))
-    columns += [c for c in dict.fromkeys(c for r in rows for c in r) if c not in columns]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.csv``: epoch and step as int, metrics as float, empty cells left out."""
-    if not folder.metrics.exists():
-        return []
-    with open(folder.metrics, newline="") as file:
-        return [
-            {k: int(v) if k in ("epoch", "step") else float(v) for k, v in row.items() if v != ""}
-            for row in csv.DictReader(file)
-        ]

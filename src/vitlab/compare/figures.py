@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -299,9 +299,12 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
     for dots in axes.collections:
         if isinstance(dots, PathCollection):  # also those without a name
             spots += [*axes.transData.transform(dots.get_offsets())]
-    for line in axes.lines:  # the fronts, as a row of spots
-        corners = axes.transData.transform(np.column_stack(line.get_data()))
-        for start, end in itertools.pairwise(corners):
+    lines = [np.column_stack(line.get_data()) for line in axes.lines]  # the fronts
+    for bars in axes.collections:
+        if isinstance(bars, LineCollection):
+            lines += bars.get_segments()
+    for corners in lines:  # as a row of spots
+        for start, end in itertools.pairwise(axes.transData.transform(corners)):
             spots += [*np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / half))]
     taken = [(x - half, y - half, x + half, y + half) for x, y in spots]
     for (x, y), (_, _, words, front) in sorted(zip(at, points, strict=True), key=lambda p: -p[0][1]):

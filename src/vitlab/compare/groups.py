@@ -15,6 +15,7 @@ from vitlab.errors import UserError, nearest
 VAL, TEST = "val/accuracy", "test/accuracy"
 SPLITS = {"val": VAL, "test": TEST}
 UNNAMED = ("experiment", "logger", "callbacks", "trainer")  # choices that say little of what was trained
+MOST_NOTES = 3  # of one kind, before they are one
 MOST_KEYS = 3  # with more of them a name leaves out what most groups share
 
 
@@ -249,13 +250,22 @@ def _notes(comparison: Comparison) -> Iterable[str]:
             "the groups were measured on different images (column data): their accuracies do not compare, so "
             "each set of images is sorted by itself and no difference is taken between two."
         )
+    twice, partly = [], []
     for group in comparison.groups:
         for seed, count in Counter(run.seed for run in group.finished).items():
             if count > 1:
-                yield f"{group.name}: seed {seed} was run {count} times and counts once, with the mean."
+                twice.append(f"{group.name}: seed {seed} was run {count} times")
         few = [run for run in group.runs if run.state in ("failed", "interrupted", "pruned")]
         if few and group.finished:
-            yield f"{group.name}: {group.states}; the mean is of what finished."
+            partly.append(f"{group.name}: {group.states}")
+    for found, remedy in (
+        (twice, "a seed counts once, with the mean"),
+        (partly, "the mean is of what finished"),
+    ):
+        if len(found) > MOST_NOTES:
+            yield f"{len(found)} times {remedy}: {_few(found, MOST_NOTES)}."
+        else:
+            yield from (f"{said}; {remedy}." for said in found)
     commits = Counter(
         run.commit[:8] + "-dirty" * run.commit.endswith("-dirty") for run in finished if run.commit
     )

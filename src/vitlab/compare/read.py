@@ -173,6 +173,8 @@ def read_run(path: Path, name: str) -> Run:
     elif run.state not in ("finished", "waiting"):
         planned = run.config.get("trainer.max_epochs", "?")
         run.reason = f"after epoch {run.epochs} of {planned}"
+        if run.curve:
+            run.reason += f", best val accuracy so far {100 * max(run.curve.values()):.2f} %"
     return run
 
 

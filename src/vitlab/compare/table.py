@@ -16,6 +16,7 @@ from vitlab.compare.statistics import Difference, Spread
 
 NONE = "–"
 WIDEST = 32  # signs of a word before it is broken
+MOST_GROUPS = 40  # on the screen
 SHOWN = 8  # runs of a state that are named on the screen
 SHOWN_COSTS = {"parameters": "parameters", "flops_per_image": "FLOPs", "images_per_second": "images/s"}
 WORDS = ("group", "data")  # columns that hold no numbers
@@ -98,23 +99,28 @@ def cells(comparison: Comparison, group: Group) -> list[Cell]:
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, what is not in it and why, and the notes."""
-    table = Table(
-        header_style="bold cyan", title=plain_title(comparison), title_justify="left", title_style="bold"
-    )
     heads = columns(comparison)
-    lines = [cells(comparison, group) for group in comparison.groups]
-    for index, head in enumerate(heads):
-        # Headings and names break between words, numbers never.
-        texts = [head, *(line[index].text for line in lines)]
-        words = [word for text in texts for word in text.split()] if head in WORDS else texts[1:]
-        width = min(WIDEST, max(map(len, words), default=0))
-        table.add_column(head, justify="left" if head in WORDS else "right", min_width=width, overflow="fold")
-    hidden = {heads.index(DELTAS["test"])} if comparison.baseline else set()  # leaderboard.md has room for it
-    for index in hidden:
-        del table.columns[index]
+    groups = comparison.groups[:MOST_GROUPS]
+    if comparison.baseline and comparison.baseline not in groups:
+        groups.append(comparison.baseline)
+    lines = [cells(comparison, group) for group in groups]
+    narrow, kept = _fit(heads, lines, console.width)
+    wide = 1 + sum(3 + max(len(heads[i]), *(len(line[i].text) for line in lines), 0) for i in kept)
+    table = Table(header_style="bold cyan")
+    for index in kept:
+        if heads[index] in WORDS:
+            table.add_column(heads[index], min_width=narrow[index], overflow="fold")
+        else:
+            width = narrow[index] if wide > console.width else None
+            table.add_column(heads[index], justify="right", width=width, min_width=narrow[index])
     for line in lines:
-        table.add_row(*(Text(c.text) for i, c in enumerate(line) if i not in hidden))
+        table.add_row(*(Text(line[index].text) for index in kept))
+    console.print(plain_title(comparison), style="bold")
     console.print(table, soft_wrap=False)
+    if more := len(comparison.groups) - len(groups):
+        console.print(f"and {more} more groups, see report.html")
+    if hidden := [name for name in SHOWN_COSTS.values() if heads.index(name) not in kept]:
+        console.print(f"too narrow a window for {', '.join(hidden)}: see leaderboard.md")
     for state, runs in by_state(comparison.unfinished).items():
         console.print(
             Text(f"{state}: {len(runs)} of {len(comparison.runs)} runs, not in the statistics"),
@@ -126,6 +132,23 @@ def show(console: Console, comparison: Comparison) -> None:
             console.print(f"  and {len(runs) - SHOWN} more, see report.html")
     for note in comparison.notes:
         console.print(Text(f"note: {note}"))
+
+
+def _fit(heads: Sequence[str], lines: Sequence[Sequence[Cell]], room: int) -> tuple[list[int], list[int]]:
+    """Return how narrow each column can be, and which columns fit into so many signs.
+
+    Headings and names break between words, numbers never.
+    """
+    narrow = []
+    for index, head in enumerate(heads):
+        texts = [line[index].text for line in lines]
+        parts = [*head.split(), *(" ".join(texts).split() if head in WORDS else texts)]
+        narrow.append(min(WIDEST, max(map(len, parts))))
+    kept = [index for index, head in enumerate(heads) if head != DELTAS["test"]]  # leaderboard.md has room
+    costs = [heads.index(name) for name in SHOWN_COSTS.values()]
+    while costs and sum(3 + narrow[index] for index in kept) >= room:
+        kept.remove(costs.pop())
+    return narrow, kept
 
 
 def plain_title(comparison: Comparison) -> Text:

@@ -1,0 +1,106 @@
+"""A real browser without a driver: Chromium, told what to do through the pipe of its own protocol.
+
+https://chromedevtools.github.io/devtools-protocol/
+"""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Headless, and without what a browser loads for itself.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+class Page:
+    """A tab. Made by `opened`."""
+
+    def __init__(self, out: int, into: int) -> None:
+        self._out, self._into = out, into
+        self._number, self._rest = 0, b""
+        self._session: dict[str, str] = {}
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = {"sessionId": session}
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Return the answer to one command."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params} | self._session
+        os.write(self._into, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                ready, _, _ = select.select([self._out], [], [], 60)
+                assert ready, f"Chromium does not answer {method}"
+                more = os.read(self._out, 1 << 20)
+                assert more, "Chromium has ended"
+                self._rest += more
+            text, _, self._rest = self._rest.partition(b"\0")
+            answer = json.loads(text)
+            if answer.get("id") == self._number:  # and not an event
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+    def open(self, address: str) -> None:
+        self.call("Page.navigate", url="about:blank")  # or another fragment of the same page loads nothing
+        self.call("Page.navigate", url=address)
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression of JavaScript."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, expression: str, seconds: float) -> Any:
+        """Return the value of an expression when it is something, or None after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := self.evaluate(expression):
+                return value
+            time.sleep(0.2)
+        return None
+
+    def shoot(self, file: Path) -> None:
+        """Write what is seen as a PNG."""
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+@contextlib.contextmanager
+def opened(profile: Path, width: int = 1600, height: int = 900) -> Iterator[Page]:
+    """Start a browser with one tab.
+
+    Args:
+        profile: a new folder, which Chromium fills.
+    """
+    assert CHROMIUM
+    (theirs, into), (out, answers) = os.pipe(), os.pipe()
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+    # It reads from the descriptor 3 and writes to 4.
+    process = subprocess.Popen(
+        ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{answers}', "-", *command, "--remote-debugging-pipe"],
+        pass_fds=(theirs, answers),
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    os.close(answers)
+    try:
+        yield Page(out, into)
+    finally:
+        os.close(into)  # Chromium ends with its pipe
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        os.close(out)
