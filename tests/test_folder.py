@@ -144,3 +144,12 @@ def test_summary_merges_and_survives_a_damaged_file(tmp_path: Path) -> None:
     run.summary.write_text("{")
     Summary(run).update(status="failed")
     assert json.loads(run.summary.read_text()) == {"status": "failed"}
+
+
+def test_a_folder_that_is_moved_under_its_run_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", {"seed": 1})
+    summary = Summary(run)
+    summary.update(status="running")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"run was moved or deleted .* resume=<there> goes on"):
+        summary.update(status="failed")

@@ -355,7 +355,11 @@ class Summary:
         )
 
     def update(self, **changes: Any) -> None:
-        """Merge ``changes`` (dictionaries one level deep) and write the file."""
+        """Merge ``changes`` (dictionaries one level deep) and write the file.
+
+        Raises:
+            UserError: the run folder is gone.
+        """
         for key, value in changes.items():
             if isinstance(value, dict) and isinstance(self.data.get(key), dict):
                 self.data[key] |= value
@@ -365,4 +369,10 @@ class Summary:
             return
         # allow_nan=False: a NaN would make a file that other JSON readers refuse.
         text = json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomic(self.path, (text + "\n").encode())
+        try:
+            write_atomic(self.path, (text + "\n").encode())
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path.parent} was moved or deleted while its run was going on, which ends. What it "
+                "had saved is where the folder is now: resume=<there> goes on."
+            ) from None
