@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from vitlab.processes import Interrupted, StopSignal
 from vitlab.runs import run
 
 Start = Callable[..., Path]
+Stopped = Callable[[], AbstractContextManager[None]]
 BASE = [o for o in TINY if not o.startswith("model")]
 
 
@@ -38,6 +40,25 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         return folder
 
     return call
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Stopped:
+    """A context in which a run ends at its first optimizer step, as by Ctrl-C."""
+    install = StopSignal.install
+
+    def install_and_receive(self: StopSignal) -> None:
+        install(self)
+        self.received = 2
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(StopSignal, "install", install_and_receive)
+            with pytest.raises(Interrupted):
+                yield
+
+    return context
 
 
 @pytest.fixture
@@ -76,19 +97,11 @@ def test_a_linear_probe_and_a_partly_frozen_network(start: Start, weights: Path,
 
 
 def test_a_run_goes_on_without_the_file_and_is_a_file_itself(
-    start: Start, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, stopped: Stopped, weights: Path, tmp_path: Path
 ) -> None:
     whole = start(f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7", name="whole")
-    with monkeypatch.context() as patched:
-        install = StopSignal.install
-
-        def stop_soon(self: StopSignal) -> None:
-            install(self)
-            self.received = 2
-
-        patched.setattr(StopSignal, "install", stop_soon)
-        with pytest.raises(Interrupted):
-            start(f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7", name="cut")
+    with stopped():
+        start(f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7", name="cut")
     cut = tmp_path / "cut"
     assert (cut / "train.log").read_text().count("resized") == 1
     (weights / "model.safetensors").unlink()
@@ -133,7 +146,7 @@ def test_what_is_not_there_is_said_before_anything_else(start: Start, tmp_path: 
 
 @pytest.mark.parametrize("pool", ["cls", "sequence"])
 def test_our_own_network_is_pretrained_and_fine_tuned(
-    train: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str
+    train: Start, stopped: Stopped, tmp_path: Path, pool: str
 ) -> None:
     first = train(f"model.pool={pool}", "trainer.max_epochs=1", name="first")
     options = (f"model.pool={pool}", f"model.checkpoint_path={first}", "data.image_size=32")
@@ -147,20 +160,10 @@ def test_our_own_network_is_pretrained_and_fine_tuned(
     for name in ("blocks.1.attention.qkv.weight", "head.weight"):  # the classes are the same
         torch.testing.assert_close(last[f"net.{name}"], best[f"net.{name}"])
 
-    with monkeypatch.context() as patched:
-        patched.setattr("vitlab.runs.run", lambda folder: None)
-        cut = train(*options, name="cut")
-    with monkeypatch.context() as patched:
-        install = StopSignal.install
-
-        def stop_soon(self: StopSignal) -> None:
-            install(self)
-            self.received = 2
-
-        patched.setattr(StopSignal, "install", stop_soon)
-        with pytest.raises(Interrupted):
-            run(RunFolder(cut))
+    with stopped():
+        train(*options, name="cut")
     shutil.rmtree(first)
+    cut = tmp_path / "cut"
     run(RunFolder(cut))
     assert same_weights(whole, cut)
     assert vitlab.load(cut)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 10)
