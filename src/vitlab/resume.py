@@ -5,7 +5,7 @@ but for those that cannot matter any more.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class Begun:
     Attributes:
         step: optimizer steps done.
         config: as it was when the checkpoint was written.
+        classes: of its images.
         teacher: SHA-256 of the weights it learns from, if it has a teacher.
     """
 
     path: Path
     step: int
     config: Mapping[str, Any]
+    classes: list[str]
     teacher: str | None
 
     @classmethod
@@ -49,7 +51,8 @@ class Begun:
         """Raises UserError where the file is damaged or no checkpoint of a run."""
         checkpoint = read_checkpoint(path)
         meta = checkpoint["vitlab"]
-        return cls(path, checkpoint["global_step"], meta["config"], meta.get("teacher", {}).get("sha256"))
+        teacher = meta.get("teacher", {}).get("sha256")
+        return cls(path, checkpoint["global_step"], meta["config"], meta["classes"], teacher)
 
     def hold(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
         """Hold the folder's ``config`` against what the run began with; return what is worth a note.
@@ -74,6 +77,15 @@ class Begun:
             f"this run does not go on where it began ({said}): rounding and the processes' random draws "
             "differ, so it will not end bit for bit as one that never stopped."
         ]
+
+    def hold_classes(self, found: Sequence[str]) -> None:
+        """Raises UserError where the images are no longer of the classes that it began with."""
+        if self.classes != [*found]:
+            raise UserError(
+                f"the images have other classes than when {self.path} was written (expected "
+                f"{', '.join(self.classes)}; found {', '.join(found)}), and a run goes on exactly as it "
+                "began. Undo that, or start a new run."
+            )
 
     def hold_teacher(self, given: Any, sha256: str | None) -> None:
         """Raises UserError where the weights at ``task.teacher`` are no longer those it has learned from."""

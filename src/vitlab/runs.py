@@ -110,6 +110,7 @@ def _run(
     job = build(config, processes)
     if begun:
         learned_from = job.teacher.record["sha256"] if job.teacher else None
+        begun.hold_classes(job.source.classes)
         begun.hold_teacher(config["task"].get("teacher"), learned_from)
     step = begun.step if begun else 0
     resumed = [*summary.data["train"]["resumed_at"], *([step] if resumes else [])]

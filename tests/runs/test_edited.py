@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.config.helpers import changed
-from tests.conftest import same_weights, summary
+from tests.conftest import TINY, same_weights, summary
+from tests.data.helpers import image_tree
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.runs import run
@@ -98,6 +99,22 @@ def test_what_cannot_matter_any_more_may_change(train: Train, tmp_path: Path) ->
     assert summary(folder)["metrics"]["val/accuracy"] == before["metrics"]["val/accuracy"]
     assert same_weights(folder, tmp_path / "before")
     assert "does not go on where it began" not in (folder / "train.log").read_text()
+
+
+def test_a_class_that_has_come_to_the_images_is_named(train: Train, tmp_path: Path) -> None:
+    root = image_tree(tmp_path / "images", {"train/cat": 10, "train/dog": 10, "test/cat": 2, "test/dog": 2})
+    images = [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.batch_size=8",
+        "data.val_size=2",
+        "data.cache=null",
+    ]
+    folder = train("trainer.max_epochs=1", base=[*(o for o in TINY if not o.startswith("data")), *images])
+    (folder / "summary.json").unlink()
+    image_tree(root, {"train/eel": 3, "test/eel": 1})
+    with pytest.raises(UserError, match=r"\(expected cat, dog; found cat, dog, eel\)"):
+        run(RunFolder(folder))
 
 
 def test_another_machine_is_noted(train: Train) -> None:
