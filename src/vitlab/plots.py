@@ -252,7 +252,7 @@ def search_trials(trials: Sequence[Mapping[str, Any]], objective: str, title: st
     )
     axes.set(xlabel="trial", ylabel=f"{objective}, best epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     axes.set_title(title, fontsize=10)
     return figure
 
@@ -290,7 +290,7 @@ def search_values(
         axes.axis("off")
     for axes in grid[::columns]:
         axes.set_ylabel(objective)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -303,7 +303,7 @@ def _scatter_trials(axes: Any, trials: Sequence[Mapping[str, Any]], places: Sequ
             axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=28, label=state, zorder=2)
     finished = [(t["value"], x) for x, t in zip(places, trials, strict=True) if t["state"] == "finished"]
     value, place = max(finished, key=lambda pair: pair[0])
-    axes.plot(place, value, "*", color=VAL, markersize=13, zorder=3)
+    axes.plot(place, value, "*", color=VAL, markersize=13, zorder=3, label="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -96,12 +96,12 @@ def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> No
     text = f"{train['optimizer_steps']:,} steps, {speed}, {duration(train['wall_seconds'])} in all"
     if peak := train.get("peak_memory_bytes"):
         text += "".join(f", {size / 2**30:.1f} GiB on the {name}" for name, size in peak.items() if size)
-    lines += [
-        ("training", text),
-        ("figures", f"{folder}/figures"),
-        ("watch", f"tensorboard --logdir {watched(folder)}"),
-        ("summary", f"{folder}/summary.json"),
-    ]
+    lines.append(("training", text))
+    if folder.figures.exists():
+        lines.append(("figures", f"{folder}/figures"))
+    if any(folder.path.glob("events.out.tfevents.*")):
+        lines.append(("watch", f"tensorboard --logdir {watched(folder)}"))
+    lines.append(("summary", f"{folder}/summary.json"))
     screen.print()
     describe(screen, lines)
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from tests.compare.folders import make_grid, make_run
 from tests.conftest import ROOT
-from vitlab.compare import compare
+from vitlab.compare import compare, figures
+from vitlab.compare.groups import make_comparison
+from vitlab.compare.read import read_runs
 
 PNG = b"\x89PNG"
 
@@ -177,6 +180,23 @@ def test_a_figure_that_would_be_empty_is_not_drawn(tmp_path: Path) -> None:
     make_run(tmp_path / "s" / "a", status="failed", epochs=0, val=None, test=None)
     _, out = report(tmp_path / "s")
     assert not [*out.glob("*.png")]
+
+
+def test_a_cost_that_is_the_same_for_all_is_not_drawn(tmp_path: Path) -> None:
+    for rate in (1e-3, 1e-2):
+        make_run(tmp_path / "s" / str(rate), f"optimizer.lr={rate}", epochs=1, val=rate)
+    _, folder = report(tmp_path / "s")
+    assert {path.stem for path in folder.glob("*.png")} == {"curves"}
+
+
+def test_the_only_epoch_of_a_curve_is_marked_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "s" / "a", epochs=1)
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "_picture", lambda *words: kept.append(words[-1]))
+    figures.draw(make_comparison(read_runs([tmp_path / "s"]), [], "s"))
+    axes = kept[0].axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_links_lead_to_the_runs(grid: tuple[Path, str]) -> None:

@@ -80,12 +80,17 @@ def test_without_validation_the_last_checkpoint_is_tested(train: Train) -> None:
     assert not any(name.startswith("val/") for name in found["metrics"])
     assert not (folder / "checkpoints" / "best.ckpt").exists()
     assert found["train"]["optimizer_steps"] == 20, "the hold-out is trained on"
+    said = (folder / "train.log").read_text()
+    assert "summary" in said
+    assert "\nfigures " not in said, "there are none"
+    assert "\nwatch " not in said
 
 
 def test_figures_are_drawn(train: Train) -> None:
     folder = train("callbacks.figures=true", "trainer.max_epochs=1")
     for name in ("history", "confusion_matrix", "predictions"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "\nfigures " in (folder / "train.log").read_text()
 
 
 def test_a_checkpoint_is_plain_and_says_how_to_use_it(train: Train) -> None:
@@ -133,6 +138,7 @@ def test_tensorboard_compares_runs(train: Train) -> None:
         "test/accuracy",
     } <= tags
     assert {"hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second"} <= tags
+    assert "\nwatch " in (folder / "train.log").read_text()
     assert [e.step for e in events.Scalars("train/loss_step")] == [4, 8, 12, 16]
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"model.patch_size" in content

@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT, TINY, summary, verb
-from vitlab import course, session
+from vitlab import course, plots, session
 from vitlab import trials as record
 from vitlab.config import preflight
 from vitlab.errors import UserError
@@ -469,6 +469,18 @@ def test_several_trials_at_a_time_share_the_cores(
     assert len({job["label"] for job in found}) == 4
     assert max(len(other["beside"]) for other in started) == 2
     assert all(other["env"] == {"VITLAB_CORES": "2", "OMP_NUM_THREADS": "2"} for other in started)
+
+
+def test_figures_say_what_the_star_is() -> None:
+    trials = [
+        {"number": n, "state": state, "value": 0.1 * n, "params": {"optimizer.lr": 10.0**-n}}
+        for n, state in enumerate(("finished", "pruned", "finished"))
+    ]
+    for figure in (
+        plots.search_trials(trials, "val/accuracy", "title"),
+        plots.search_values(trials, {"optimizer.lr": True}, "val/accuracy", "title"),
+    ):
+        assert "best" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_each_trial_under_way_has_a_gpu(

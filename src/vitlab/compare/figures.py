@@ -150,7 +150,7 @@ def _curves(comparison: Comparison) -> Iterator[Picture]:
         if first and len(curves) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     axes.set(xlabel="epoch", ylabel="val accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _percent(axes)
     _tidy(axes)
     handles, labels = axes.get_legend_handles_labels()
@@ -228,7 +228,7 @@ def _cell(group: Group | None) -> str:
 def _costs(comparison: Comparison) -> Iterator[Picture]:
     for key, name in SHOWN_COSTS.items():
         known = [g for g in comparison.groups if g.cost(key) and g.spread("val")]
-        if len(known) > 1:
+        if len({g.cost(key) for g in known}) > 1:  # else there is nothing to weigh
             yield _cost(comparison, known, key, name)
 
 
