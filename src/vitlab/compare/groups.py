@@ -273,7 +273,7 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         yield f"the runs are of {len(commits)} states of the code: {_few([*commits])}."
     devices = Counter(run.device for run in finished if run.device)
     if len(devices) > 1:
-        yield f"the runs had other hardware, or shares of it, and images/s do not compare: {_few([*devices])}."
+        yield f"the runs had other hardware or shares of it, so images/s do not compare: {_few([*devices])}."
 
 
 def row(comparison: Comparison, group: Group) -> dict[str, Any]:
