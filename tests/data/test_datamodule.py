@@ -168,7 +168,7 @@ def test_a_validation_set_of_its_own_is_used():
 
 @pytest.mark.parametrize("own", [True, False])
 def test_the_first_batches_of_an_evaluation_are_a_sample_of_all(own):
-    """Folders list class after class, and trainer.limit_val_batches=0.1 must not see the first class alone."""
+    """Folders list class after class, and trainer.limit_val_batches=0.1 must not see one class alone."""
     source = FakeSource({"train": 400, "test": 200} | ({"val": 200} if own else {}))
     load = source.load
     source.load = lambda split: (load(split)[0], np.sort(load(split)[1]))
