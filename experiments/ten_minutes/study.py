@@ -29,16 +29,17 @@ def run(data: list[str]) -> None:
     for seed in SEEDS:
         ours, theirs = RUNS / "vitlab" / str(seed), RUNS / "tutorial" / str(seed)
         theirs.mkdir(parents=True, exist_ok=True)
-        recipe = ["train.py", "experiment=cpu_quick", *LENGTH, *QUIET, f"hydra.run.dir={ours}"]
-        tutorial = [str(HERE / "tutorial.py"), f"--minutes={MINUTES}", f"--out={theirs / 'result.json'}"]
-        commands = []
-        if not (ours / "summary.json").exists():
-            commands.append(recipe)
+        if (ours / "summary.json").exists():
+            commands = [["train.py", f"resume={ours}"]]  # of a finished run: says so, and does nothing
+        else:
+            recipe = ["experiment=cpu_quick", *LENGTH, *QUIET, *data, f"seed={seed}"]
+            commands = [["train.py", *recipe, f"hydra.run.dir={ours}"]]
         if not (theirs / "result.json").exists():
-            commands.append(tutorial)
+            tutorial = [str(HERE / "tutorial.py"), f"--minutes={MINUTES}", f"--out={theirs / 'result.json'}"]
+            commands.append([*tutorial, *data, f"seed={seed}"])
         jobs = [
             subprocess.Popen(
-                [sys.executable, *command, *data, f"seed={seed}"],
+                [sys.executable, *command],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "VITLAB_CORES": "1"},
                 preexec_fn=lambda core=core: os.sched_setaffinity(0, {core}),  # type: ignore[misc]
             )
