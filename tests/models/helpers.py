@@ -1,13 +1,15 @@
 """Networks for tests as a config describes them: a key that is added to the YAML needs no edit here."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config import compose, to_plain
 from vitlab.construct import build_net
+from vitlab.models.attention import Attention, LinformerAttention
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -16,6 +18,18 @@ SMALL: dict[str, Any] = {
     "heads": 2,
     "mlp_ratio": 2.0,
     "pool": "cls",
+}
+
+ATTENTION: dict[str, Any] = {
+    "dim": 24,
+    "heads": 3,
+    "dim_head": None,
+    "qkv_bias": False,
+    "attn_dropout": 0.0,
+    "drop_key": 0.0,
+    "dropout": 0.0,
+    "num_tokens": 10,
+    "rotate": None,
 }
 
 
@@ -34,3 +48,23 @@ def build(*overrides: str, **changes: Any) -> nn.Module:
 def small_vit(*overrides: str, **changes: Any) -> Any:
     """Build a ViT of two blocks on images of 16x16; ``overrides`` such as "model/tokenizer=cct"."""
     return build("model=vit_tiny", *overrides, **{**SMALL, **changes})
+
+
+def make_attention(kind: Callable[..., Attention], **changes: Any) -> Attention:
+    torch.manual_seed(0)
+    own: dict[Any, dict[str, Any]] = {
+        Attention: {"qk_norm": False},
+        LinformerAttention: {"projection_length": 4},
+    }
+    return kind(**{**ATTENTION, **own.get(kind, {}), **changes})
+
+
+def projected(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``(heads, N, head_dim)`` of one image's tokens ``(N, dim)``, head by head."""
+    inner = attention.heads * attention.dim_head
+    q, k, v = (tokens @ attention.qkv.weight[i * inner : (i + 1) * inner].T for i in range(3))
+    return tuple(torch.stack(x.split(attention.dim_head, dim=1)) for x in (q, k, v))
+
+
+def some_tokens(batch: int = 2, num_tokens: int = 10, dim: int = 24) -> Tensor:
+    return torch.randn(batch, num_tokens, dim, generator=torch.Generator().manual_seed(1))

@@ -10,136 +10,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tests.conftest import TINY, verb
-from tests.models.helpers import small_vit
+from tests.models.helpers import make_attention, projected, small_vit, some_tokens
 from tests.models.test_vit import TO_TIMM
 from vitlab.config import preflight
 from vitlab.errors import UserError
 from vitlab.hardware import has_bf16, has_compiler
-from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, attend, drop_keys
+from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention
 from vitlab.models.cost import flops_per_image
 from vitlab.optim.groups import parameter_groups
-
-OPTIONS: dict[str, Any] = {
-    "dim": 24,
-    "heads": 3,
-    "dim_head": None,
-    "qkv_bias": False,
-    "attn_dropout": 0.0,
-    "drop_key": 0.0,
-    "dropout": 0.0,
-    "num_tokens": 10,
-    "rotate": None,
-}
-
-
-def make(kind: Callable[..., Attention], **changes: Any) -> Attention:
-    torch.manual_seed(0)
-    own: dict[Any, dict[str, Any]] = {
-        Attention: {"qk_norm": False},
-        LinformerAttention: {"projection_length": 4},
-    }
-    return kind(**{**OPTIONS, **own.get(kind, {}), **changes})
-
-
-def projected(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``(heads, N, head_dim)`` of one image's tokens ``(N, dim)``, head by head."""
-    inner = attention.heads * attention.dim_head
-    q, k, v = (tokens @ attention.qkv.weight[i * inner : (i + 1) * inner].T for i in range(3))
-    return tuple(torch.stack(x.split(attention.dim_head, dim=1)) for x in (q, k, v))
-
-
-def tokens_(batch: int = 2, num_tokens: int = 10, dim: int = 24) -> Tensor:
-    return torch.randn(batch, num_tokens, dim, generator=torch.Generator().manual_seed(1))
-
-
-# The mask of `attend`
-
-
-@pytest.mark.parametrize("tokens", [16, 65, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_masked_key_has_no_weight_and_the_others_sum_to_one(tokens: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, tokens, 8, generator=generator).to(dtype) for _ in range(3))
-    mask = torch.rand(2, 3, tokens, tokens, generator=generator) < 0.5
-    mask[..., 0] = True
-    scores = (q.float() @ k.float().mT / math.sqrt(8)).exp() * mask
-    expected = scores / scores.sum(-1, keepdim=True) @ v.float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found = attend(q, k, v, 0.0, mask)
-    assert found.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
-
-
-# DropKey
-
-
-def test_every_query_of_every_head_loses_keys_of_its_own() -> None:
-    torch.manual_seed(0)
-    queries = torch.zeros(32, 4, 20, 8)
-    keep = drop_keys(queries, torch.zeros(32, 4, 30, 8), 0.3)
-    assert keep.shape == (32, 4, 20, 30)
-    assert keep.dtype == torch.bool
-    lost = (~keep).float()
-    assert lost.mean().item() == pytest.approx(0.3, abs=0.01)
-    for axis in range(4):  # what is drawn is drawn along each of them: no two slices are the same
-        a, b = lost.unbind(axis)[:2]
-        assert (a * b).mean().item() == pytest.approx(0.09, abs=0.03)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_query_that_would_lose_all_keys_loses_none(masked: bool) -> None:
-    torch.manual_seed(0)
-    queries = torch.zeros(64, 2, 5, 8)
-    mask = ~torch.eye(5, dtype=torch.bool) if masked else None
-    keep = drop_keys(queries, queries, 0.9, mask)
-    everything = torch.ones(5, 5, dtype=torch.bool) if mask is None else mask
-    assert not (keep & ~everything).any()
-    assert keep.any(-1).all()
-    # With 4 or 5 keys a query loses all of them more often than it keeps one or two.
-    assert (keep == everything).all(-1).float().mean() > 0.5
-    assert (keep.sum(-1) == 1).any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_drop_key_is_the_softmax_over_the_keys_that_are_left(dtype: torch.dtype) -> None:
-    """Li et al. 2023: scores lose their keys, the weights that remain sum to one. On both paths."""
-    attention, tokens = make(Attention, drop_key=0.4).train(), tokens_()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        torch.manual_seed(3)
-        found = attention(tokens)
-    torch.manual_seed(3)
-    keep = torch.rand(2, 3, 10, 10) >= 0.4
-    assert keep.any(-1).all()
-    rows = []
-    for image, kept in zip(tokens, keep, strict=True):
-        q, k, v = projected(attention, image)
-        scores = (q @ k.mT / math.sqrt(8)).masked_fill(~kept, -math.inf)
-        rows.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(10, 24))
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(
-        found.float(), attention.out(torch.stack(rows)), atol=tolerance, rtol=tolerance
-    )
-    with torch.no_grad():
-        assert not torch.allclose(attention.eval()(tokens), found.float(), atol=tolerance)
-
-
-@pytest.mark.parametrize("kind", [Attention, LocalityAttention, LinformerAttention])
-def test_drop_key_acts_in_training_only(kind: type[Attention]) -> None:
-    attention, plain, tokens = make(kind, drop_key=0.5), make(kind), tokens_()
-    torch.testing.assert_close(attention.eval()(tokens), plain.eval()(tokens))
-    first, second = attention.train()(tokens), attention(tokens)
-    assert not torch.allclose(first, second)
-    torch.testing.assert_close(plain.train()(tokens), plain(tokens))
-
-
-def test_the_drop_key_rate_falls_linearly_from_the_first_block() -> None:
-    rates = [block.attention.drop_key for block in small_vit(depth=4, drop_key=0.2).blocks]
-    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05])
-
 
 # QK norm
 
@@ -174,7 +55,7 @@ def test_qk_norm_equals_timms_with_the_same_weights() -> None:
 
 
 def test_qk_norm_bounds_the_scores() -> None:
-    attention, tokens = make(Attention, qk_norm=True), tokens_() * 100
+    attention, tokens = make_attention(Attention, qk_norm=True), some_tokens() * 100
     queries, keys, _ = attention.queries_keys_values(tokens)
     for vectors in (queries, keys):
         torch.testing.assert_close(
@@ -191,7 +72,7 @@ def test_qk_norm_bounds_the_scores() -> None:
 def test_lsa_equals_vit_pytorchs_with_the_same_weights() -> None:
     small_dataset = pytest.importorskip("vit_pytorch.vit_for_small_dataset")
     reference = small_dataset.LSA(24, heads=3, dim_head=8).eval()
-    attention = make(LocalityAttention).eval()
+    attention = make_attention(LocalityAttention).eval()
     with torch.no_grad():
         reference.temperature.add_(0.3)  # theirs is the logarithm, and one for all heads
         reference.to_qkv.weight.mul_(3)
@@ -203,16 +84,16 @@ def test_lsa_equals_vit_pytorchs_with_the_same_weights() -> None:
             "out.bias": reference.to_out[0].bias.detach(),
         }
     )
-    tokens = tokens_()
+    tokens = some_tokens()
     with torch.no_grad():
         found = attention(reference.norm(tokens))
         torch.testing.assert_close(found, reference(tokens), atol=1e-6, rtol=1e-5)
 
 
 def test_lsa_starts_at_the_usual_temperature_and_each_head_learns_its_own() -> None:
-    attention = make(LocalityAttention, dim_head=16)
+    attention = make_attention(LocalityAttention, dim_head=16)
     assert attention.inverse_temperature.tolist() == pytest.approx([0.25] * 3)
-    tokens = tokens_()
+    tokens = some_tokens()
     _, keys, _ = attention.queries_keys_values(tokens)
     queries = attention.queries_keys_values(tokens)[0]
     with torch.no_grad():
@@ -225,10 +106,10 @@ def test_lsa_starts_at_the_usual_temperature_and_each_head_learns_its_own() -> N
 
 @pytest.mark.parametrize("drop_key", [0.0, 0.8])
 def test_in_lsa_no_token_sees_its_own_value(drop_key: float) -> None:
-    attention = make(LocalityAttention, drop_key=drop_key).train()
+    attention = make_attention(LocalityAttention, drop_key=drop_key).train()
     with torch.no_grad():
         attention.qkv.weight[:48] = 0  # even weights, so that a token's influence is through its value
-    tokens = tokens_(1).requires_grad_()
+    tokens = some_tokens(1).requires_grad_()
     torch.manual_seed(0)
     mixed = attention(tokens)[0]
     for i in range(10):
@@ -249,7 +130,7 @@ def test_the_temperature_goes_without_weight_decay() -> None:
 
 
 def test_linformer_is_equation_7() -> None:
-    attention, tokens = make(LinformerAttention).eval(), tokens_()
+    attention, tokens = make_attention(LinformerAttention).eval(), some_tokens()
     e, f = attention.project_keys.weight, attention.project_values.weight
     assert e.shape == f.shape == (4, 10)
     expected = []
@@ -289,7 +170,7 @@ def test_flops_grow_with_the_tokens(kind: str, degree: int) -> None:
 
 def test_linformer_refuses_tokens_of_another_number() -> None:
     with pytest.raises(UserError, match="exactly 10 tokens, found 9"):
-        make(LinformerAttention)(tokens_(num_tokens=9))
+        make_attention(LinformerAttention)(some_tokens(num_tokens=9))
 
 
 # What does not fit
@@ -328,7 +209,7 @@ def test_what_does_not_fit_is_said_before_anything_is_built(overrides: list[str]
 )
 def test_constructors_say_it_too(kind: type[Attention], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        make(kind, **changes)
+        make_attention(kind, **changes)
 
 
 def test_what_just_fits_passes() -> None:
@@ -395,18 +276,3 @@ def test_compiled_gradients_are_the_eager_ones(variant: str, precision: str) -> 
     tolerance = 1e-4 if precision == "float32" else 0.03
     for eager, compiled_ in zip(*found, strict=True):
         torch.testing.assert_close(compiled_, eager, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
-def test_drop_key_compiles_to_the_same_distribution() -> None:
-    importlib.import_module("torch._dynamo").reset()
-    attention, tokens = make(Attention, drop_key=0.5).train(), tokens_(1).expand(8192, -1, -1)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        eager = attention(tokens)
-        attention.compile(dynamic=False)
-        compiled = attention(tokens)
-    assert not torch.equal(eager, compiled)
-    torch.testing.assert_close(compiled.mean(0), eager.mean(0), atol=0.05, rtol=0)
-    torch.testing.assert_close(compiled.std(0), eager.std(0), atol=0.05, rtol=0)

@@ -1,0 +1,106 @@
+"""DropKey, and the mask of `attend` that it needs."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+from tests.models.helpers import make_attention, projected, small_vit, some_tokens
+from vitlab.hardware import has_compiler
+from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, attend, drop_keys
+
+
+@pytest.mark.parametrize("tokens", [16, 65, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_masked_key_has_no_weight_and_the_others_sum_to_one(tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 8, generator=generator).to(dtype) for _ in range(3))
+    mask = torch.rand(2, 3, tokens, tokens, generator=generator) < 0.5
+    mask[..., 0] = True
+    scores = (q.float() @ k.float().mT / math.sqrt(8)).exp() * mask
+    expected = scores / scores.sum(-1, keepdim=True) @ v.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = attend(q, k, v, 0.0, mask)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_every_query_of_every_head_loses_keys_of_its_own() -> None:
+    torch.manual_seed(0)
+    queries = torch.zeros(32, 4, 20, 8)
+    keep = drop_keys(queries, torch.zeros(32, 4, 30, 8), 0.3)
+    assert keep.shape == (32, 4, 20, 30)
+    assert keep.dtype == torch.bool
+    lost = (~keep).float()
+    assert lost.mean().item() == pytest.approx(0.3, abs=0.01)
+    for axis in range(4):  # what is drawn is drawn along each of them: no two slices are the same
+        a, b = lost.unbind(axis)[:2]
+        assert (a * b).mean().item() == pytest.approx(0.09, abs=0.03)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_that_would_lose_all_keys_loses_none(masked: bool) -> None:
+    torch.manual_seed(0)
+    queries = torch.zeros(64, 2, 5, 8)
+    mask = ~torch.eye(5, dtype=torch.bool) if masked else None
+    keep = drop_keys(queries, queries, 0.9, mask)
+    everything = torch.ones(5, 5, dtype=torch.bool) if mask is None else mask
+    assert not (keep & ~everything).any()
+    assert keep.any(-1).all()
+    # With 4 or 5 keys a query loses all of them more often than it keeps one or two.
+    assert (keep == everything).all(-1).float().mean() > 0.5
+    assert (keep.sum(-1) == 1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drop_key_is_the_softmax_over_the_keys_that_are_left(dtype: torch.dtype) -> None:
+    """Li et al. 2023: scores lose their keys, the weights that remain sum to one. On both paths."""
+    attention, tokens = make_attention(Attention, drop_key=0.4).train(), some_tokens()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        torch.manual_seed(3)
+        found = attention(tokens)
+    torch.manual_seed(3)
+    keep = torch.rand(2, 3, 10, 10) >= 0.4
+    assert keep.any(-1).all()
+    rows = []
+    for image, kept in zip(tokens, keep, strict=True):
+        q, k, v = projected(attention, image)
+        scores = (q @ k.mT / math.sqrt(8)).masked_fill(~kept, -math.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(10, 24))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        found.float(), attention.out(torch.stack(rows)), atol=tolerance, rtol=tolerance
+    )
+    with torch.no_grad():
+        assert not torch.allclose(attention.eval()(tokens), found.float(), atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", [Attention, LocalityAttention, LinformerAttention])
+def test_drop_key_acts_in_training_only(kind: type[Attention]) -> None:
+    attention, plain, tokens = make_attention(kind, drop_key=0.5), make_attention(kind), some_tokens()
+    torch.testing.assert_close(attention.eval()(tokens), plain.eval()(tokens))
+    first, second = attention.train()(tokens), attention(tokens)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(plain.train()(tokens), plain(tokens))
+
+
+def test_the_drop_key_rate_falls_linearly_from_the_first_block() -> None:
+    rates = [block.attention.drop_key for block in small_vit(depth=4, drop_key=0.2).blocks]
+    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+def test_drop_key_compiles_to_the_same_distribution() -> None:
+    importlib.import_module("torch._dynamo").reset()
+    attention, tokens = make_attention(Attention, drop_key=0.5).train(), some_tokens(1).expand(8192, -1, -1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        eager = attention(tokens)
+        attention.compile(dynamic=False)
+        compiled = attention(tokens)
+    assert not torch.equal(eager, compiled)
+    torch.testing.assert_close(compiled.mean(0), eager.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(compiled.std(0), eager.std(0), atol=0.05, rtol=0)
