@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vitlab import cores as module
 from vitlab.cores import cores
 
 REPORT = """
@@ -30,6 +32,7 @@ def test_a_process_held_to_one_core_counts_one(monkeypatch: pytest.MonkeyPatch) 
 def test_the_mask_counts_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITLAB_CORES", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(module, "quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -40,3 +43,22 @@ def test_a_share_of_a_sweep_comes_first(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     monkeypatch.setenv("VITLAB_CORES", "2")
     assert cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4), ("max 100000", 4), ("", 4), (None, 4)],
+)
+@pytest.mark.parametrize("group", ["", "a.slice/b.scope"])
+def test_a_containers_quota_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str | None, count: int, group: str
+) -> None:
+    monkeypatch.delenv("VITLAB_CORES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    for folder in ("proc/self", f"sys/fs/cgroup/{group}"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"1:name=systemd:/other\n0::/{group}\n")
+    if said is not None:
+        (tmp_path / "sys/fs/cgroup" / group / "cpu.max").write_text(f"{said}\n")
+    assert cores() == count

@@ -1,9 +1,13 @@
 """How many of the CPU's cores this process may use. Torch-free."""
 
+import contextlib
+import math
 import os
+from pathlib import Path
 
 # Set for the jobs of a sweep that runs several at a time.
 SHARE = "VITLAB_CORES"
+ROOT = Path("/")  # of Linux's files about the process
 
 
 def cores() -> int:
@@ -15,4 +19,18 @@ def cores() -> int:
     if share := os.environ.get(SHARE):
         return int(share)
     # Where there is no such mask (macOS) every process may run everywhere.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(mask, quota() or mask)
+
+
+def quota() -> int | None:
+    """Return the cores whose time a container gets, such as by ``docker --cpus``; None where nothing is said.
+
+    Source: the Linux kernel's documentation of control groups, version 2, ``cpu.max``.
+    """
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
+        group = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+        allowed, period = (ROOT / "sys/fs/cgroup" / group / "cpu.max").read_text().split()
+        return math.ceil(int(allowed) / int(period))  # "max" is no number: no quota
+    return None

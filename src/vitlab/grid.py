@@ -47,7 +47,7 @@ def sweep(arguments: Arguments) -> None:
     if found.left():
         run_jobs(found, config)
     else:
-        say(f"{found} is finished: all {len(found.runnable)} jobs. sweep.new=true runs them afresh.")
+        say(f"{found} is finished, {len(found.runnable)} of {len(found.runnable)}; sweep.new=true runs it afresh.")
         show_results(found)
 
 
