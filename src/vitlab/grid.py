@@ -42,13 +42,17 @@ def sweep(arguments: Arguments) -> None:
     if jobs:
         _add(found, jobs)
         found.save()
-        number = len(found.runnable)
-        say(f"{number} job{'s' * (number != 1)} in {found}")
+        say(f"{_size(found)} in {found}")
     if found.left():
         run_jobs(found, config)
     else:
-        say(f"{found} is finished, {len(found.runnable)} of {len(found.runnable)}; sweep.new=true runs it afresh.")
+        say(f"{found} is finished: {_size(found)}. sweep.new=true runs it afresh.")
         show_results(found)
+
+
+def _size(found: Sweep) -> str:
+    number = len(found.runnable)
+    return f"{number} job{'s' * (number != 1)}"
 
 
 def _resumed(arguments: Arguments) -> tuple[Sweep, list[Combination]]:

@@ -118,7 +118,7 @@ def test_the_same_command_goes_on_with_what_is_left(call: Calls, tmp_path: Path,
     capsys.readouterr()
     assert call(*typed) == []
     said = capsys.readouterr().out
-    assert "sweep is finished: all 6 jobs" in said
+    assert "sweep is finished: 6 jobs" in said
     assert said.index("depth=3") < said.index("depth=2") < said.index("depth=1"), "best on the hold-out first"
     assert "0.3015 ± 0.0007" in said
 
