@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 
 from tests.models.helpers import build, small_vit
 from vitlab.errors import UserError
@@ -55,6 +56,40 @@ def test_colour_kernels_see_grey(tmp_path: Path) -> None:
     torch.testing.assert_close(new.stem[0].weight, old.stem[0].weight.sum(dim=1, keepdim=True))
 
 
+@pytest.mark.parametrize(("patch_size", "side"), [(8, 8), ([4, 8], (4, 8)), (2, 2)])
+def test_patches_are_resized(tmp_path: Path, patch_size: Any, side: Any) -> None:
+    old, new = small_vit(), small_vit(patch_size=patch_size)
+    loaded = start_from(new, saved(old, tmp_path))
+    assert [row.split()[0] for row in loaded.resized] == [
+        "tokenizer.projection.linear.weight",
+        "position.table",
+    ]
+    kernel = old.tokenizer.projection.linear.weight.detach().unflatten(1, (3, 4, 4))
+    expected = PatchEmbed(img_size=16, patch_size=4, embed_dim=32)
+    expected.proj.weight.data.copy_(kernel)
+    expected.set_input_size(patch_size=side if isinstance(side, tuple) else (side, side))
+    torch.testing.assert_close(
+        new.tokenizer.projection.linear.weight, expected.proj.weight.flatten(1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_an_enlarged_image_gives_the_tokens_that_it_gave(tmp_path: Path) -> None:
+    old, new = small_vit(), small_vit(image_size=32, patch_size=8)
+    loaded = start_from(new, saved(old, tmp_path))
+    assert len(loaded.resized) == 1
+    patch = torch.rand(1, 3, 4, 4)
+    images = patch.repeat(1, 1, 4, 4)
+    larger = F.interpolate(patch, scale_factor=2, mode="bicubic", antialias=True).repeat(1, 1, 4, 4)
+    torch.testing.assert_close(new.tokenizer(larger), old.tokenizer(images), atol=1e-4, rtol=1e-4)
+
+
+def test_patches_of_colours_see_grey(tmp_path: Path) -> None:
+    old, new = small_vit(), small_vit(channels=1)
+    start_from(new, saved(old, tmp_path))
+    grey = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(new.tokenizer(grey), old.tokenizer(grey.expand(-1, 3, -1, -1)))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -62,7 +97,7 @@ def test_colour_kernels_see_grey(tmp_path: Path) -> None:
         ({"depth": 1}, r"unexpected: blocks\.1"),
         ({"dim": 64}, "of another shape"),
         ({"pool": "mean"}, "unexpected: class_token"),
-        ({"channels": 1}, r"of another shape: tokenizer\.projection\.linear\.weight \(32, 48\) for"),
+        ({"patch_norm": True}, r"missing: tokenizer\.projection\.norm_in"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, changes: Any, words: str) -> None:

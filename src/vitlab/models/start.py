@@ -2,24 +2,30 @@
 
 from pathlib import Path
 
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import adapt_input_conv
 from torch import nn
 
 from vitlab.models.positions import LearnablePositions
 from vitlab.models.pretrained import Loaded, Weights, load_pretrained
+from vitlab.models.tokenizers import PatchEmbedding
+
+PATCHES = "tokenizer.projection.linear.weight"  # (dim, channels * down * across), a flattened kernel
 
 
 def start_from(net: nn.Module, path: Path) -> Loaded:
     """Fill ``net`` from a run folder or a file of weights; what is called ``…head`` may have other classes.
 
-    Learned positions are resized to another grid, bicubically (Dosovitskiy et al. 2021, section 3.2), and a
-    first convolution for three channels to another number.
+    Learned positions are resized to another grid, bicubically (Dosovitskiy et al. 2021, section 3.2), patches
+    to another size, so that an enlarged patch gives the same token (Beyer et al. 2023, "FlexiViT", section
+    3.4), and a first convolution for three channels, or patches of them, to another number.
 
     Raises:
         UserError: there are no weights, or anything else is missing, left over or of another shape.
     """
 
     def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
+        weights = _fit_patches(net, weights)
         position, table = getattr(net, "position", None), weights.get("position.table")
         if table is None or not isinstance(position, LearnablePositions):
             return weights
@@ -43,3 +49,21 @@ def start_from(net: nn.Module, path: Path) -> Loaded:
         images=None,
         fetched=None,
     )
+
+
+def _fit_patches(net: nn.Module, weights: Weights) -> Weights:
+    tokenizer, old = getattr(net, "tokenizer", None), weights.get(PATCHES)
+    if (
+        type(tokenizer) is not PatchEmbedding or old is None
+    ):  # of shifted patches no shape says what they were
+        return weights
+    channels = tokenizer.projection.linear.in_features // (tokenizer.patch[0] * tokenizer.patch[1])
+    # What a patch was is not on record, but its number of values allows one square patch.
+    sides = {count: round((old.shape[1] / count) ** 0.5) for count in (channels, 3, 1)}
+    found = next(((n, side) for n, side in sides.items() if n * side * side == old.shape[1]), None)
+    if found is None or old.shape[1] == tokenizer.projection.linear.in_features:
+        return weights
+    kernel = old.unflatten(1, (found[0], found[1], found[1]))  # (dim, channels, side, side)
+    if found[0] == 3:
+        kernel = adapt_input_conv(channels, kernel)
+    return weights | {PATCHES: resample_patch_embed(kernel, [*tokenizer.patch]).flatten(1)}
