@@ -37,7 +37,7 @@ quickstart: install  ## train a small ViT on built-in images: no download, about
 	@echo "  python train.py --help"
 
 test: install  ## run the tests (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: install  ## run the long tests
 	@$(BIN)/python -m pytest -m slow

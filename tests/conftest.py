@@ -22,6 +22,11 @@ TINY = (  # noqa: SIM905
 ).split()
 
 
+def slow(*values: Any) -> Any:
+    """A case for ``pytest.mark.parametrize`` that only ``make test-slow`` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # networks this small only wait for each other

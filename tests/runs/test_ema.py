@@ -173,6 +173,7 @@ def test_a_diverging_run_is_found_out_by_its_raw_weights(train: Train) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_average_and_accumulate_as_one(train: Train, tmp_path: Path) -> None:
     options = [
         *("callbacks.ema.decay=0.9", "trainer.accumulate_grad_batches=3", "model.dropout=0", "augment=none"),

@@ -45,6 +45,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert total_test_images(two) == pytest.approx(round(total_test_images(two)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path: Path) -> None:
     """Kill rank 0 in the first epoch, see the other go too, resume, and end with the same weights."""
     options = [*on_two(OPTIONS), "callbacks.checkpoint.every_minutes=1e-6", "trainer.max_epochs=6"]
@@ -83,6 +84,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_on_two_processes_runs_each_job_once_in_its_own_folder(tmp_path: Path) -> None:
     options = [o for o in on_two(OPTIONS) if not o.startswith("model.depth")]
     ended = verb("-m", *options, "model.depth=1,2", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
+from tests.conftest import ROOT, TINY, checkpoint, same_weights, slow, summary, verb
 from vitlab.errors import UserError
 from vitlab.folder import RunFolder
 from vitlab.hardware import has_compiler
@@ -70,7 +70,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 # Every save point counts: with so small an interval there is a checkpoint after each optimizer step, so
 # the kill at batch n leaves the state of step n - 1. Two epochs of eight batches; 9 is the first batch
 # of the second.
-@pytest.mark.parametrize("batch", [1, 4, 9, 14])
+@pytest.mark.parametrize("batch", [slow(1), slow(4), 9, slow(14)])
 def test_after_kill_9_the_same_weights(train: Train, fresh: Train, batch: int) -> None:
     options = ("callbacks.checkpoint.every_minutes=1e-6",)
     whole, stopped = train(*options, name="whole"), fresh(*options)
@@ -84,7 +84,7 @@ def test_after_kill_9_the_same_weights(train: Train, fresh: Train, batch: int) -
         assert summary(whole)[key] == summary(stopped)[key]
 
 
-@pytest.mark.parametrize("batch", [4, 9])
+@pytest.mark.parametrize("batch", [slow(4), 9])
 def test_the_average_and_the_raw_weights_go_on(train: Train, fresh: Train, batch: int) -> None:
     options = ("callbacks.checkpoint.every_minutes=1e-6", "callbacks.ema.decay=0.7")
     whole, stopped = train(*options, name="whole"), fresh(*options)
@@ -99,6 +99,7 @@ def test_the_average_and_the_raw_weights_go_on(train: Train, fresh: Train, batch
         assert summary(whole)[key] == summary(stopped)[key]
 
 
+@pytest.mark.slow
 def test_killed_twice_under_accumulation_between_checkpoints(train: Train, fresh: Train) -> None:
     options = ("trainer.accumulate_grad_batches=3", "trainer.max_epochs=3", "augment=basic")
     whole, stopped = train(*options, name="whole"), fresh(*options)
@@ -109,6 +110,7 @@ def test_killed_twice_under_accumulation_between_checkpoints(train: Train, fresh
     assert same_weights(whole, stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("trainer.max_steps=11", "trainer.max_epochs=-1"), ("data.val_size=0",)])
 def test_kinds_of_run_end(train: Train, fresh: Train, options: tuple[str, ...]) -> None:
     options += ("callbacks.checkpoint.every_minutes=1e-6",)
@@ -119,7 +121,7 @@ def test_kinds_of_run_end(train: Train, fresh: Train, options: tuple[str, ...]) 
     assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
     train: Train, fresh: Train, signum: signal.Signals, code: int
 ) -> None:
@@ -135,8 +137,8 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
     assert same_weights(whole, stopped)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize(("batch", "step"), [(4, 2), (8, 3)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("batch", "step"), [(4, 2), slow(8, 3)])
 def test_a_signal_under_accumulation_waits_for_the_optimizer_step_or_the_epoch(
     fresh: Train, signum: signal.Signals, code: int, batch: int, step: int
 ) -> None:

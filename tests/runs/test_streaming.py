@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY, same_weights, summary, verb
+from tests.conftest import ROOT, TINY, same_weights, slow, summary, verb
 from tests.data.helpers import image_tree
 from tests.runs.test_resume import DRIVER, fresh
 from vitlab.errors import UserError
@@ -66,7 +66,7 @@ def test_streamed_and_in_memory_end_with_the_same_weights(
     assert ("; decoded in " in log) == (kind == "cached files")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_stops_at_the_next_step_with_a_checkpoint(
     train: Train, fresh: Train, on_files: Callable[..., None], signum: signal.Signals, code: int
 ) -> None:
@@ -123,6 +123,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on(fresh: Train) -> None:
     assert "free; auto)" in (folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_stream_what_one_holds(train: Train, tmp_path: Path) -> None:
     changes = ("augment=none", "model.dropout=0", "data.num_test=41")  # an odd one out
     one, two = train(*changes, "data.in_memory=true", name="one"), tmp_path / "two"
