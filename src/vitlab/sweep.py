@@ -9,6 +9,7 @@ A job is known by its overrides, in whatever order. What state it is in follows 
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,22 +33,30 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
     return [o for o in overrides if not o.startswith(("hydra.", "hydra/", "sweep.", "sweep="))]
 
 
+def shorten(keys: Iterable[str]) -> dict[str, str]:
+    """Return how each key is shown: ``model.patch_size`` → ``patch_size``, without its group.
+
+    With the group where two would look alike, and where what is left says too little.
+    """
+    inner = {key: key.replace("/", ".").partition(".")[2] or key for key in keys}
+    shown = Counter(inner.values())
+    vague = ("seed", "_target_")  # `seed` alone is the run's
+    return {
+        key: text if shown[text] == 1 and text not in vague else key.replace("/", ".")
+        for key, text in inner.items()
+    }
+
+
 def label(overrides: Iterable[str], keys: Iterable[str]) -> str:
     """Return what sets a job apart, such as ``"patch_size=2 depth=4"``.
 
     Args:
         overrides: of the job.
-        keys: that were swept. Of each the last part is shown; more where two would look alike.
+        keys: that were swept.
     """
-    keys = list(keys)
-    ends = [_last(key) for key in keys]
-    short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+    short = shorten(keys)
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return " ".join(f"{short[key]}={value}" for key, _, value in pairs if key in short)
-
-
-def _last(key: str) -> str:
-    return key.replace("/", ".").rpartition(".")[2]
 
 
 def folder_name(text: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:

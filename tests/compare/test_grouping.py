@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.compare.folders import make_grid, make_run
-from vitlab.compare.groups import Comparison, make_comparison, row, shorten
+from vitlab.compare.groups import Comparison, make_comparison, row
 from vitlab.compare.read import read_runs
 from vitlab.errors import UserError
+from vitlab.sweep import shorten
 
 
 def compared(folder: Path, *baseline: str) -> Comparison:
@@ -69,13 +70,23 @@ def test_of_many_keys_only_what_is_not_usual_is_named(tmp_path: Path) -> None:
     ]
 
 
-def test_keys_are_as_short_as_they_can_be() -> None:
-    keys = ("model.depth", "task.teacher.depth", "model/tokenizer", "data.seed")
-    assert shorten(keys) == {
+def test_keys_are_shown_without_their_group() -> None:
+    keys = (
+        "model.depth",
+        "task.depth",
+        "model.patch_size",
+        "callbacks.ema.decay",
+        "model/tokenizer",
+        "data.seed",
+    )
+    assert shorten([*keys, "seed"]) == {
         "model.depth": "model.depth",
-        "task.teacher.depth": "teacher.depth",
+        "task.depth": "task.depth",
+        "model.patch_size": "patch_size",
+        "callbacks.ema.decay": "ema.decay",
         "model/tokenizer": "tokenizer",
         "data.seed": "data.seed",
+        "seed": "seed",
     }
 
 

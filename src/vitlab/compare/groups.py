@@ -11,6 +11,7 @@ from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
 from vitlab.compare.statistics import Difference, Spread, paired, spread
 from vitlab.effect import under
 from vitlab.errors import UserError, nearest
+from vitlab.sweep import shorten
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 SPLITS = {"val": VAL, "test": TEST}
@@ -191,21 +192,6 @@ def _say(table: Mapping[str, str], short: Mapping[str, str], shared: Mapping[str
     """Return ``key=value …`` without what is as in ``shared``."""
     told = [key for key in short if key in table and (key not in shared or table[key] != shared[key])]
     return " ".join(f"{short[key]}={table[key]}" for key in told)
-
-
-def shorten(keys: Iterable[str]) -> dict[str, str]:
-    """Return each key's shortest end that no other key has: ``model.patch_size`` → ``patch_size``."""
-    parts = {key: re.split(r"[./]", key) for key in keys}
-    short = {}
-    for key, mine in parts.items():
-        for length in range(1, len(mine) + 1):
-            end = mine[-length:]
-            # `seed` alone is the run's.
-            alone = all(other[-length:] != end for name, other in parts.items() if name != key)
-            if alone and end != ["seed"] and end != ["_target_"]:
-                break
-        short[key] = ".".join(end)
-    return short
 
 
 def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
