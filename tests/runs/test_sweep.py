@@ -86,10 +86,9 @@ def test_folders_are_named_by_what_was_swept() -> None:
     text = label(overrides, ["seed", "model.patch_size"])
     assert text == "patch_size=4 seed=1"
     assert folder_name(text) == "patch_size-4_seed-1"
-    alike = ["model.tokenizer.norm", "model.norm"]
-    assert label(["model.tokenizer.norm=batch", "model.norm=x"], alike) == (
-        "model.tokenizer.norm=batch model.norm=x"
-    )
+    assert label(["model.tokenizer.norm=batch"], ["model.tokenizer.norm"]) == "tokenizer.norm=batch"
+    alike = ["model.dropout", "task.dropout"]
+    assert label(["model.dropout=0.1", "task.dropout=0"], alike) == "model.dropout=0.1 task.dropout=0"
     for awkward in ("root=/a/b c'd", "size=[4,2]", "x=" + "9" * 300, ""):
         name = folder_name(awkward, ["one"])
         assert 0 < len(name) <= 80
