@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 install: $(STAMP)  ## make .venv and install the pinned dependencies
 
-quickstart: install  ## train a small ViT on built-in images: no download, about 2 minutes on 2 CPU cores
+quickstart: install  ## train a small ViT on built-in images: no download, 2 to 5 minutes on 2 CPU cores
 	@$(BIN)/python train.py experiment=quickstart
 	@echo
 	@echo "Next, in this folder:"
