@@ -38,13 +38,11 @@ def shorten(keys: Iterable[str]) -> dict[str, str]:
 
     With the group where two would look alike, and where what is left says too little.
     """
-    inner = {key: key.replace("/", ".").partition(".")[2] or key for key in keys}
-    shown = Counter(inner.values())
-    vague = ("seed", "_target_")  # `seed` alone is the run's
-    return {
-        key: text if shown[text] == 1 and text not in vague else key.replace("/", ".")
-        for key, text in inner.items()
-    }
+    dotted = {key: key.replace("/", ".") for key in keys}
+    inner = {key: whole.partition(".")[2] or whole for key, whole in dotted.items()}
+    vague = {"seed", "_target_"}  # `seed` alone is the run's
+    vague |= {text for text, times in Counter(inner.values()).items() if times > 1}
+    return {key: dotted[key] if text in vague else text for key, text in inner.items()}
 
 
 def label(overrides: Iterable[str], keys: Iterable[str]) -> str:

@@ -20,7 +20,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from tests.conftest import ROOT, TINY, summary, verb
+from tests.conftest import ROOT, summary, verb
+from tests.runs.test_space import PLAIN, RATE
 from vitlab import course, plots, session
 from vitlab import trials as record
 from vitlab.errors import UserError
@@ -69,8 +70,6 @@ for epoch in range(len(values) + 1, epochs + 1):
     write("metrics.csv", "epoch,val/accuracy\\n" + "".join(f"{n},{v}\\n" for n, v in enumerate(values, 1)))
 end("finished", 0)
 """
-PLAIN = ["sweep=optuna", *TINY]
-RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
 
 
 # What takes time and is the same in every test.

@@ -32,8 +32,8 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels_out)
         self.conv2 = convolution(channels_out, channels_out, size=3)
         self.norm2 = nn.BatchNorm2d(channels_out)
-        # Option B of section 4.1: a 1x1 projection only where the shape changes.
         self.stride = stride
+        # Option B of section 4.1: a 1x1 projection only where the shape changes.
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(

@@ -53,17 +53,19 @@ def start_from(net: nn.Module, path: Path) -> Loaded:
 
 def _fit_patches(net: nn.Module, weights: Weights) -> Weights:
     tokenizer, old = getattr(net, "tokenizer", None), weights.get(PATCHES)
-    if (
-        type(tokenizer) is not PatchEmbedding or old is None
-    ):  # of shifted patches no shape says what they were
+    # Of shifted patches, a subclass, no shape says what they were.
+    if old is None or type(tokenizer) is not PatchEmbedding:
         return weights
-    channels = tokenizer.projection.linear.in_features // (tokenizer.patch[0] * tokenizer.patch[1])
+    needed, values = tokenizer.projection.linear.in_features, old.shape[1]
+    if values == needed:
+        return weights
+    own = needed // (tokenizer.patch[0] * tokenizer.patch[1])  # channels
     # What a patch was is not on record, but its number of values allows one square patch.
-    sides = {count: round((old.shape[1] / count) ** 0.5) for count in (channels, 3, 1)}
-    found = next(((n, side) for n, side in sides.items() if n * side * side == old.shape[1]), None)
-    if found is None or old.shape[1] == tokenizer.projection.linear.in_features:
-        return weights
-    kernel = old.unflatten(1, (found[0], found[1], found[1]))  # (dim, channels, side, side)
-    if found[0] == 3:
-        kernel = adapt_input_conv(channels, kernel)
-    return weights | {PATCHES: resample_patch_embed(kernel, [*tokenizer.patch]).flatten(1)}
+    for channels in (own, 3, 1):
+        side = round((values / channels) ** 0.5)
+        if channels * side * side == values:
+            kernel = old.unflatten(1, (channels, side, side))  # (dim, channels, side, side)
+            if channels == 3:
+                kernel = adapt_input_conv(own, kernel)
+            return weights | {PATCHES: resample_patch_embed(kernel, [*tokenizer.patch]).flatten(1)}
+    return weights
