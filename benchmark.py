@@ -9,11 +9,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vitlab.bench.checks import check_benchmark, check_own_folder
-from vitlab.cli import finish
+from vitlab.benchmark.checks import check_benchmark, check_own_folder
 from vitlab.config import CONF, preflight, register_resolvers, to_plain
-from vitlab.errors import UserError
-from vitlab.launch import as_typed, check_data, check_folder, parse_arguments
+from vitlab.core.cli import finish
+from vitlab.core.errors import UserError
+from vitlab.training.launch import as_typed, check_data, check_folder, parse_arguments
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
 
@@ -42,7 +42,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"the folder cannot be made: {error}") from error
     for folder, config in jobs:  # here, outside Hydra: its own errors and signals
-        from vitlab.bench.measure import measure
+        from vitlab.benchmark.measure import measure
 
         measure(folder, config)
 

@@ -11,10 +11,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from vitlab.cli import finish
 from vitlab.compare import compare
-from vitlab.errors import UserError
-from vitlab.screen import WIDTH
+from vitlab.core.cli import finish
+from vitlab.core.console import WIDTH
+from vitlab.core.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

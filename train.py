@@ -6,13 +6,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from vitlab.cli import finish
 from vitlab.config import CONF, preflight, register_resolvers, to_plain
-from vitlab.errors import UserError
-from vitlab.folder import RunFolder
-from vitlab.grid import sweep
-from vitlab.launch import check_data, check_folder, claim, execute, parse_arguments
-from vitlab.search import is_search, search
+from vitlab.core.cli import finish
+from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder
+from vitlab.sweep.grid import sweep
+from vitlab.sweep.search import is_search, search
+from vitlab.training.launch import check_data, check_folder, claim, execute, parse_arguments
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
 

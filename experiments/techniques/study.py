@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vitlab.cores import cores
+from vitlab.core.cpu_count import cores
 
 RUNS = Path("outputs/techniques")
 TEACHER_RUN = Path("outputs/techniques_teacher")

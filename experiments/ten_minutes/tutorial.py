@@ -20,10 +20,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import torchvision  # noqa: E402
 
-from vitlab.bench import references  # noqa: E402
-from vitlab.build import build  # noqa: E402
+from vitlab.benchmark import references  # noqa: E402
 from vitlab.config import preflight, to_plain  # noqa: E402
-from vitlab.cores import cores  # noqa: E402
+from vitlab.core.cpu_count import cores  # noqa: E402
+from vitlab.training.build import build  # noqa: E402
 
 MODEL = ("model=vit_tiny", "augment=autoaugment", "trainer=cpu", "trainer.precision=32", "compile=false")
 

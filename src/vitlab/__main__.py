@@ -5,17 +5,17 @@ What sweeps, several devices and torchrun start: ``torchrun --nproc-per-node=2 -
 
 import sys
 
-from vitlab.cli import finish
-from vitlab.errors import UserError
+from vitlab.core.cli import finish
+from vitlab.core.errors import UserError
 
 
 def main() -> None:
-    from vitlab.folder import RunFolder
+    from vitlab.core.run_folder import RunFolder
 
     if len(sys.argv) != 2:
         raise UserError("usage: python -m vitlab RUN_FOLDER")
     folder = RunFolder.find(sys.argv[1])
-    from vitlab.runs import run
+    from vitlab.training.run import run
 
     run(folder)
 

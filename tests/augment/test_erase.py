@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from vitlab.augment.erase import VALUES, Cutout, RandomErasing
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 BOXES = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [0, 0, 6, 7], [5, 6, 1, 1]])
 

@@ -5,8 +5,8 @@ import torch
 
 from vitlab.augment import Compose
 from vitlab.augment.mix import MixupCutmix
-from vitlab.errors import UserError
-from vitlab.losses import soft_cross_entropy
+from vitlab.core.errors import UserError
+from vitlab.tasks.losses import soft_cross_entropy
 
 NO_BOX = [0, 0, 0, 0]
 

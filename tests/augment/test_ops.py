@@ -6,7 +6,7 @@ from torch import nn
 
 from vitlab.augment import Compose, ImageOp
 from vitlab.augment.ops import RandomCrop, RandomFlip
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 SHAPES = [(6, 3, 8, 8), (5, 1, 7, 11), (4, 3, 1, 5), (0, 3, 8, 8)]
 OPS = {

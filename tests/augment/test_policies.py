@@ -21,7 +21,7 @@ from vitlab.augment.policies import (
     ThreeAugment,
     TrivialAugment,
 )
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 EMPTY = torch.empty(4000, 3, 32, 24, dtype=torch.uint8)  # draws read the shape alone
 PLAIN = {"interpolation": "nearest", "fill": 0}

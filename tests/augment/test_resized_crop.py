@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from vitlab.augment.resized_crop import RandomResizedCrop
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 def make(**options):

@@ -8,8 +8,8 @@ import pytest
 from tests.compare.folders import make_grid, make_run
 from vitlab.compare.groups import Comparison, make_comparison, row
 from vitlab.compare.read import read_runs
-from vitlab.errors import UserError
-from vitlab.sweep import shorten
+from vitlab.core.errors import UserError
+from vitlab.sweep.record import shorten
 
 
 def compared(folder: Path, *baseline: str) -> Comparison:

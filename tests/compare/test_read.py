@@ -9,7 +9,7 @@ import pytest
 
 from tests.compare.folders import make_run
 from vitlab.compare.read import read_runs
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 def only(folder: Path):  # type: ignore[no-untyped-def]

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import DictConfig
 
 from tests.config.helpers import Refuse, changed
-from vitlab.config import check, compose, composition, to_plain
-from vitlab.errors import UserError
+from vitlab.config import check, compose, to_plain
+from vitlab.config import composer as composition
+from vitlab.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

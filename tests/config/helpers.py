@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vitlab.config import combinations, preflight, report
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 Refuse = Callable[..., str]
 

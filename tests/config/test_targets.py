@@ -7,7 +7,7 @@ import pytest
 
 from tests.config.helpers import refused
 from vitlab.config import check_targets, targets
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,13 @@ from vitlab.errors import UserError
         "torch.hub.load",
         "torch.optim.lr_scheduler.os.system",
         "torch.optim.SGD.zero_grad",
-        "vitlab.runs.run",
+        "vitlab.training.run.run",
         "vitlab.models.vit.torch.hub.load",
         "vitlab.models.vit.torch",
         "vitlab.models.vit._secret",
         "vitlab.models.../../x",
         "vitlab.models.",
-        "vitlab.data.sources.Path",
+        "vitlab.data.datasets.Path",
         "vitlabx.models.vit.ViT",
         3,
         None,
@@ -41,7 +41,7 @@ def test_a_config_names_no_code_but_ours(target: Any) -> None:
         "vitlab.models.vit.ViT",
         "vitlab.optim.adamw",
         "vitlab.optim.schedulers.cosine",
-        "vitlab.losses.soft_cross_entropy",
+        "vitlab.tasks.losses.soft_cross_entropy",
         "torch.optim.AdamW",
     ],
 )
@@ -58,7 +58,7 @@ def test_what_a_module_imports_is_not_its_own(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "models").mkdir()
     package = "from os import system\nfrom vitlab.models.mine import Mine as Ours\n"
     (tmp_path / "models" / "__init__.py").write_text(package)
-    module = "from vitlab.runs import run\nclass Mine: ...\ndef _secret(): ...\n"
+    module = "from vitlab.training.run import run\nclass Mine: ...\ndef _secret(): ...\n"
     (tmp_path / "models" / "mine.py").write_text(module)
     for name in ("Ours", "mine.Mine"):
         check_targets({"_target_": f"vitlab.models.{name}"})

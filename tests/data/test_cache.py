@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from tests.data.helpers import config, decoded, image_tree, save
-from vitlab.data import images as images_module
-from vitlab.data import sources
+from vitlab.core.errors import UserError
+from vitlab.data import decode as images_module
 from vitlab.data.cache import CachedImages
-from vitlab.data.images import ImageFiles
-from vitlab.errors import UserError
+from vitlab.data.decode import ImageFiles
 
 
 @pytest.fixture

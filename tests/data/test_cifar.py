@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.data.helpers import ROOT, cifar_files, config, python2_pickle, tar_gz
-from vitlab.data import download, sources
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
+from vitlab.data import datasets, download
 
 NAME = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -85,7 +85,7 @@ def server():
 
 def cifar(root, url="http://127.0.0.1:1/none", **changes):
     options = {"root": str(root), "url": url, "md5": md5(ARCHIVE), "val_size": 10, "batch_size": 8}
-    return sources.build(config("cifar10", **options | changes))
+    return datasets.build(config("cifar10", **options | changes))
 
 
 def leftovers(root) -> set[str]:
@@ -372,7 +372,7 @@ def test_cifar100_has_its_fine_labels(tmp_path):
     folder.mkdir()
     for name, content in (("train", batch), ("test", batch), ("meta", names)):
         (folder / name).write_bytes(python2_pickle(content))
-    source = sources.build(config("cifar100", root=str(tmp_path), val_size=0))
+    source = datasets.build(config("cifar100", root=str(tmp_path), val_size=0))
     assert source.classes[99] == "class 99"
     assert source.sizes == {"train": 200, "test": 200}
     assert source.load("test")[1][150] == 50

@@ -8,10 +8,9 @@ from torch import nn
 
 from tests.data.helpers import config, decoded, image_tree
 from vitlab.augment import Compose
-from vitlab.data import images as images_module
-from vitlab.data import sources
+from vitlab.core.errors import UserError
+from vitlab.data import decode as images_module
 from vitlab.data.datamodule import ImageData
-from vitlab.errors import UserError
 
 SIZES = {"train": 40, "test": 20}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vitlab.data.feed import Gather, Stream
 from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.reader import Gather, Stream
 
 
 def gather(number: int) -> Gather:

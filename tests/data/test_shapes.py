@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.data.helpers import config
-from vitlab.data import sources
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 def shapes(**changes):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from vitlab.core.errors import UserError
 from vitlab.data.split import split_count, stratified_split
-from vitlab.errors import UserError
 
 
 def split(labels, count, seed=0):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import compose, to_plain
-from vitlab.construct import build_net
 from vitlab.models.attention import Attention, LinformerAttention
+from vitlab.training.instantiate import build_net
 
 SMALL: dict[str, Any] = {
     "image_size": 16,

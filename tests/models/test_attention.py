@@ -16,10 +16,10 @@ from tests.conftest import TINY, verb
 from tests.models.helpers import make_attention, projected, small_vit, some_tokens
 from tests.models.test_vit import TO_TIMM
 from vitlab.config import preflight
-from vitlab.errors import UserError
-from vitlab.hardware import has_bf16, has_compiler
+from vitlab.core.errors import UserError
+from vitlab.core.hardware import has_bf16, has_compiler
 from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention
-from vitlab.models.cost import flops_per_image
+from vitlab.models.flops import flops_per_image
 from vitlab.optim.groups import parameter_groups
 
 # QK norm

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.helpers import build
-from vitlab.models.cost import count_parameters, flops_per_image
+from vitlab.models.flops import count_parameters, flops_per_image
 
 cct = pytest.importorskip("vit_pytorch.cct")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models.helpers import make_attention, projected, small_vit, some_tokens
-from vitlab.hardware import has_compiler
+from vitlab.core.hardware import has_compiler
 from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, attend, drop_keys
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.models.helpers import small_vit
 from vitlab.config import preflight
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.initialization import INITS, factors, mimetic
 from vitlab.models.layers import Block
 from vitlab.models.positions import Positions, sincos_table

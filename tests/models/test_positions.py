@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.models.helpers import small_vit
 from vitlab.config import preflight
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.positions import RotaryPositions
 
 

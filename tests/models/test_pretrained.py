@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.pretrained import Images, Loaded, find_weights, read_weights
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.errors import UserError
-from vitlab.models.cost import count_parameters
+from vitlab.core.errors import UserError
+from vitlab.models.flops import count_parameters
 from vitlab.models.resnet import ResNet
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.timm_model import TimmModel
 
 # A small network for the tests of weights; its size of image is free.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.models.helpers import small_vit
-from vitlab.models.cost import count_parameters
+from vitlab.models.flops import count_parameters
 from vitlab.models.layers import Size, pair
 from vitlab.models.tokenizers import ConvPool, ConvStem, PatchEmbedding, ShiftedPatches
 

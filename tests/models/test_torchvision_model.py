@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models import torchvision_model
 from vitlab.models.torchvision_model import TorchvisionModel
 

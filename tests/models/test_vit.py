@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.helpers import small_vit
-from vitlab.errors import UserError
-from vitlab.models.cost import count_parameters
+from vitlab.core.errors import UserError
+from vitlab.models.flops import count_parameters
 
 # timm's name for a parameter, as replacements in ours.
 TO_TIMM = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.build import build_net
 from vitlab.config import compose, preflight, to_plain
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.optim.freezing import freeze, rest
+from vitlab.training.build import build_net
 
 VIT = ["model=vit_tiny", "model.dim=16", "model.depth=3", "model.heads=2"]
 VIT += ["model.drop_path=0.5", "model.emb_dropout=0.5"]

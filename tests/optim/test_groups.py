@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.optim import Muon, adam, adamw, make_optimizer, parameter_groups, sgd
 
 

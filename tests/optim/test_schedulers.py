@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.build import _schedule
 from vitlab.config import CONF, compose, preflight, to_plain
-from vitlab.errors import UserError
+from vitlab.config.plan import Plan, make_plan
+from vitlab.core.errors import UserError
 from vitlab.optim.schedulers import (
     constant,
     cosine,
@@ -20,7 +20,7 @@ from vitlab.optim.schedulers import (
     warmup_cosine,
     warmup_stable_decay,
 )
-from vitlab.plan import Plan, make_plan
+from vitlab.training.build import _schedule
 
 NAMES = sorted(file.stem for file in CONF.glob("scheduler/*.yaml"))
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from tests.conftest import TINY, checkpoint, same_weights, summary, verb
-from vitlab import plots, report
-from vitlab.build import build
 from vitlab.config import CONF, compose, to_plain
+from vitlab.core import plots
+from vitlab.core.errors import UserError
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.processes import Interrupted
+from vitlab.core.run_folder import RunFolder
 from vitlab.data.loader import TrainLoader
-from vitlab.errors import UserError
-from vitlab.folder import RunFolder
-from vitlab.metrics import read_metrics
-from vitlab.processes import Interrupted
-from vitlab.runs import run
 from vitlab.tasks.classify import Classify
+from vitlab.training import report
+from vitlab.training.build import build
+from vitlab.training.run import run
 
 Train = Callable[..., Path]
 OPTIMIZERS = sorted(file.stem for file in CONF.glob("optimizer/*.yaml"))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.errors import UserError, nearest
+from vitlab.core.errors import UserError, nearest
 
 
 class Augmentation(nn.Module):

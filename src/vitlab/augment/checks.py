@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vitlab.errors import UserError, nearest
+from vitlab.core.errors import UserError, nearest
 
 
 def check_number(owner: object, name: str, value: Any, low: float, high: float = math.inf) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from vitlab.augment.base import Augmentation, to_pixels
 from vitlab.augment.boxes import inside, place_around, size_of
 from vitlab.augment.checks import check_number, check_whole
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 class MixupCutmix(Augmentation):

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitlab.augment.base import ImageOp
 from vitlab.augment.checks import check_number, check_whole, check_word
 from vitlab.augment.pixels import reflected
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 PADDING_MODES = ("zero", "reflect")
 

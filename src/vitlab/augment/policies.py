@@ -11,7 +11,7 @@ from vitlab.augment.base import ImageOp, to_uint8
 from vitlab.augment.checks import check_number, check_range, check_word
 from vitlab.augment.pixels import INTERPOLATIONS, OPS, apply_ops
 from vitlab.augment.searched import POLICIES
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 class Scale(NamedTuple):

@@ -12,8 +12,8 @@ from rich.console import Console
 from vitlab.compare.groups import Comparison, make_comparison
 from vitlab.compare.read import plain, read_runs
 from vitlab.compare.table import leaderboard_csv, leaderboard_md, runs_csv, show
-from vitlab.errors import UserError
-from vitlab.folder import write_atomic
+from vitlab.core.errors import UserError
+from vitlab.core.run_folder import write_atomic
 
 
 def compare(

@@ -9,9 +9,9 @@ from typing import Any
 
 from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
 from vitlab.compare.statistics import Difference, Spread, paired, spread
-from vitlab.effect import under
-from vitlab.errors import UserError, nearest
-from vitlab.sweep import shorten
+from vitlab.config.ignored_keys import under
+from vitlab.core.errors import UserError, nearest
+from vitlab.sweep.record import shorten
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 SPLITS = {"val": VAL, "test": TEST}

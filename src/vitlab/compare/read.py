@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from vitlab import effect
-from vitlab.effect import under
-from vitlab.errors import UserError, nearest
-from vitlab.folder import RunFolder, is_held
+from vitlab.config import ignored_keys as effect
+from vitlab.config.ignored_keys import under
+from vitlab.core.errors import UserError, nearest
+from vitlab.core.run_folder import RunFolder, is_held
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # any of these makes a folder that of a run
 SWEEP = "sweep.json"

@@ -6,9 +6,9 @@ wrong; `preflight` gives the configs of those that can run. The rules for single
 """
 
 from vitlab.config.checks import check, check_targets, lacking, to_plain
-from vitlab.config.commandline import Combination, combinations, preflight, report
-from vitlab.config.composition import CONF, compose, register_resolvers
-from vitlab.config.rules import OPEN_NODES
+from vitlab.config.composer import CONF, compose, register_resolvers
+from vitlab.config.overrides import Combination, combinations, preflight, report
+from vitlab.config.schema import OPEN_NODES
 from vitlab.config.targets import ALLOWED_TARGETS
 
 __all__ = [

@@ -7,13 +7,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.config.composition import compose
-from vitlab.config.fits import misfits
-from vitlab.config.kinds import Kind, found, like, show
-from vitlab.config.rules import OPEN_NODES, is_open, rule
+from vitlab.config.composer import compose
+from vitlab.config.cross_checks import misfits
+from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
 from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
-from vitlab.errors import UserError
+from vitlab.config.types import Kind, found, like, show
+from vitlab.core.errors import UserError
 
 Problems = dict[str, str]  # key -> sentence; one a key, the first found
 

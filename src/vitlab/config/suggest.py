@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from vitlab.config.kinds import alternatives
+from vitlab.config.types import alternatives
 
 # Keys are short words in one vocabulary: at 0.6, `depth` would be taken for `width`.
 KEY_CUTOFF = 0.7

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.kinds import alternatives, show
 from vitlab.config.suggest import did_you_mean, near
+from vitlab.config.types import alternatives, show
 
 ALLOWED_TARGETS = (
     "vitlab.models.",
@@ -20,8 +20,8 @@ ALLOWED_TARGETS = (
     "vitlab.augment.",
     "vitlab.optim.",
     "vitlab.tasks.",
-    "vitlab.callbacks.",
-    "vitlab.losses.",
+    "vitlab.training.callbacks.",
+    "vitlab.tasks.losses.",
     "torch.optim.",
 )
 _PACKAGE = Path(__file__).parents[1]

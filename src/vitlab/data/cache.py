@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import PIL
 
+from vitlab.data.decode import RULES_VERSION, ImageFiles, StoredImages, show_bytes
 from vitlab.data.download import locked
-from vitlab.data.images import RULES_VERSION, ImageFiles, StoredImages, show_bytes
 
 # By this file backup programs know a cache (https://bford.info/cachedir/), and `folder` knows not to
 # take ours for a class of images.

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from vitlab.core.errors import UserError
+from vitlab.data.decode import resize_images
 from vitlab.data.download import DownloadError, fetch, locked, md5_of
-from vitlab.data.images import resize_images
-from vitlab.errors import UserError
 
 
 @dataclass(frozen=True)

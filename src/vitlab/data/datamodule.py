@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitlab.cores import cores
+from vitlab.core.cpu_count import cores
+from vitlab.core.errors import UserError
+from vitlab.core.seeding import derive
 from vitlab.data.cache import CachedImages
-from vitlab.data.feed import Feed, Gather, Stream
-from vitlab.data.images import ImageFiles, Images, available_memory, image_shape, progress_bar
+from vitlab.data.datasets import Source, fixed_normalization, part_sizes
+from vitlab.data.decode import ImageFiles, Images, available_memory, image_shape, progress_bar
 from vitlab.data.loader import Batch, EvalLoader, TrainLoader
-from vitlab.data.placement import place
+from vitlab.data.memory import place
 from vitlab.data.preprocess import Preprocess, channel_statistics
-from vitlab.data.sources import Source, fixed_normalization, part_sizes
+from vitlab.data.reader import Feed, Gather, Stream
 from vitlab.data.split import random_order, stratified_split
-from vitlab.errors import UserError
-from vitlab.seeding import derive
 
 Pair = tuple[Tensor, Tensor]  # uint8 (N, C, H, W), int64 (N,)
 

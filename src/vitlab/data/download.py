@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 ANSWER_SECONDS = 10.0  # for name, connection and first answer together
 STALL_SECONDS = 30.0  # without a byte

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitlab.data.feed import Feed
-from vitlab.seeding import derive
+from vitlab.core.seeding import derive
+from vitlab.data.reader import Feed
 
 Place = tuple[int, int]  # epoch, and the batch in it that comes next
 

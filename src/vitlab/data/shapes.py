@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitlab.data.images import check_memory
-from vitlab.errors import UserError
-from vitlab.seeding import derive
+from vitlab.core.errors import UserError
+from vitlab.core.seeding import derive
+from vitlab.data.decode import check_memory
 
 CHUNK = 500  # images drawn from one seed: fewer images are a prefix of more
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 
 def split_count(size: int | float, total: int, key: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.attention import Attention
 from vitlab.models.positions import LearnablePositions, Positions, sincos_table
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.errors import UserError, nearest
+from vitlab.core.errors import UserError, nearest
 
 Size = int | Sequence[int]
 Part = TypeVar("Part")

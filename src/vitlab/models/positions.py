@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 # Turns queries and keys, both (B, heads, prefix + N, dim_head), by their places.
 Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

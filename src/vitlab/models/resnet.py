@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.layers import Size, pair
 
 

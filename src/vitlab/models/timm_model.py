@@ -10,11 +10,11 @@ import timm
 from timm.models import group_parameters, resolve_pretrained_cfg
 from torch import nn
 
-from vitlab.errors import UserError, nearest
-from vitlab.models.fetching import fetch_from_hub, fetch_from_url
-from vitlab.models.foreign import ForeignNet, building, check_arguments
+from vitlab.core.errors import UserError, nearest
+from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Images, Loaded, Weights, load_pretrained
+from vitlab.models.wrapper import ForeignNet, building, check_arguments
 
 # What timm calls the things that have a key of their own here.
 OWN_KEYS = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.layers import LAYER_NORM_EPS, Size, choose, layer_norm, linear, pair
 
 

@@ -11,11 +11,11 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from vitlab.errors import UserError, nearest
-from vitlab.models.fetching import fetch_from_url
-from vitlab.models.foreign import ForeignNet, building, check_arguments
+from vitlab.core.errors import UserError, nearest
+from vitlab.models.hub import fetch_from_url
 from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Images, Weights, load_pretrained
+from vitlab.models.wrapper import ForeignNet, building, check_arguments
 
 # What torchvision calls the things that have a key of their own here.
 OWN_KEYS = {

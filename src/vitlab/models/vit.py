@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.models.initialization import INITS
 from vitlab.models.layers import MLP, Block, Size, choose, pair, require_rates
 from vitlab.models.pooling import POOLINGS

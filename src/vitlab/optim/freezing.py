@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 from vitlab.optim.groups import layer_numbers
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 # How the common implementations name a weight in which query, key and value are stacked: ours and timm's,
 # torch's own.

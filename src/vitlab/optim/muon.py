@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from vitlab.hardware import has_bf16
+from vitlab.core.hardware import has_bf16
 from vitlab.optim.optimizers import resolve_fused
 
 # Of the quintic iteration in Jordan et al. 2024: steepest at zero, so that small singular values grow fast;

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, AdamW
 
-from vitlab.errors import UserError
+from vitlab.core.errors import UserError
 
 # The devices for which torch 2.11 to 2.15 implement fused Adam, AdamW and SGD.
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")

@@ -2,7 +2,7 @@
 
 Steps are counted in optimizer steps, so a curve does not change with gradient accumulation or the
 number of processes. Each schedule is a plain function; `lambda_lr` hangs it on an optimizer. What YAML
-gives as NAME_epochs, NAME_steps or NAME_fraction arrives here as NAME_steps (`vitlab.plan`).
+gives as NAME_epochs, NAME_steps or NAME_fraction arrives here as NAME_steps (`vitlab.config.plan`).
 
 A warmup of W steps rises linearly. Its first step has rate 1 / (W + 1), not 0: a step with rate 0 would
 be wasted. Source: Goyal et al. 2017, section 2.2.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vitlab.errors import UserError, nearest
+from vitlab.core.errors import UserError, nearest
 
 
 def warmup_cosine(step: int, total_steps: int, *, warmup_steps: int, final_ratio: float) -> float:

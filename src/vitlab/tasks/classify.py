@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from torchmetrics import ConfusionMatrix, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.errors import UserError
-from vitlab.losses import soft_cross_entropy
+from vitlab.core.errors import UserError
+from vitlab.core.seeding import derive
 from vitlab.optim.freezing import freeze as freeze_layers
 from vitlab.optim.freezing import rest
 from vitlab.optim.schedulers import lambda_lr
-from vitlab.seeding import derive
+from vitlab.tasks.losses import soft_cross_entropy
 
 
 def hits(predictions: Tensor, truth: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vitlab.losses import hard_distillation, soft_cross_entropy, soft_distillation
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.layers import choose
 from vitlab.tasks.classify import Classify, hits
+from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
 
 
 class Distill(Classify):

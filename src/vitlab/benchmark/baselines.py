@@ -1,0 +1,151 @@
+"""What takes steps: vitlab's run through Lightning, a plain PyTorch loop, and input without training."""
+
+import copy
+import functools
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitlab.benchmark.timing import SETTLE, Sample
+from vitlab.core.console import Screen
+from vitlab.core.processes import StopSignal
+from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.data.loader import Batch
+from vitlab.optim.schedulers import lambda_lr
+from vitlab.tasks.losses import soft_cross_entropy
+from vitlab.training.build import Job
+from vitlab.training.callbacks import Throughput
+from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trainer import make_trainer
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Repeat(L.LightningDataModule):
+    """One batch, on the device and ready for the network, for every step of an epoch."""
+
+    num_val = 0
+
+    def __init__(self, batch: Batch, steps: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.repeat(self.batch, self.steps)
+
+    def train_dataloader(self) -> "Repeat":
+        return self
+
+
+def fit(job: Job, stop: StopSignal, steps: int, batch: Batch | None = None, settle: int = SETTLE) -> Sample:
+    """Train as ``train.py`` does, in a folder that is thrown away, and time ``steps`` steps.
+
+    The clock is that of a run's ``images_per_second``: Lightning, callbacks, progress and TensorBoard are
+    in it; the set-up, and what happens between epochs, are not. Optimizer and schedule begin anew, the
+    weights go on.
+
+    Args:
+        batch: train on it alone; None for the run's own input.
+        settle: steps before the clock starts.
+
+    Raises:
+        Interrupted: a signal came; between two steps.
+    """
+    total = settle + steps
+    data: Any = job.data if batch is None else Repeat(batch, total)
+    per_epoch = job.plan.batches_per_epoch if batch is None else total
+    plan = replace(job.plan, total_steps=total, batches_per_epoch=per_epoch, epochs=-(-total // per_epoch))
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        summary = Summary(folder)
+        summary.begin(job.config["seed"], [], {}, None)
+        logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
+        clock = Throughput(time.monotonic(), warmup_steps=settle)
+        now = replace(job, data=data, plan=plan)
+        trainer, _ = make_trainer(folder, now, 1, summary, Screen(folder, quiet=True), stop, clock, logger)
+        trainer.fit(job.task, datamodule=data)
+        if logger:
+            logger.experiment.close()
+    return Sample(clock.images, clock.seconds)
+
+
+def inputs(job: Job) -> Iterator[Batch]:
+    """Yield the batches that a run of ``job`` trains on, from the first epoch on, without an end."""
+    data = copy.copy(job.data)  # Lightning hangs the original on its Trainers; the images are shared
+    data._streams = {}  # workers of its own, where images are streamed: a stream has one reader
+    data.trainer = None
+    loader = data.train_dataloader()  # which counts the epochs itself, as it has no Trainer
+    data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    data.trainer.training = True  # or else nothing would be augmented
+    while True:
+        for batch in loader:
+            on_device = data.transfer_batch_to_device(batch, data.device, 0)
+            yield data.on_after_batch_transfer(on_device, 0)
+
+
+def plain(job: Job, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
+    """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
+    task, options = job.task, job.config["trainer"]
+    optimizer = task.make_optimizer(net)
+    largest = options["gradient_clip_val"]
+    by_value = options["gradient_clip_algorithm"] == "value"
+    clip = functools.partial(
+        nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_, list(net.parameters()), largest
+    )
+    return train(
+        net,
+        optimizer,
+        ((batch.images, batch.targets) for batch in batches),
+        functools.partial(soft_cross_entropy, label_smoothing=task.label_smoothing),
+        precision=job.precision,
+        clip=clip if largest else None,
+        scheduler=lambda_lr(optimizer, task.schedule, task.total_steps),
+    )
+
+
+def tutorial(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[int]:
+    """Train ``net`` as tutorials do: float32, not compiled, Adam, class indices for targets."""
+    return train(net, torch.optim.Adam(net.parameters(), lr=1e-3), batches, F.cross_entropy)
+
+
+def train(
+    net: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    precision: str = "32-true",
+    clip: Callable[[], object] | None = None,
+    scheduler: Any = None,
+) -> Iterator[int]:
+    """The loop that people write without a framework: each ``next`` takes a step, and returns its images."""
+    kind = next(net.parameters()).device.type
+    scaler = torch.amp.GradScaler(kind, enabled=precision == "16-mixed")
+    net.train()
+    for images, targets in batches:
+        with torch.autocast(kind, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            value = loss(net(images), targets)
+        optimizer.zero_grad()
+        scaler.scale(value).backward()
+        if clip:
+            scaler.unscale_(optimizer)
+            clip()
+        scaler.step(optimizer)
+        scaler.update()
+        if scheduler:
+            scheduler.step()
+        yield len(images)

@@ -1,0 +1,135 @@
+"""Images per second of several contenders that take turns: samples, rounds, medians, ratios."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from vitlab.core.processes import Interrupted, StopSignal
+from vitlab.training.callbacks.throughput import wait_for_device
+
+SETTLE = 3  # steps before each measurement that nobody counts: caches are another's, and queues full or empty
+
+
+class Sample(NamedTuple):
+    """One measurement."""
+
+    images: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds
+
+
+@dataclass
+class Contender:
+    """Something that takes steps and can say how long they took.
+
+    Attributes:
+        measure: takes so many steps, after some that are not counted.
+        note: what it is, for the table.
+        multiple: its steps are counted in multiples of this: the workers of a DataLoader began to fill their
+            queues together, so their batches come in bursts of one each.
+        flops: of one image's training step; None where there is none.
+        details: for the record, such as the rates at other numbers of workers.
+        samples: of the rounds.
+        peak_bytes: most memory on a CUDA device in a measurement, with what the others keep there.
+    """
+
+    name: str
+    measure: Callable[[int], Sample]
+    note: str = ""
+    multiple: int = 1
+    flops: int | None = None
+    precision: str = "32-true"
+    details: dict[str, Any] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+
+def timed(steps: Iterator[int], count: int, stop: StopSignal, settle: int = SETTLE) -> Sample:
+    """Take ``settle`` steps and then ``count`` steps that are timed, from an idle device to an idle device.
+
+    Args:
+        steps: each ``next`` takes a step and returns its number of images.
+
+    Raises:
+        Interrupted: a signal came; between two steps.
+    """
+
+    def take(times: int) -> int:
+        images = 0
+        for _ in range(times):
+            images += next(steps)
+            if stop.received:
+                raise Interrupted(stop.received)
+        return images
+
+    take(settle)
+    wait_for_device()
+    start = time.perf_counter()
+    images = take(count)
+    wait_for_device()
+    return Sample(images, time.perf_counter() - start)
+
+
+def warm_up(contender: Contender, seconds: float, steps: int) -> int:
+    """Let the contender compile, allocate and fill its caches; return how many steps last ``seconds``."""
+    whole = contender.multiple * math.ceil(steps / contender.multiple)
+    contender.measure(whole)  # a compilation falls in here
+    sample = contender.measure(whole)
+    wanted = whole * seconds / sample.seconds
+    return contender.multiple * max(1 if contender.multiple == 1 else 3, round(wanted / contender.multiple))
+
+
+def race(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:
+    """Warm all up, then measure them in turn; the samples come to stand in each contender.
+
+    A drift of the machine then falls on all alike, and a round's ratio is of measurements that lie side by
+    side. Who begins changes from round to round.
+    """
+    steps = [warm_up(contender, seconds, warmup_steps) for contender in contenders]
+    turns = list(zip(contenders, steps, strict=True))
+    for number in range(rounds):
+        first = number % len(turns)
+        for contender, count in turns[first:] + turns[:first]:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            contender.samples.append(contender.measure(count))
+            if torch.cuda.is_available():
+                contender.peak_bytes = max(contender.peak_bytes or 0, torch.cuda.max_memory_allocated())
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, min and max."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def results(contenders: Sequence[Contender]) -> dict[str, Mapping[str, Any]]:
+    """Return name → what was measured; ``ratio`` is the first contender's rate over this one's, by round.
+
+    Contenders without a sample (the measurement was stopped) are left out.
+    """
+    first = contenders[0].samples if contenders else []
+    found: dict[str, Mapping[str, Any]] = {}
+    for contender in contenders:
+        if not contender.samples:
+            continue
+        ratios = [ours.rate / theirs.rate for ours, theirs in zip(first, contender.samples, strict=False)]
+        found[contender.name] = {
+            "note": contender.note,
+            "images_per_second": spread([sample.rate for sample in contender.samples]),
+            "ratio": spread(ratios) if ratios and contender is not contenders[0] else None,
+            "precision": contender.precision,
+            "flops_per_image": contender.flops,
+            "peak_device_bytes": contender.peak_bytes,
+            **contender.details,
+            "samples": [sample._asdict() for sample in contender.samples],
+        }
+    return found

@@ -1,0 +1,123 @@
+"""Hydra's composition of conf/, from any folder and beside a running hydra.main. Torch-free."""
+
+import warnings
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vitlab.config.suggest import did_you_mean, near
+from vitlab.core.errors import UserError
+
+# conf/hydra/launcher/ has options of the same names as the launcher plugins. Hydra checks ours by theirs,
+# which is welcome, and calls it deprecated.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+VERSION_BASE = "1.3"
+
+
+def register_resolvers() -> None:
+    """Register the resolvers that conf/ uses; calling it again changes nothing.
+
+    ``${timestamp:}`` is the local time to the millisecond, one value a composition.
+    """
+    if not OmegaConf.has_resolver("timestamp"):
+        OmegaConf.register_new_resolver("timestamp", _timestamp, use_cache=True)
+
+
+def _timestamp() -> str:
+    now = datetime.now()
+    return f"{now:%Y-%m-%d_%H-%M-%S}-{now.microsecond // 1000:03d}"
+
+
+def compose(overrides: Iterable[str] = (), *, root: str = "train", with_hydra: bool = False) -> DictConfig:
+    """Return the config of conf/<root>.yaml under Hydra overrides; unchecked.
+
+    with_hydra: keep Hydra's own node. Raises UserError where Hydra cannot compose.
+    """
+    with Composer(root) as composer:
+        cfg = composer.compose(tuple(overrides))
+    return cfg if with_hydra else without_hydra(cfg)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a composed config that lacks Hydra's node."""
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.pop("hydra", None)
+    return copy
+
+
+class Composer:
+    """A Hydra context on conf/: composes, and remembers, since one composition takes 0.1 s."""
+
+    def __init__(self, root: str) -> None:
+        if not (CONF / f"{root}.yaml").is_file():
+            raise UserError(
+                f"no config at {CONF / root}.yaml: vitlab reads conf/ of its own repository, so "
+                "install it from a clone with `pip install -e .`"
+            )
+        register_resolvers()
+        self.root = root
+        self.options = {
+            folder.relative_to(CONF).as_posix(): sorted(file.stem for file in folder.glob("*.yaml"))
+            for folder in sorted(CONF.rglob("*"))
+            # Launchers are no part of a run.
+            if folder.is_dir() and folder.relative_to(CONF).parts[0] != "hydra"
+        }
+        self._known: dict[tuple[str, ...], DictConfig] = {}
+
+    def __enter__(self) -> "Composer":
+        self._context: Any = hydra.initialize_config_dir(str(CONF), version_base=VERSION_BASE)
+        self._context.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._context.__exit__(kind, error, trace)
+
+    @property
+    def loader(self) -> ConfigLoader:
+        """Hydra's own loader, for its override parser."""
+        return GlobalHydra.instance().config_loader()
+
+    def compose(self, overrides: tuple[str, ...]) -> DictConfig:
+        """Return the config with Hydra's node; the same object for the same overrides."""
+        if overrides not in self._known:
+            try:
+                self._known[overrides] = hydra.compose(self.root, list(overrides), return_hydra_config=True)
+            except YAMLError as error:
+                raise UserError(f"a file in conf/ cannot be read: {' '.join(str(error).split())}") from error
+            except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+                raise UserError(f"the config cannot be composed: {reason(error)}") from error
+        return self._known[overrides]
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what Hydra or OmegaConf says, and of its cause, as one sentence."""
+    lines = [
+        str(item).strip().partition("\n")[0].rstrip(".")
+        for item in (error, error.__cause__)
+        if item is not None
+    ]
+    said = ": ".join(line for line in lines if line) or type(error).__name__
+    options = getattr(error, "options", None)
+    if options:
+        _, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+        match = near(name, options)
+        said += f";{did_you_mean([match] if match else [])} the options are {', '.join(options)}"
+    return said

@@ -1,0 +1,376 @@
+"""The check of a command line before its first job starts: syntax, names, values, combinations.
+
+Torch-free: a typo is answered before anything heavy is imported.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from math import prod
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab.config.checks import find_problems, has_key, names, to_plain, unresolved
+from vitlab.config.composer import CONF, Composer, reason, without_hydra
+from vitlab.config.schema import OPEN_NODES, is_open
+from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
+from vitlab.config.types import show
+from vitlab.core.errors import UserError
+
+MOST_JOBS = 10_000
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One job that a command line asks for.
+
+    overrides: as ``key=value``, Hydra's own left out. swept: the keys that differ between the jobs.
+    config: composed. choices: the option of each config group. problems: why it cannot run; empty for most.
+    """
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    config: DictConfig
+    choices: Mapping[str, str]
+    problems: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What sets it apart, such as ``model.depth=4 seed=1``."""
+        return " ".join(line for line in self.overrides if line.partition("=")[0].lstrip("+") in self.swept)
+
+    def refused(self, problem: str) -> "Combination":
+        return replace(self, problems=(*self.problems, problem))
+
+
+def combinations(
+    overrides: Sequence[str], multirun: bool = False, *, root: str = "train"
+) -> list[Combination]:
+    """Return every job that a command line asks for, in Hydra's order, with what is wrong in some of them.
+
+    overrides: as typed, without flags. multirun: whether ``-m`` was given. root: conf/<root>.yaml.
+    Raises UserError for what is wrong in the overrides themselves or in every combination, and where no
+    combination is right: only a sweep of which a part can run is worth starting.
+    """
+    with Composer(root) as composer:
+        return _Preflight(composer, overrides, multirun).run()
+
+
+def preflight(overrides: Sequence[str], multirun: bool = False, *, root: str = "train") -> list[DictConfig]:
+    """Return the checked configs of the jobs that can run; see `combinations`."""
+    return [job.config for job in combinations(overrides, multirun, root=root) if not job.problems]
+
+
+def report(jobs: Sequence[Combination], what: str) -> str:
+    """Return which combinations are wrong: each reason once, the combinations below it.
+
+    what: what becomes of them, such as ``"are skipped"``.
+    """
+    refused: dict[tuple[str, ...], list[int]] = {}
+    for number, job in enumerate(jobs):
+        if job.problems:
+            refused.setdefault(job.problems, []).append(number)
+    bad = sum(map(len, refused.values()))
+    if len(jobs) == 1:
+        return "\n".join(next(iter(refused)))
+    if len(refused) == 1 and bad == len(jobs):
+        return "\n".join([*next(iter(refused)), f"(in each of the {bad} combinations)"])
+    lines = [f"{bad} of {len(jobs)} combinations {what}:"]
+    for problems, numbers in refused.items():
+        lines += [f"  {problem}" for problem in problems]
+        lines += [f"    #{number}: {jobs[number].label}" for number in numbers]
+    return "\n".join(lines)
+
+
+class _Preflight:
+    def __init__(self, composer: Composer, overrides: Sequence[str], multirun: bool) -> None:
+        self.composer = composer
+        self.parser = OverridesParser.create(config_loader=composer.loader)
+        self.groups = composer.options
+        parsed = self._parse(overrides)
+        self.hydra = tuple(str(item.input_line) for item in parsed if item.is_hydra_override())
+        self.ours = [item for item in parsed if not item.is_hydra_override()]
+        self.multirun = multirun or "hydra.mode=MULTIRUN" in self.hydra
+
+    def run(self) -> list[Combination]:
+        self._refuse(self.ours)
+        self._refuse_launcher()
+        master = self._compose(item for item in self.ours if not item.is_sweep_override())
+        ours = self.ours
+        if self.multirun:
+            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+            standing = self._parse([f"{key}={value}" for key, value in params.items()])
+            self._refuse(standing)
+            ours = standing + ours
+        swept = tuple({item.key_or_group: None for item in ours if item.is_sweep_override()})
+        jobs = [self._build(job, swept) for job in self._expand(ours)]
+        everywhere = set.intersection(*(set(job.problems) for job in jobs))
+        if everywhere or all(job.problems for job in jobs):
+            raise UserError(report(jobs, "are refused, none was started"))
+        return jobs
+
+    def _parse(self, lines: Iterable[str]) -> list[Override]:
+        parsed: list[Override] = []
+        problems: list[str] = []
+        for line in lines:
+            try:
+                parsed += self.parser.parse_overrides([line])
+            except HydraException:
+                problems.append(self._unreadable(line))
+        if problems:
+            raise UserError("\n".join(problems))
+        return parsed
+
+    def _unreadable(self, line: str) -> str:
+        key, sign, value = line.partition("=")
+        if not sign:
+            if key in self.groups:
+                return f"{line}: expected {key}=option; {self._choose(key)}"
+            matches = [f"{group}={line}" for group, names in self.groups.items() if line in names]
+            return f"{line}: expected key=value, found no '=';{did_you_mean(matches)}".rstrip(";")
+        if "/" in key and "." in key:
+            return f"{line}: a key has points where a group has slashes: {key.replace('/', '.')}={value}"
+        if not key.strip() or key != key.strip() or value != value.lstrip():
+            return f"{line}: expected key=value without spaces around '='"
+        return (
+            f"{line}: the value cannot be read; close brackets and quotes, and put text with "
+            f"special signs in quotes: '{key}=\"{value}\"'"
+        )
+
+    def _is_group(self, item: Override) -> bool:
+        return item.key_or_group in self.groups
+
+    def _refuse(self, items: Iterable[Override]) -> None:
+        """Raise for what is wrong in the overrides alone, whatever the combination."""
+        problems: list[str] = []
+        groups: dict[str, str] = {}
+        for item in items:
+            line, key = str(item.input_line), item.key_or_group
+            if self._is_group(item):
+                if key in groups:
+                    problems.append(f"{line}: {groups[key]} was given before; keep one")
+                groups[key] = line
+            problems += self._malformed(item, line, key)
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def _refuse_launcher(self) -> None:
+        """Raise for a key that the chosen launcher does not have."""
+        keys = [line.partition("=")[0].lstrip("+") for line in self.hydra]
+        typed = [key.removeprefix("hydra.launcher.") for key in keys if key.startswith("hydra.launcher.")]
+        if not typed:
+            return
+        chosen = self.composer.compose(tuple(line for line in self.hydra if line.startswith("hydra/"))).hydra
+        there = [str(key) for key in chosen.launcher]
+        for key in typed:
+            if key.partition(".")[0] not in there:
+                match, name = near(key, there), chosen.runtime.choices["hydra/launcher"]
+                hint = did_you_mean([match]) if match else f" its keys are {names(chosen.launcher)}"
+                raise UserError(f"hydra.launcher.{key}: hydra/launcher={name} has no such key;{hint}")
+
+    def _malformed(self, item: Override, line: str, key: str) -> list[str]:
+        if item.package is not None:
+            return [f"{line}: packages (@) are not used here; write {key}=…"]
+        if item.is_delete():
+            default = "the option none" if "none" in self.groups.get(key, []) else "another value"
+            return [f"{line}: nothing can be removed from the config (~); give {key} {default}"]
+        if (item.is_add() or item.is_force_add()) and not is_open(key):
+            return [self._added(line, key)]
+        part = key.replace(".", "/")
+        if "." in key and part in self.groups and not line.startswith(f"{key}={{"):
+            meant = line.replace(key, part, 1)
+            return [f"{line}: a part is chosen with a slash: {meant}; {self._choose(part)}"]
+        if item.is_sweep_override() and not self.multirun:
+            several = f"{line} gives several values: add -m to run each of them"
+            if item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
+                several += f", or write {key}=[{item.get_value_string()}] if one list is meant"
+            return [several]
+        if item.is_sweep_override() and not item.is_discrete_sweep():
+            if any(name.startswith("hydra/sweeper=") for name in self.hydra):
+                return []  # such a sweeper draws from the interval
+            return [f"{line}: interval() has no list of values; use choice(…) or range(…), or sweep=optuna"]
+        return self._bad_options(item, line, key) if self._is_group(item) else []
+
+    def _added(self, line: str, key: str) -> str:
+        typed = line.lstrip("+")
+        keys = list(dotted_keys(unresolved(self.composer.compose(self.hydra))))
+        if key in self.groups or key in keys:
+            return f"{line}: {key} is there already; write {typed} without the plus"
+        return f"{line}: keys can be added under {' or '.join(OPEN_NODES)} alone;" + (
+            did_you_mean(suggest_key(key, keys, self.groups)) or f" '{key}' is no key of the config"
+        )
+
+    def _bad_options(self, item: Override, line: str, key: str) -> list[str]:
+        values = list(item.sweep_string_iterator()) if item.is_sweep_override() else [item.value()]
+        problems: list[str] = []
+        options = self.groups[key]
+        if not values:
+            problems.append(f"{line}: no option matches; {self._choose(key)}")
+        for value in values:
+            if isinstance(value, dict | list):
+                problems.append(
+                    f"{line}: expected one option; {self._choose(key)}. Its keys are set "
+                    f"one by one, as {key}.name=value"
+                )
+            elif value is None or value == "null":
+                problems.append(
+                    f"{key}=null: leave {key} out"
+                    if key == "experiment"
+                    else f"{key}=null: {key} is needed; {self._choose(key)}"
+                )
+            elif str(value) not in options:
+                match = near(str(value), options)
+                hint = did_you_mean([match] if match else [])
+                choose = self._choose(key)
+                problems.append(f"{key}={value}:{hint} {choose[0].upper() + choose[1:] if hint else choose}")
+        return problems
+
+    def _choose(self, group: str) -> str:
+        return f"the options of {group} are {', '.join(self.groups[group]) or 'none yet'}"
+
+    def _expand(self, items: list[Override]) -> list[list[Override]]:
+        """Return the jobs as Hydra's basic sweeper makes them: all combinations, in its order."""
+        if not self.multirun:
+            return [items]
+        choices: dict[str, list[str]] = {}
+        for item in items:
+            key = item.get_key_element()
+            if not item.is_sweep_override():
+                choices[key] = [str(item.input_line)]
+            elif item.is_discrete_sweep():
+                values = islice(item.sweep_string_iterator(), MOST_JOBS + 1)
+                choices[key] = [f"{key}={value}" for value in values]
+            else:  # an interval, for a sweeper that draws from it: its ends stand for it
+                sweep: Any = item.value()
+                choices[key] = [f"{key}={sweep.start}", f"{key}={sweep.end}"]
+            if not choices[key]:
+                raise UserError(f"{item.input_line} gives no value at all")
+        number = prod(map(len, choices.values()))
+        if number > MOST_JOBS:
+            raise UserError(
+                f"the sweep has {number:,} combinations or more, and {MOST_JOBS:,} is the most: "
+                "sweep fewer values"
+            )
+        parsed = {line: self.parser.parse_override(line) for lines in choices.values() for line in lines}
+        return [[parsed[line] for line in lines] for lines in product(*choices.values())]
+
+    def _compose(self, items: Iterable[Override]) -> DictConfig:
+        """Return the config of the options chosen; refuse a part (model/tokenizer) that the model lacks."""
+        chosen = [item for item in items if self._is_group(item)]
+        parts = [item for item in chosen if "/" in item.key_or_group]
+        whole = (str(item.input_line) for item in chosen if item not in parts)
+        choices = self.composer.compose((*self.hydra, *whole)).hydra.runtime.choices
+        for item in parts:
+            group, _, name = item.key_or_group.rpartition("/")
+            if item.key_or_group not in choices:
+                raise UserError(
+                    f"{item.input_line}: {group}={choices[group]} has no {name} to choose; leave it out, or "
+                    f"take another {group}"
+                )
+        return self.composer.compose((*self.hydra, *(str(item.input_line) for item in chosen)))
+
+    def _build(self, job: list[Override], swept: tuple[str, ...]) -> Combination:
+        """Return one combination, with what is wrong in it."""
+        lines = tuple(str(item.input_line) for item in job)
+        try:
+            composed = self._compose(job)
+        except UserError as error:
+            return Combination(lines, swept, DictConfig({}), {}, (str(error),))
+        choices = {
+            group: option
+            for group, option in composed.hydra.runtime.choices.items()
+            if not group.startswith("hydra/")
+        }
+        experiment = choices.get("experiment")
+        base = composed
+        if experiment is not None:  # what the files say without the recipe is its measure
+            base = self.composer.compose(
+                self.hydra
+                + tuple(f"{group}={option}" for group, option in choices.items() if group != "experiment")
+            )
+        cfg = without_hydra(composed)
+        known = unresolved(composed)
+        problems: dict[str, str] = {}
+        for item in job:
+            if not self._is_group(item):
+                problems |= self._apply(item, cfg, known, choices)
+        try:
+            plain = to_plain(cfg)
+            idle = {item.key_or_group: said for item in job if (said := _idle(item, plain))}
+            problems = idle | find_problems(plain, unresolved(base)) | problems
+        except UserError as error:
+            problems[""] = str(error)
+        typed = {item.key_or_group for item in job}
+        sentences = tuple(
+            f"{sentence} (set by experiment={experiment})"
+            if base is not composed and key not in typed and self._differs(key, composed, base)
+            else sentence
+            for key, sentence in problems.items()
+        )
+        return Combination(lines, swept, cfg, choices, sentences)
+
+    @staticmethod
+    def _differs(key: str, composed: DictConfig, base: DictConfig) -> bool:
+        try:
+            return bool(OmegaConf.select(composed, key) != OmegaConf.select(base, key))
+        except OmegaConfBaseException:
+            return False
+
+    def _apply(
+        self, item: Override, cfg: DictConfig, known: dict[str, Any], choices: dict[str, str]
+    ) -> dict[str, str]:
+        """Set one value in `cfg` as Hydra does; return what stands in the way. known: its keys."""
+        line, key = str(item.input_line), item.key_or_group
+        adds = item.is_add() or item.is_force_add()
+        if not adds and not has_key(known, key):
+            return {key: self._unknown(line, key, known, choices)}
+        try:
+            OmegaConf.update(cfg, key, item.value(), merge=True, force_add=adds)
+        except OmegaConfBaseException as error:
+            return {key: f"{line}: {reason(error)}"}
+        return {}
+
+    def _unknown(self, line: str, key: str, known: dict[str, Any], choices: dict[str, str]) -> str:
+        group, _, rest = key.partition(".")
+        part, _, below = rest.partition(".")
+        if below and f"{group}/{part}" in choices:
+            group, rest = f"{group}/{part}", below
+        if is_open(key) and has_key(known, OPEN_NODES[0]):
+            return f"{line}: a key of your own under {OPEN_NODES[0]} takes a plus: +{line}"
+        inside = bool(rest) and group in choices
+        place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
+        files = {name: CONF / group / f"{name}.yaml" for name in self.groups[group]} if inside else {}
+        having = [f"{group}={name}" for name, file in files.items() if rest in OmegaConf.load(file)]
+        hint = did_you_mean(having or suggest_key(key, dotted_keys(known), self.groups))
+        if not hint:
+            node: Any = known
+            for name in group.split("/") if inside else ():
+                node = node[name]
+            hint = f" the keys there are {', '.join(n for n in node if not n.startswith('_')) or 'none'}"
+        return f"{key}: {place};{hint}"
+
+
+def _idle(item: Override, plain: dict[str, Any]) -> str:
+    """Return what to say of a setting that what else is set makes void, or nothing."""
+    group, _, rest = item.key_or_group.partition(".")
+    if group == "scheduler" and rest.endswith("_fraction"):
+        # A fraction is what counts where no length is given, and so has a value in every YAML.
+        name = rest.removesuffix("_fraction")
+        ways = (f"{name}_epochs", f"{name}_steps", *(["every_epochs"] if name == "milestone" else []))
+        for way in ways:
+            if (length := plain["scheduler"].get(way)) is not None:
+                return (
+                    f"{item.input_line} has no effect beside scheduler.{way}={show(length)}: leave it out or "
+                    f"set scheduler.{way}=null"
+                )
+    name, _, key = rest.partition(".")
+    ops = plain.get("augment", {}).get("ops")
+    if group != "augment" or not key or not isinstance(ops, list) or name in ops:
+        return ""
+    listed = ",".join(map(str, [*ops, name]))
+    return f"{item.input_line} has no effect: {name} is not in augment.ops; add 'augment.ops=[{listed}]'"

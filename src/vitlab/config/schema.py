@@ -1,0 +1,278 @@
+"""The allowed kinds and ranges of the keys in conf/, one line a key.
+
+A key without a rule takes the kind of the YAML file's own value. A rule is needed where that says
+too little: a range, a union (`auto` or a number), a null. The upper bounds are generous: they catch
+a slip of the keyboard (depth 10**6), not an ambition.
+"""
+
+from fnmatch import fnmatchcase
+
+from vitlab.config.types import (
+    Kind,
+    either,
+    exactly,
+    flag,
+    listing,
+    mapping,
+    matching,
+    null,
+    pair,
+    real,
+    text,
+    whole,
+    word,
+)
+
+# Below these keys an experimenter may add keys of their own with `+`: they go to another library.
+OPEN_NODES = ("model.kwargs",)
+
+MANY = 1_000_000_000
+_side = whole(1, 8192)
+_sides = either(_side, pair(_side))
+_probability = real(0, 1)
+_drop = real(0, 1, below=True)
+_auto_flag = either(flag(), word("auto"))
+_batches = either(whole(0, MANY), real(0, 1))
+_maybe_batches = either(null(), _batches)
+_statistics = listing(real(0, 1))
+
+
+def _folder_name(value: object) -> bool:
+    """Accept names for a folder below outputs/, nested by slashes, that cannot lead out of it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return True  # study=2026
+    if not isinstance(value, str):
+        return False
+    parts = value.split("/")
+    return all(
+        part
+        and not part.startswith((".", "-"))
+        and all(letter.isalnum() or letter in "._-+" for letter in part)
+        for part in parts
+    )
+
+
+def _freeze(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    number = value.removeprefix("first_")
+    return value in ("none", "head_only") or (number != value and number.isdecimal() and int(number) > 0)
+
+
+_duration = either(
+    null(),
+    matching(
+        "a time as DD:HH:MM:SS",
+        lambda value: (
+            isinstance(value, str)
+            and len(value.split(":")) == 4
+            and all(part.isdigit() for part in value.split(":"))
+        ),
+    ),
+    matching(
+        "a mapping such as {hours: 2, minutes: 30}",
+        lambda value: (
+            isinstance(value, dict)
+            and bool(value)
+            and set(value) <= {"weeks", "days", "hours", "minutes", "seconds"}
+            and all(whole(0, MANY).accepts(item) for item in value.values())
+        ),
+    ),
+)
+
+_names = matching(
+    "a mapping from old names to new such as {cat: pet}",
+    lambda value: (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str | int) for item in value.items() for name in item)
+    ),
+)
+
+RULES: dict[str, Kind] = {
+    # the run
+    "seed": whole(0, 2**32 - 1),
+    "study": matching(
+        "a folder name of letters, digits and . _ - + (slashes nest; no part starts with a point)",
+        _folder_name,
+    ),
+    "resume": either(null(), text()),
+    "sweep.resume": either(null(), text()),
+    "sweep.trials": whole(1, 1_000_000),
+    "sweep.jobs": whole(1, 1024),
+    "sweep.seed": whole(0, 2**32 - 1),
+    "sweep.random_trials": whole(1, 1_000_000),
+    "sweep.pruner": word("median", "hyperband", "none"),
+    "sweep.warmup_trials": whole(0, 1_000_000),
+    "sweep.warmup_epochs": whole(1, 1_000_000),
+    "compile": _auto_flag,
+    "matmul_precision": word("highest", "high", "medium"),
+    # benchmark.py
+    "benchmark.layers": listing(word("step", "input", "both")),
+    "benchmark.against": listing(word("plain", "tutorial", "pil", "torchvision", "torchvision_batch")),
+    "benchmark.rounds": whole(1, 1000),
+    "benchmark.seconds": real(0, 3600, above=True),
+    "benchmark.warmup_steps": whole(1, 1_000_000),
+    "benchmark.worker_counts": either(null(), listing(whole(0, 1024))),
+    "benchmark.pool": whole(1, 1_000_000),
+    "benchmark.peak_flops": either(null(), real(0, 1e19, above=True)),
+    # model
+    "model.image_size": _sides,
+    "model.channels": whole(1, 1024),
+    "model.num_classes": either(null(), whole(1, 1_000_000)),  # null: found from the data
+    "model.patch_size": _sides,
+    "model.dim": whole(1, 16_384),
+    "model.depth": whole(1, 512),
+    "model.heads": whole(1, 1024),
+    "model.dim_head": either(null(), whole(1, 16_384)),
+    "model.mlp_ratio": real(0, 64, above=True),
+    "model.pool": word("cls", "mean", "sequence"),
+    "model.position": word("learnable", "sincos", "rotary", "none"),
+    "model.*dropout": _drop,
+    "model.drop_path": either(null(), _drop),
+    "model.drop_key": _drop,
+    "model.init": word("xavier", "mimetic"),
+    "model.attention.projection_length": whole(1, 1_000_000),
+    "model.tokenizer.num_convs": whole(1, 16),
+    "model.tokenizer.full_size_convs": whole(0, 8),
+    "model.tokenizer.norm": word("batch", "layer"),
+    "model.tokenizer.num_layers": whole(1, 8),
+    "augment.*.padding_mode": word("zero", "reflect"),
+    "model.blocks": listing(whole(1, 1024)),
+    "model.width": whole(1, 16_384),
+    "model.name": text(),
+    "model.checkpoint_path": either(null(), text()),
+    # optimizer
+    "optimizer.lr": real(0, 1000, above=True, below=True),
+    "optimizer.weight_decay": real(0, 100),
+    "optimizer.layer_decay": real(0, 1, above=True),
+    "optimizer.betas": pair(_drop),
+    "optimizer.eps": real(0, 1, above=True),
+    "optimizer.momentum": _drop,
+    "optimizer.ns_steps": whole(1, 20),
+    "optimizer.fused": _auto_flag,
+    # scheduler
+    "scheduler.warmup_epochs": either(null(), real(0, 1_000_000)),
+    "scheduler.warmup_steps": either(null(), whole(0, MANY)),
+    "scheduler.warmup_fraction": _drop,
+    "scheduler.decay_epochs": either(null(), real(0, 1_000_000)),
+    "scheduler.decay_steps": either(null(), whole(0, MANY)),
+    "scheduler.decay_fraction": _probability,
+    "scheduler.milestone_epochs": either(null(), listing(real(0, 1_000_000, above=True))),
+    "scheduler.milestone_steps": either(null(), listing(whole(1, MANY))),
+    "scheduler.milestone_fraction": listing(real(0, 1, above=True, below=True)),
+    "scheduler.every_epochs": either(null(), real(0, 1_000_000, above=True)),
+    "scheduler.gamma": real(0, 1, above=True),
+    "scheduler.shape": word("sqrt", "linear"),
+    "scheduler.*_ratio": _probability,
+    # data
+    "data.kind": word("cifar10", "cifar100", "image_folder", "image_list", "shapes"),
+    "data.root": either(null(), text()),
+    "data.url": either(null(), text()),
+    "data.md5": either(null(), text()),
+    "data.image_size": _sides,
+    "data.channels": exactly(3, 1),
+    "data.num_classes": either(null(), whole(1, 1_000_000)),
+    "data.batch_size": whole(1, 1_000_000),
+    "data.val_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
+    "data.test_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
+    "data.num_train": whole(1, 100_000_000),
+    "data.num_test": whole(1, 100_000_000),
+    "data.seed": whole(0, 2**32 - 1),
+    "data.split_seed": whole(0, 2**32 - 1),
+    "data.in_memory": _auto_flag,
+    "data.cache": either(null(), text()),
+    "data.num_workers": either(null(), whole(0, 1024)),
+    "data.normalization": either(
+        word("dataset", "half"),
+        mapping(mean=_statistics, std=listing(real(0, 1, above=True))),
+    ),
+    "data.labels": either(null(), _names),
+    # augmentation
+    "augment.ops": listing(text(), least=0),
+    "augment.*.p": _probability,
+    "augment.*.size": whole(1, 8192),
+    "augment.*.num_ops": whole(1, 100),
+    "augment.*.magnitude": real(0, 30),
+    "augment.*.magnitude_std": real(0, 100),
+    "augment.*.space": word("paper", "timm"),
+    "augment.*.interpolation": word("nearest", "bilinear"),
+    "augment.*.fill": either(whole(0, 255), listing(whole(0, 255))),
+    "augment.*.policy": word("cifar10", "imagenet"),
+    "augment.*.num_levels": whole(2, 1000),
+    "augment.*.threshold": whole(0, 256),
+    "augment.*.min_sigma": real(0, 2, above=True),
+    "augment.*.max_sigma": real(0, 2, above=True),
+    "augment.*.brightness": _probability,
+    "augment.*.contrast": _probability,
+    "augment.*.color": _probability,
+    "augment.*.padding": whole(0, 1024),
+    "augment.*.m??_area": _probability,
+    "augment.*.m??_ratio": real(0, 1000, above=True),
+    "augment.*.value": word("zero", "mean", "random"),
+    "augment.*.*_alpha": either(null(), real(0, 1000)),
+    "augment.*.switch_p": _probability,
+    "augment.*.off_after_epoch": either(null(), whole(1, MANY)),
+    # task
+    "task.label_smoothing": _drop,
+    "task.teacher": either(null(), text()),
+    "task.teacher_checkpoint": either(null(), text()),
+    "task.kind": word("hard", "soft"),
+    "task.temperature": real(0, 1000, above=True),
+    "task.weight": _probability,
+    "task.freeze": matching(
+        "none, head_only or first_N, such as first_1 for the stem and first_3 for two blocks as well", _freeze
+    ),
+    # callbacks
+    "callbacks.ema.decay": either(null(), _drop),
+    "callbacks.checkpoint.every_minutes": real(0, 100_000, above=True),
+    # trainer
+    "trainer.accelerator": word("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.devices": either(word("auto"), whole(1, 65_536), exactly(-1), listing(whole(0, 1023))),
+    "trainer.num_nodes": whole(1, 65_536),
+    "trainer.precision": either(
+        word("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+        word("transformer-engine", "transformer-engine-float16", "64", "32", "16", "bf16"),
+        exactly(64, 32, 16),
+    ),
+    "trainer.max_epochs": either(whole(1, 1_000_000), exactly(-1)),
+    "trainer.min_epochs": either(null(), whole(0, 1_000_000)),
+    "trainer.max_steps": either(whole(1, MANY), exactly(-1)),
+    "trainer.min_steps": either(null(), whole(0, MANY)),
+    "trainer.max_time": _duration,
+    "trainer.fast_dev_run": either(flag(), whole(0, MANY)),
+    "trainer.overfit_batches": _batches,
+    "trainer.limit_train_batches": _maybe_batches,
+    "trainer.limit_val_batches": _maybe_batches,
+    "trainer.limit_test_batches": _maybe_batches,
+    "trainer.limit_predict_batches": _maybe_batches,
+    "trainer.accumulate_grad_batches": whole(1, 1_000_000),
+    "trainer.gradient_clip_val": either(null(), real(0, MANY)),
+    "trainer.gradient_clip_algorithm": either(null(), word("norm", "value")),
+    "trainer.deterministic": either(null(), flag(), word("warn")),
+    "trainer.benchmark": either(null(), flag()),
+    "trainer.check_val_every_n_epoch": either(null(), whole(1, 1_000_000)),
+    "trainer.val_check_interval": either(whole(1, MANY), real(0, 1, above=True), _duration),
+    "trainer.num_sanity_val_steps": either(whole(0, MANY), exactly(-1)),
+    "trainer.log_every_n_steps": whole(1, MANY),
+    "trainer.enable_progress_bar": either(null(), flag()),
+    "trainer.enable_model_summary": either(null(), flag()),
+    "trainer.enable_checkpointing": either(null(), flag()),
+    "trainer.default_root_dir": either(null(), text()),
+    "trainer.profiler": either(null(), word("simple", "advanced", "pytorch", "xla")),
+    "trainer.reload_dataloaders_every_n_epochs": whole(0, 1_000_000),
+}
+
+_PATTERNS = {key: kind for key, kind in RULES.items() if "*" in key}
+
+
+def rule(key: str) -> Kind | None:
+    """Return the rule for a dotted key: its own, else the first pattern that matches."""
+    if key in RULES:
+        return RULES[key]
+    return next((kind for pattern, kind in _PATTERNS.items() if fnmatchcase(key, pattern)), None)
+
+
+def is_open(key: str) -> bool:
+    """Whether a dotted key lies in a node that takes keys of the user's own."""
+    return any(key == node or key.startswith(f"{node}.") for node in OPEN_NODES)

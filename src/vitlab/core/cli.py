@@ -1,0 +1,26 @@
+"""What the verbs share: how they end. Torch-free."""
+
+import sys
+from collections.abc import Callable
+
+from vitlab.core.errors import UserError
+from vitlab.core.processes import Interrupted
+
+
+def finish(work: Callable[[], object]) -> int:
+    """Do ``work`` and return the exit status: 0, 1 with one line for a mistake of the user's, 128 + n
+    for signal n.
+
+    Anything else is a fault of vitlab's, and keeps its traceback.
+    """
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:  # before or after training, where there is nothing to keep
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

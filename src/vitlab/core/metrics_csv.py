@@ -1,0 +1,31 @@
+"""metrics.csv: one row an epoch, as it is written and read again. Torch-free."""
+
+import csv
+import io
+from typing import Any
+
+from vitlab.core.run_folder import RunFolder
+
+# Columns that stand first and in this order; others follow as they come.
+COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys([c for c in COLUMNS if any(c in r for r in rows)]))
+    columns += [c for c in dict.fromkeys(c for r in rows for c in r) if c not in columns]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of ``metrics.csv``: epoch and step as int, metrics as float, empty cells left out."""
+    if not folder.metrics.exists():
+        return []
+    with open(folder.metrics, newline="") as file:
+        return [
+            {k: int(v) if k in ("epoch", "step") else float(v) for k, v in row.items() if v != ""}
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,378 @@
+"""The run folder: the one place where a run keeps everything. Torch-free.
+
+config.yaml     the resolved configuration, the whole input of `vitlab.training.run.run`
+summary.json    status, metrics, cost, provenance (see `Summary`)
+metrics.csv     one row an epoch
+checkpoints/    best.ckpt, last.ckpt, each with a .sha256 beside it
+figures/        history.png, confusion_matrix.png, predictions.png
+train.log, events.out.tfevents.*
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from vitlab.core.errors import UserError, nearest
+
+TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that a reader, or a machine that loses power, sees the old file or the new one.
+
+    The temporary file lies beside the target: `os.replace` is atomic only within one file system.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take(file: IO[str], *, patience: float = 0, shared: bool = False) -> bool:
+    """Lock an open file and say whether that went well within ``patience`` seconds.
+
+    The lock is the operating system's: it goes when the file is closed or its process ends, however.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
+
+
+def is_held(path: Path) -> bool:
+    """Say whether some process holds the lock on the file at ``path``."""
+    try:
+        with open(path) as file:
+            return not take(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
+def claimed(folder: "RunFolder") -> UserError:
+    return UserError(
+        f"{folder} holds a run already. Go on with it by `python train.py resume={folder}`, or choose "
+        "another folder (hydra.run.dir=…)."
+    )
+
+
+class RunFolder:
+    """Paths of a run, and the rules about who may write to it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.summary = self.path / "summary.json"
+        self.metrics = self.path / "metrics.csv"
+        self.log = self.path / "train.log"
+        self.figures = self.path / "figures"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.claim = self.path / ".claim"  # locked by who runs this job of a sweep, around the run itself
+        self._lock = self.path / ".lock"
+
+    def __str__(self) -> str:
+        """The path as a person would type it: relative where that is shorter."""
+        with contextlib.suppress(ValueError):
+            return str(self.path.relative_to(Path.cwd()))
+        return str(self.path)
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
+        """Claim ``path`` for a new run by writing its ``config.yaml``.
+
+        Raises:
+            UserError: the folder holds a run already. Two runs in one folder would overwrite each other.
+        """
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        temporary = folder.config.with_name(f".config.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        try:
+            # A link, unlike a rename, fails where the name exists: of two runs that claim one folder,
+            # one gets it, and nobody sees half a file.
+            os.link(temporary, folder.config)
+        except FileExistsError:
+            raise claimed(folder) from None
+        finally:
+            temporary.unlink()
+        return folder
+
+    @classmethod
+    def find(cls, path: str | Path, key: str = "resume") -> "RunFolder":
+        """Return the run at ``path``: its folder, or the config.yaml, checkpoints or last.ckpt in it.
+
+        Args:
+            key: what it was given as, for the message.
+
+        Raises:
+            UserError: there is no run; names the nearest folder that is one.
+        """
+        given = Path(path)
+        # Up from these names alone: a mistyped folder must not be taken for one above it.
+        up = {"config.yaml": given.parent, "checkpoints": given.parent, "last.ckpt": given.parent.parent}
+        folder = up.get(given.name, given)
+        if (folder / "config.yaml").is_file():
+            return cls(folder)
+        if given.suffix == ".ckpt" and (given.parent.parent / "config.yaml").is_file():
+            raise UserError(
+                f"a run goes on from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
+            )
+        if jobs := sorted(str(job.parent) for job in given.glob("*/config.yaml")):
+            whole = f", or go on with the sweep by sweep.resume={given}" if key == "resume" else ""
+            whole = whole if (given / "sweep.json").is_file() else ""
+            raise UserError(
+                f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."
+            )
+        parent = given.parent if given.parent.is_dir() else Path("outputs")
+        runs = [str(run.parent) for run in parent.glob("**/config.yaml")]
+        what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
+        raise UserError(f"{key}={path}: {given} {what}{nearest(str(given), runs)}.")
+
+    def is_locked(self) -> bool:
+        """Say whether a process trains in this folder."""
+        return is_held(self._lock)
+
+    def state(self) -> str:
+        """Return what is with the run: waiting, running, finished, failed, or interrupted.
+
+        A run that was killed could not say so; its lock went with it.
+        """
+        status = Summary(self, writable=False).data.get("status")
+        if status == "finished":
+            return "finished"
+        if self.is_locked() or is_held(self.claim):
+            return "running"
+        return {None: "waiting", "failed": "failed"}.get(status, "interrupted")
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the resolved configuration.
+
+        Raises:
+            UserError: config.yaml is unreadable.
+        """
+        try:
+            config = yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config} cannot be read: {error}") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config} is empty or not a configuration; the run cannot be rebuilt.")
+        return config
+
+    def discard(self) -> None:
+        """Remove a run that has not trained, with what a run writes before it trains."""
+        for path in (self.config, self.summary, self.log, self._lock):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob("events.out.tfevents.*"):
+            path.unlink()
+        with contextlib.suppress(OSError):  # there is something else in it
+            self.path.rmdir()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder while training in it.
+
+        The lock is the operating system's, so it goes with the process, however that ends.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        with open(self._lock, "a+") as file:
+            if not take(file, patience=0.5):  # who only asks whether it is held has it for a moment
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"{self} is being trained by {owner}. Wait for it, or stop it, and then resume."
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def checkpoint(self) -> Path | None:
+        """Return the checkpoint to resume from, or None where there is none yet.
+
+        Raises:
+            UserError: the file is damaged (its checksum does not match).
+        """
+        if not self.last.exists():
+            return None
+        verify(self.last)
+        return self.last
+
+
+def find_checkpoint(path: str | Path, key: str) -> Path:
+    """Return the weights that ``path`` means: a checkpoint file, or of a run folder the best, else the last.
+
+    Args:
+        key: what it was given as, for the message.
+
+    Raises:
+        UserError: there is neither.
+    """
+    given = Path(path)
+    if given.is_file() and given.name != "config.yaml":
+        return given
+    if given.suffix == ".ckpt":
+        raise UserError(f"{key}={path}: there is no such file.")
+    folder = RunFolder.find(given, key)
+    for checkpoint in (folder.best, folder.last):
+        if checkpoint.exists():
+            return checkpoint
+    raise UserError(f"{key}={path}: {folder} has no checkpoint: that run has not finished an epoch.")
+
+
+def teacher_file(task: Mapping[str, Any]) -> Path:
+    """Return the weights of the teacher that a ``task`` node names: of a run, or of timm's network.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not task["teacher"].startswith(TIMM):
+        return find_checkpoint(task["teacher"], "task.teacher")
+    file = Path(task["teacher_checkpoint"])
+    if not file.is_file():
+        raise UserError(f"task.teacher_checkpoint={file}: there is no such file.")
+    return file
+
+
+def checksum_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+def publish(temporary: Path, checkpoint: Path) -> None:
+    """Give a completely written checkpoint its name.
+
+    The checksums of the old and the new file are both on record while the name passes from one to the
+    other, so that at no moment a sound checkpoint looks damaged.
+    """
+    record = checksum_file(checkpoint)
+    new = sha256(temporary)
+    old = record.read_text().split()[-1:] if record.exists() and checkpoint.exists() else []
+    write_atomic(record, "\n".join([*old, new]).encode())
+    os.replace(temporary, checkpoint)
+    sync_folder(checkpoint.parent)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Publish ``source`` under a second name, without a second copy on disk where links exist."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    publish(temporary, target)
+
+
+def verify(checkpoint: Path) -> None:
+    """Check ``checkpoint`` against its recorded checksum, if it has one.
+
+    Raises:
+        UserError: the file changed since it was written.
+    """
+    record = checksum_file(checkpoint)
+    if not record.exists():
+        return
+    if sha256(checkpoint) not in record.read_text().split():
+        other = checkpoint.with_name("best.ckpt")
+        way = (
+            f"To go on from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
+            if checkpoint.name != "best.ckpt" and other.exists()
+            else ""
+        )
+        raise UserError(
+            f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written. {way}"
+            "to start this run again from step 0, delete the file."
+        )
+
+
+class Summary:
+    """``summary.json``: what is known about the run, rewritten atomically at every change."""
+
+    def __init__(self, folder: RunFolder, *, writable: bool = True) -> None:
+        self.path = folder.summary
+        self.writable = writable  # one process of a run writes
+        self.data: dict[str, Any] = {}
+        if self.path.exists():
+            with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+                self.data = json.loads(self.path.read_text())
+
+    def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
+        """Write what is known before the run; the rest stands there as null until it is measured."""
+        self.update(
+            status="running",
+            metrics={},
+            model={"name": None, "parameters": None, "flops_per_image": None},
+            train={
+                "epochs": 0,
+                "optimizer_steps": 0,
+                "images_per_second": None,
+                "wall_seconds": 0.0,
+                "peak_memory_bytes": None,  # of one process, in the session that ran last
+                "resumed_at": [],
+            },
+            seed=seed,
+            overrides=overrides,
+            device=None,
+            versions=versions,
+            commit=commit,
+        )
+
+    def update(self, **changes: Any) -> None:
+        """Merge ``changes`` (dictionaries one level deep) and write the file.
+
+        Raises:
+            UserError: the run folder is gone.
+        """
+        for key, value in changes.items():
+            if isinstance(value, dict) and isinstance(self.data.get(key), dict):
+                self.data[key] |= value
+            else:
+                self.data[key] = value
+        if not self.writable:
+            return
+        # allow_nan=False: a NaN would make a file that other JSON readers refuse.
+        text = json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False)
+        try:
+            write_atomic(self.path, (text + "\n").encode())
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path.parent} was moved or deleted while its run was going on, which ends. What it "
+                "had saved is where the folder is now: resume=<there> goes on."
+            ) from None

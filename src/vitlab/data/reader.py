@@ -1,0 +1,164 @@
+"""Rows in, images out: gathered from a tensor on the device, or read by worker processes."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitlab.core.errors import UserError
+from vitlab.data.decode import Images
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class Feed(Protocol):
+    """A set of N labelled images that is read in batches."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images uint8 (B, C, H, W) and labels int64 (B,) for each row of ``plan``.
+
+        Args:
+            plan: int64 (batches, B) on the CPU, numbers from 0 to N - 1.
+        """
+        ...
+
+
+class Gather:
+    """Images in one tensor on the device: a batch is one gather, and nothing waits for a worker.
+
+    Args:
+        images: uint8 (M, C, H, W).
+        labels: int64 (M,), on the same device.
+        rows: int64 (N,) on the CPU: which of them these are. A hold-out shares the tensor so.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.rows[plan].to(self.images.device):  # (B,)
+            yield self.images.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+class Stream:
+    """Images that are read a batch at a time, ahead of their use.
+
+    Which batch comes when is settled by the plan alone; a worker reads whole batches and draws
+    nothing, so a stream gives what `Gather` gives.
+
+    Args:
+        images: (M, C, H, W), an array or images on the disk.
+        labels: int64 (M,) on the CPU.
+        rows: int64 (N,): which of them these are.
+        num_workers: processes that read; 0 reads in this one, when a batch is asked for.
+        pin_memory: put batches where a GPU can fetch them by itself.
+
+    Raises:
+        UserError: while reading, for a file that cannot be decoded, or when a worker is killed.
+    """
+
+    def __init__(
+        self, images: Images, labels: Tensor, rows: Tensor, *, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.rows = rows
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._reader = _Reader(images, labels.numpy())
+        self._plan: list[np.ndarray] = []  # the sampler of the loader, exchanged before each pass
+        self._loader: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        self._plan[:] = self.rows[plan].numpy()
+        try:
+            for batch in self._batches():
+                if isinstance(batch, UserError):
+                    raise batch
+                images, labels = batch
+                yield images, labels
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads images was killed: {str(error).splitlines()[0]} Often the memory, or "
+                "the shared memory (/dev/shm), is too small for it: set data.num_workers to fewer, to 0 to "
+                "read in the training process, or a smaller data.batch_size."
+            ) from error
+
+    def close(self) -> None:
+        """End the workers; the next pass starts new ones."""
+        iterator = getattr(self._loader, "_iterator", None)
+        self._loader = None
+        if iterator is not None:
+            # Private, and what its last reference does on its way out. But a traceback may hold that, and
+            # when the garbage collector finds it the queues are gone first: 5 seconds for each worker.
+            iterator._shutdown_workers()
+
+    def _batches(self) -> Iterator[Any]:
+        if self._loader is not None:
+            return iter(self._loader)
+        self._loader = DataLoader(
+            self._reader,
+            batch_size=None,  # an item is a batch already
+            sampler=self._plan,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # it draws a seed for each pass: not from the run's own
+        )
+        # Workers begin with the signals blocked, so that none meets them with the handlers of their parent.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Reader(Dataset[Any]):
+    """Row numbers → batch."""
+
+    def __init__(self, images: Images, labels: np.ndarray) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            return torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
+        except UserError as error:
+            return error  # raised here it would arrive as the text of a worker's traceback
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker live as long as its parent wants it, which may have a step to finish and to save.
+
+    Ctrl-C at a terminal goes to every process, and so may the SIGTERM of a scheduler. A worker that
+    obeyed would tear the parent out of its optimizer step.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler was inherited
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    else:  # on a Mac SIGTERM ends a worker, whoever sends it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,181 @@
+"""From a resolved config to the objects of a run."""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vitlab.config.plan import UNITS, Plan, duration_names, make_plan
+from vitlab.core import hardware
+from vitlab.core.errors import UserError
+from vitlab.core.seeding import derive
+from vitlab.data import datasets
+from vitlab.data.datamodule import ImageData
+from vitlab.models.flops import flops_per_image
+from vitlab.models.layers import pair
+from vitlab.optim import make_optimizer
+from vitlab.tasks.classify import Classify
+from vitlab.training.instantiate import build_net, instantiate
+from vitlab.training.teacher import Teacher, load_teacher
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run consists of, built from its config."""
+
+    config: dict[str, Any]
+    source: datasets.Source
+    data: ImageData
+    net: nn.Module
+    task: Classify
+    plan: Plan
+    kind: str  # of the device: "cpu", "cuda" …
+    precision: str
+    compiled: bool
+    flops: int  # forward, one image
+    teacher: Teacher | None  # of task=distill
+
+
+def build(config: dict[str, Any], processes: int = 1) -> Job:
+    """Build data, network and task from a resolved config.
+
+    Raises:
+        UserError: the data is missing or does not fit the config, or the hardware cannot do what is asked.
+    """
+    trainer = config["trainer"]
+    kind = hardware.device_type(trainer["accelerator"])
+    precision = hardware.precision(trainer["precision"], kind)
+    source = datasets.build(config["data"])
+    config = config | {"model": config["model"] | {"num_classes": len(source.classes)}}
+    data = build_data(config, source, processes)
+    if config["data"]["batch_size"] % processes:
+        raise UserError(
+            f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
+            f"processes. Use a multiple of {processes}."
+        )
+    plan = make_plan(config, data.num_train)
+    torch.manual_seed(derive(config["seed"], "weights"))
+    net = build_net(config)
+    size = pair("model.image_size", config["model"]["image_size"])
+    flops = flops_per_image(net, size, config["model"]["channels"])
+    teacher = load_teacher(config, source) if "teacher" in config["task"] else None
+    step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
+    seen = step * plan.total_steps * plan.effective_batch
+    compiled = hardware.compiles(config["compile"], kind, seen / processes)
+    _check_evaluation(trainer, data, plan)
+    data.setup("fit")  # decodes; whatever can be refused has been by now
+    meta = {
+        "config": config,
+        "classes": list(source.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "input_size": list(size),
+    }
+    taught: dict[str, Any] = {}
+    if teacher:
+        teacher.undo(mean=data.mean, std=data.std)
+        meta["teacher"] = teacher.record
+        taught["teacher"] = teacher
+    # What names the teacher has become the teacher. A partial, and then a call: instantiate would wrap plain
+    # dictionaries in its own types.
+    node = {key: value for key, value in config["task"].items() if not key.startswith("teacher")}
+    task = instantiate(node, _partial_=True)(
+        net=net,
+        optimizer=_optimizer(config["optimizer"], precision),
+        schedule=_schedule(config["scheduler"], plan),
+        total_steps=plan.total_steps,
+        num_classes=len(source.classes),
+        seed=config["seed"],
+        meta=meta,
+        **taught,
+    )
+    return Job(config, source, data, net, task, plan, kind, precision, compiled, flops, teacher)
+
+
+def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
+    """Refuse now what Lightning would refuse in the middle of a run, or after it."""
+    for split, images in (("val", data.num_val), ("test", data.num_test)):
+        limit = trainer[f"limit_{split}_batches"]
+        batches = math.ceil(images / plan.batch_size)
+        if isinstance(limit, float) and limit and batches and int(batches * limit) == 0:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none. Give at least "
+                f"{1 / batches:.3g}, a number of batches, or 0 for none."
+            )
+    every = trainer["val_check_interval"]
+    if trainer["check_val_every_n_epoch"] is None and not isinstance(every, int):
+        raise UserError(
+            "trainer.check_val_every_n_epoch=null validates every so many batches: give the number as "
+            "trainer.val_check_interval."
+        )
+    if (
+        isinstance(every, int)
+        and every > plan.batches_per_epoch
+        and trainer["check_val_every_n_epoch"] is not None
+    ):
+        raise UserError(
+            f"trainer.val_check_interval={every} is more than the {plan.batches_per_epoch} batches of an "
+            "epoch. Lower it, or set trainer.check_val_every_n_epoch=null to count through the epochs."
+        )
+
+
+def build_data(config: dict[str, Any], source: datasets.Source, processes: int = 1) -> ImageData:
+    options = config["data"]
+    return ImageData(
+        source=source,
+        augment=instantiate(config["augment"], _convert_="all"),
+        batch_size=options["batch_size"],
+        val_size=options["val_size"],
+        split_seed=options["split_seed"],
+        normalization=options["normalization"],
+        input_size=pair("model.image_size", config["model"]["image_size"]),
+        seed=config["seed"],
+        num_classes=len(source.classes),
+        in_memory=options.get("in_memory", "auto"),  # absent from runs older than the choice
+        num_workers=options["num_workers"],
+        device=_device(config["trainer"]),
+        processes=processes,
+    )
+
+
+def _device(trainer: dict[str, Any]) -> torch.device:
+    """Return the device that this process will train on, before there is a Trainer to ask."""
+    kind = hardware.device_type(trainer["accelerator"])
+    if kind != "cuda":
+        return torch.device(kind if kind == "mps" else "cpu")
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = trainer["devices"]
+    return torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
+
+
+def _optimizer(node: dict[str, Any], precision: str) -> Callable[[nn.Module], Optimizer]:
+    """Return what makes a network's optimizer, its parameters grouped."""
+    options = {key: value for key, value in node.items() if not key.startswith("_")}
+    if precision == "16-mixed" and "fused" in options:
+        # A fused step unscales by itself, after gradient clipping would need it done; and torch's fused SGD
+        # begins with whatever was in the memory of its momentum where the very first step overflows.
+        options["fused"] = False
+    return functools.partial(
+        make_optimizer,
+        kind=instantiate({"_target_": node["_target_"], "_partial_": True}).func,
+        layer_decay=options.pop("layer_decay", 1.0),  # absent where a YAML names one of torch's
+        lr=options.pop("lr"),
+        weight_decay=options.pop("weight_decay"),
+        options=options,
+    )
+
+
+def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
+    # The three ways to state a duration have become one number of steps in the plan.
+    ways = tuple(f"{name}_{unit}" for name in duration_names(scheduler) for unit in UNITS)
+    options = {k: v for k, v in scheduler.items() if k not in ways and not k.startswith("_")}
+    options |= plan.durations
+    # Hydra's own partial looks its target up again at every call, and this is called twice a step.
+    return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options)

@@ -1,0 +1,194 @@
+"""Checkpoints from which a run goes on bit for bit, and the clean stop."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vitlab.core.errors import UserError
+from vitlab.core.processes import Interrupted, StopSignal
+from vitlab.core.run_folder import RunFolder, copy_checkpoint, publish, verify
+
+MONITOR = "val/accuracy"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint to disk for certain, and read only plain types.
+
+    Lightning's own writes to the system's temporary folder and moves the file: not atomic across file
+    systems, and not synced.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; nothing in it can name code to run.
+
+    Raises:
+        UserError: the file is missing, damaged or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}.")
+    verify(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, not one, or names code to run "
+            f"({type(error).__name__})."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint: it has no state_dict.")
+    return checkpoint
+
+
+class Checkpointing(Checkpoint):
+    """Save ``last.ckpt`` and ``best.ckpt``, and stop when asked to.
+
+    Lightning runs subclasses of `Checkpoint` after every other callback, when the epoch's metrics are
+    known. A checkpoint is written at two kinds of place only, between two optimizer steps and at the end
+    of an epoch, because Lightning's loops restart exactly from these.
+
+    Args:
+        every_minutes: also save within an epoch when the last save is this old.
+        total_steps: stop after this many optimizer steps. Lightning's own ``max_steps`` restarts a finished
+            epoch when it resumes, so it is not used.
+        enabled: False keeps nothing (``trainer.enable_checkpointing=false``) but still stops cleanly.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        stop: StopSignal,
+        every_minutes: float,
+        total_steps: int,
+        enabled: bool,
+    ) -> None:
+        self.folder = folder
+        self.stop = stop
+        self.every_seconds = every_minutes * 60
+        self.total_steps = total_steps
+        self.enabled = enabled
+        self.best_metrics: dict[str, float] | None = None  # of validation, at the best accuracy so far
+        self._improved = False
+        self._saved_at = time.monotonic()
+        self._group: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_metrics": self.best_metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metrics = state_dict["best_metrics"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop.install()
+        if trainer.world_size > 1:
+            # A group on the CPU: the ranks agree on stopping without waiting for their GPUs.
+            self._group = dist.new_group(backend="gloo")
+            # Lightning broadcasts the same question from the device at every batch, and waits for the
+            # answer; with our own handlers installed it is always no.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop.install()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Again: since `on_fit_start` Lightning has put its own handler for SIGTERM around ours, which would
+        # end the run after this micro-batch, with status 0 and no checkpoint.
+        self.stop.install()
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        done = batch_idx + 1
+        last = done >= trainer.num_training_batches
+        if done % trainer.accumulate_grad_batches != 0 and not last:
+            return
+        if trainer.global_step >= self.total_steps and not last:
+            trainer.should_stop = True  # validates, ends the epoch, and so saves
+            return
+        stop, due = self._agree(trainer)
+        # After a batch that is followed by validation the loops do not restart where they were: a
+        # checkpoint there would skip it. The end of the epoch is near, and saves.
+        if last or self._validation_follows(trainer, done):
+            return
+        if stop or due:
+            self._save(trainer, pl_module, [self.folder.last])
+        if stop:
+            raise Interrupted(stop)
+
+    def _validation_follows(self, trainer: L.Trainer, done: int) -> bool:
+        every = trainer.val_check_batch
+        if not trainer.enable_validation or every in (None, float("inf")):
+            return False
+        total = trainer.fit_loop.total_batch_idx + 1
+        return (total if trainer.check_val_every_n_epoch is None else done) % every == 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        # A sanity check (trainer.num_sanity_val_steps) measures an untrained network on a few batches.
+        if trainer.sanity_checking or trainer.state.fn != "fit" or MONITOR not in metrics:
+            return
+        if self.best_metrics is None or metrics[MONITOR] > self.best_metrics[MONITOR]:
+            self.best_metrics = metrics
+            self._improved = True
+            if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not trainer.should_stop:
+                self._save(trainer, pl_module, [self.folder.best])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Best first: a run killed between the two repeats the epoch and writes both again.
+        self._save(trainer, pl_module, [self.folder.best] * self._improved + [self.folder.last])
+        stop, _ = self._agree(trainer)
+        if stop:
+            raise Interrupted(stop)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.stop.received:
+            raise Interrupted(self.stop.received)
+
+    def _agree(self, trainer: L.Trainer) -> tuple[int, bool]:
+        """Return the signal to stop for (0: none) and whether a save is due, the same on every rank."""
+        due = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.every_seconds
+        flags = torch.tensor([self.stop.received or 0, int(due)])
+        if self._group is not None:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
+        stop, save = flags.tolist()
+        return stop, bool(save)
+
+    def _save(self, trainer: L.Trainer, pl_module: Any, targets: list[Path]) -> None:
+        pl_module.check_finite()
+        self._improved = self._improved and self.folder.best not in targets
+        self._saved_at = time.monotonic()
+        if not self.enabled:
+            return
+        self.folder.checkpoints.mkdir(exist_ok=True)
+        temporary = self.folder.checkpoints / ".new.ckpt.tmp"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            for target in targets[:-1]:
+                copy_checkpoint(temporary, target)
+            publish(temporary, targets[-1])
+        trainer.strategy.barrier("checkpoint")

@@ -1,0 +1,121 @@
+"""metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from vitlab.core.console import Screen
+from vitlab.core.metrics_csv import read_metrics, to_csv
+from vitlab.core.run_folder import RunFolder, Summary, write_atomic
+from vitlab.training.callbacks.checkpointing import Checkpointing
+from vitlab.training.callbacks.throughput import Throughput
+
+
+def learning_rate(trainer: L.Trainer, task: Any) -> float:
+    """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
+    # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
+    peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+    return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)
+
+
+class StepLoss(L.Callback):
+    """Read the training loss back now and then, without making the device wait.
+
+    Every ``log_every_n_steps`` optimizer steps the loss starts on its way to the host; it is read at the
+    next such step, when it has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self._pending: tuple[int, float, Tensor] | None = None
+        self._step = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if step == before or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        self._flush(trainer)
+        # Lightning has divided it by the micro-batches of a step.
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
+        host.copy_(loss, non_blocking=True)
+        self._pending = step, learning_rate(trainer, pl_module), host
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._flush(trainer)
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        if self._pending is None:
+            return
+        step, rate, loss = self._pending
+        self._pending = None
+        self.loss = loss.item()
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step)
+
+
+class Record(Checkpoint):
+    """Write one row of ``metrics.csv`` an epoch, and say it in one line.
+
+    A subclass of `Checkpoint` only because Lightning runs these last, when the module has logged its
+    epoch. The file is rewritten whole and atomically; rows of epochs that a resumed run repeats are dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        summary: Summary,
+        checkpointing: Checkpointing,
+        throughput: Throughput,
+        screen: Screen,
+    ) -> None:
+        self.folder = folder
+        self.summary = summary
+        self.checkpointing = checkpointing
+        self.throughput = throughput
+        self.screen = screen
+        self.rows: list[dict[str, Any]] = []
+        self._validation: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= trainer.current_epoch]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        epoch = trainer.current_epoch + 1
+        # Not every epoch is validated: the metrics of an earlier one must not stand in this row.
+        row = {"epoch": epoch, "step": trainer.global_step} | metrics | self._validation
+        row["learning_rate"] = learning_rate(trainer, pl_module)
+        self._validation = {}
+        self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
+        if trainer.is_global_zero:
+            write_atomic(self.folder.metrics, to_csv(self.rows).encode())
+            self.summary.update(
+                metrics=self.checkpointing.best_metrics or {},
+                train={"epochs": epoch, "optimizer_steps": trainer.global_step},
+            )
+        self._say(row, trainer.max_epochs)
+
+    def _say(self, row: dict[str, Any], epochs: int | None) -> None:
+        parts = [f"epoch {row['epoch']}/{epochs}", f"train/loss {row['train/loss']:.3f}"]
+        parts += [f"{key} {row[key]:.4f}" for key in ("train/accuracy", "val/accuracy") if key in row]
+        if rate := self.throughput.images_per_second:
+            parts.append(f"{rate:,.0f} images/s")
+        self.screen.print("  ".join(parts))

@@ -1,0 +1,143 @@
+"""What a run may find changed when it goes on from its checkpoint, and what not.
+
+It is promised to end as one that never stopped, so every value of config.yaml must be the one it began with,
+but for those that cannot matter any more.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import lacking
+from vitlab.config.ignored_keys import WITHOUT_EFFECT, under
+from vitlab.config.types import show
+from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder, teacher_file
+from vitlab.training.callbacks.checkpointing import read_checkpoint
+
+FREE = (
+    *WITHOUT_EFFECT,
+    *("data.root", "task.teacher", "task.teacher_checkpoint"),  # may move; a teacher is known by its hash
+    *("model.pretrained", "model.checkpoint_path"),  # the start has been
+    "model.num_classes",  # the data's, whatever stands there
+    "trainer.limit_test_batches",  # the test is still to come; a search sets it for its best trial
+)
+# How and where it computes: a run must outlive its machine, if not bit for bit.
+COMPUTING = ("compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run's own checkpoint says of it.
+
+    Attributes:
+        step: optimizer steps done.
+        config: as it was when the checkpoint was written.
+        classes: of its images.
+        teacher: SHA-256 of the weights it learns from, if it has a teacher.
+    """
+
+    path: Path
+    step: int
+    config: Mapping[str, Any]
+    classes: list[str]
+    teacher: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> "Begun":
+        """Raises UserError where the file is damaged or no checkpoint of a run."""
+        checkpoint = read_checkpoint(path)
+        meta = checkpoint["vitlab"]
+        teacher = meta.get("teacher", {}).get("sha256")
+        return cls(path, checkpoint["global_step"], meta["config"], meta["classes"], teacher)
+
+    def hold(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
+        """Hold the folder's ``config`` against what the run began with; return what is worth a note.
+
+        Raises:
+            UserError: a value was changed that decides what is learned, or the teacher is not where it was.
+        """
+        changed = {k: text for k, text in changes(self.config, config).items() if not under(k, FREE)}
+        fixed = [f"{key}: {text}" for key, text in changed.items() if not under(key, COMPUTING)]
+        if fixed:
+            raise UserError(
+                f"{folder.config} was changed after {self.path} was written ({', '.join(fixed)}), and a run "
+                "goes on exactly as it began. Undo that, or start a new run (model.checkpoint_path="
+                f"{folder}, to start it from these weights)."
+            )
+        if "teacher" in config["task"]:
+            _find_teacher(folder, config["task"])
+        if not changed:
+            return []
+        said = ", ".join(f"{key}: {text}" for key, text in changed.items())
+        return [
+            f"this run does not go on where it began ({said}): rounding and the processes' random draws "
+            "differ, so it will not end bit for bit as one that never stopped."
+        ]
+
+    def hold_classes(self, found: Sequence[str]) -> None:
+        """Raises UserError where the images are no longer of the classes that it began with."""
+        if self.classes != [*found]:
+            raise UserError(
+                f"the images have other classes than when {self.path} was written (expected "
+                f"{', '.join(self.classes)}; found {', '.join(found)}), and a run goes on exactly as it "
+                "began. Undo that, or start a new run."
+            )
+
+    def hold_teacher(self, given: Any, sha256: str | None) -> None:
+        """Raises UserError where the weights at ``task.teacher`` are no longer those it has learned from."""
+        if self.teacher != sha256:
+            raise UserError(
+                f"task.teacher={given} is no longer the teacher that {self.path} learned from: its weights "
+                "were trained further or replaced (their SHA-256 differs). Put the old file back, or start a "
+                "new run."
+            )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> dict[str, str]:
+    """Return, for each dotted key in which two configs differ, ``old → new`` as YAML writes the values."""
+    found: dict[str, str] = {}
+    for part in dict.fromkeys((*old, *new)):
+        key = f"{at}.{part}" if at else str(part)
+        was, now = old.get(part, MISSING), new.get(part, MISSING)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found |= changes(was, now, key)
+        elif was != now:
+            found[key] = " → ".join("missing" if value is MISSING else show(value) for value in (was, now))
+    return found
+
+
+@contextlib.contextmanager
+def complete(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
+    """Name the key where a run cannot be built because somebody has deleted it from config.yaml.
+
+    Asked when it fails and not before: a run from before there was some key goes on where it can.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, UserError) as error:
+        gone = [key for key in lacking(config) if f"'{key.rpartition('.')[2]}'" in str(error)]
+        if not gone:
+            raise
+        raise UserError(
+            f"{folder.config} has no {', '.join(gone)}, and the run cannot be built without it. Write it "
+            "back, or start a new run."
+        ) from error
+
+
+def _find_teacher(folder: RunFolder, task: Mapping[str, Any]) -> None:
+    """Look for the teacher of a run that goes on.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    try:
+        teacher_file(task)
+    except UserError as error:
+        raise UserError(
+            f"{error} This run learns from it and cannot go on without: put it back, or write its new place "
+            f"as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
+        ) from None

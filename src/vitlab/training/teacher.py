@@ -1,0 +1,193 @@
+"""The trained network that a student of ``task=distill`` learns from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitlab.core.errors import UserError
+from vitlab.core.run_folder import TIMM, RunFolder, Summary, sha256, teacher_file
+from vitlab.data.datasets import Source
+from vitlab.inference.load import Classifier, load
+from vitlab.models import timm_model
+from vitlab.models.flops import count_parameters, flops_per_image, show_flops
+
+
+class Teacher:
+    """A frozen classifier that is shown the student's batches.
+
+    No `nn.Module` on purpose: a module inside the student's LightningModule would go into its checkpoints,
+    its averaged weights, its optimizer and its train mode.
+
+    Args:
+        classifier: the network behind its own preprocessing.
+        order: where the student's classes stand among the teacher's; None: at the same places.
+        record: who it is, in plain values: what summary.json and the student's checkpoints keep. Its
+            ``sha256`` is of the file of weights.
+        notes: what the person who starts the run should know.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, order: list[int] | None, record: dict[str, Any], notes: Sequence[str]
+    ) -> None:
+        self.classifier = classifier.eval().requires_grad_(False)
+        self.order = order
+        net, preprocess = classifier.net, classifier.preprocess
+        self.size = preprocess.size
+        self.flops = flops_per_image(net, self.size, len(preprocess.mean))
+        self.record = record | {"parameters": count_parameters(net), "flops_per_image": self.flops}
+        self.notes = list(notes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        return self  # an averaged copy of the student needs no teacher of its own
+
+    def undo(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Say how the student's batches are normalised: one value a channel, on the 0..1 scale."""
+        self.mean, self.std = (
+            torch.tensor(list(values), dtype=torch.float32)[:, None, None] for values in (mean, std)
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits (B, K), in the student's order of classes.
+
+        The one place where images go from the student's normalisation and size to the teacher's.
+
+        Args:
+            images: (B, C, H, W) as the student sees them: augmented, mixed and normalised.
+        """
+        if self.mean.device != images.device:
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+            self.classifier.to(images.device)
+        logits = self.classifier(images * self.std + self.mean)  # pixels on the 0..1 scale
+        return logits if self.order is None else logits[:, self.order]
+
+    def describe(self) -> str:
+        """Return who it is and how good, for the log."""
+        record = self.record
+        accuracy = [f"{k} {v:.2%}" for k, v in record["metrics"].items() if k.endswith("/accuracy")]
+        height, width = self.size
+        return (
+            f"{record['path']}: {record['model']}, {record['parameters']:,} parameters, "
+            f"{', '.join(accuracy) or 'accuracy unknown'}; sees {height} x {width} pixels at "
+            f"{show_flops(self.flops)} an image"
+        )
+
+
+def load_teacher(config: dict[str, Any], source: Source) -> Teacher:
+    """Return the teacher that ``config["task"]`` names, for the classes of ``source``.
+
+    Raises:
+        UserError: there is none, its file is damaged, or it does not know exactly these classes.
+    """
+    task = config["task"]
+    given, file = task["teacher"], teacher_file(task)
+    if given.startswith(TIMM):
+        teacher = _from_timm(given, file, source)
+    else:
+        teacher = _from_run(given, file, config["data"], source)
+    channels = len(teacher.classifier.preprocess.mean)
+    if channels != source.channels:
+        raise UserError(
+            f"task.teacher={given} takes images of {channels} channel(s), and {source.name} has "
+            f"{source.channels}. Train a teacher on this data: python train.py model=resnet18 …"
+        )
+    return teacher
+
+
+def _from_run(given: str, checkpoint: Path, data: dict[str, Any], source: Source) -> Teacher:
+    """Return the network of one of our checkpoints; what its run folder says is told, if there is one."""
+    classifier = load(checkpoint)
+    notes = []
+    metrics: dict[str, Any] = {}
+    folder = RunFolder(checkpoint.parent.parent)
+    if folder.config.is_file():
+        summary = Summary(folder, writable=False).data
+        # The summary speaks of the best checkpoint, or of the last where nothing was held out.
+        if checkpoint.name == folder.best.name or not folder.best.exists():
+            metrics = summary.get("metrics", {})
+        if summary.get("status") != "finished":
+            notes.append(
+                f"the teacher's run is {summary.get('status', 'of unknown status')} and not finished: its "
+                f"{checkpoint.name} is used as it is now, and this run will resume with that file only."
+            )
+    order = None
+    if classifier.classes != list(source.classes):
+        order = _order(given, classifier.classes, source)
+        notes.append(
+            "the teacher's classes stand in another order than the data's; they are matched by name."
+        )
+    theirs = classifier.config["data"]
+    if theirs["kind"] == data["kind"] and any(theirs[k] != data[k] for k in ("val_size", "split_seed")):
+        notes.append(
+            "the teacher held out other images (data.val_size, data.split_seed): it has seen some that this "
+            "run validates on, so compare val/accuracy with care, or train a teacher on the same split."
+        )
+    record = {
+        "path": given,
+        "checkpoint": checkpoint.name,
+        "sha256": sha256(checkpoint),
+        "model": classifier.config["model"].get("name") or classifier.config["choices"]["model"],
+        "metrics": metrics,
+    }
+    return Teacher(classifier, order=order, record=record, notes=notes)
+
+
+def _order(given: str, theirs: list[str], source: Source) -> list[int]:
+    """Return the place of each class of ``source`` among the teacher's."""
+    ours = list(source.classes)
+    if sorted(theirs) != sorted(ours):
+        differ = [f"'{name}'" for name in [*ours, *theirs] if (name in ours) != (name in theirs)]
+        raise UserError(
+            f"task.teacher={given} knows {len(theirs)} classes, {source.name} has {len(ours)}, and a teacher "
+            f"must know exactly these; {', '.join(differ[:3])}{' …' if differ[3:] else ''} "
+            f"{'is' if len(differ) == 1 else 'are'} on one side only. Train a teacher on this data: "
+            "python train.py model=resnet18 …"
+        )
+    return [theirs.index(name) for name in ours]
+
+
+def _from_timm(given: str, file: Path, source: Source) -> Teacher:
+    """Return timm's network, with weights from ``file`` and the preprocessing that timm publishes for it."""
+    name, classes = given.removeprefix(TIMM), list(source.classes)
+    try:
+        channels, *size = timm_model.find(name).input_size
+        net = timm_model.TimmModel(
+            name=name,
+            pretrained=False,
+            checkpoint_path=str(file),
+            num_classes=len(classes),
+            image_size=size,
+            channels=channels,
+            drop_path=None,
+            kwargs={},
+        )
+    except UserError as error:
+        raise UserError(
+            f"task.teacher={given} is read as model.name={name} model.checkpoint_path={file}, and: {error}"
+        ) from error
+    assert net.loaded is not None
+    assert net.loaded.images is not None
+    if net.loaded.new:
+        raise UserError(
+            f"task.teacher_checkpoint={file} has no head for the {len(classes)} classes of {source.name} "
+            f"({', '.join(net.loaded.new)} would start at random), and a teacher must know them. Fine-tune "
+            f"it first (python train.py model=timm_vit_b16 model.name={name} model.checkpoint_path={file}) "
+            "and give that run's folder as task.teacher."
+        )
+    images = net.loaded.images
+    meta = {"mean": images.mean, "std": images.std, "input_size": size, "classes": classes, "config": {}}
+    record = {
+        "path": given,
+        "checkpoint": str(file),
+        "sha256": sha256(file),
+        "model": name,
+        "metrics": {},
+    }
+    note = (
+        f"{file} names no classes: they are taken to stand in the data's order, and images are normalised "
+        "as timm says of this network. train/teacher_accuracy in metrics.csv tells whether that was so."
+    )
+    return Teacher(Classifier(net, meta), order=None, record=record, notes=[note])

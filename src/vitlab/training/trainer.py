@@ -1,0 +1,96 @@
+"""Lightning's Trainer, put together for a run folder."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vitlab.core.console import Screen
+from vitlab.core.errors import UserError
+from vitlab.core.processes import StopSignal
+from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.training.build import Job
+from vitlab.training.callbacks import (
+    EMA,
+    AtomicCheckpointIO,
+    Checkpointing,
+    ProgressLine,
+    Record,
+    StepLoss,
+    Throughput,
+)
+from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
+from vitlab.training.tensorboard import RunLogger
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
+def make_trainer(
+    folder: RunFolder,
+    job: Job,
+    processes: int,
+    summary: Summary,
+    screen: Screen,
+    stop: StopSignal,
+    throughput: Throughput,
+    logger: RunLogger | None,
+) -> tuple[L.Trainer, Checkpointing]:
+    """Return Lightning's Trainer with the callbacks of a run.
+
+    Raises:
+        UserError: Lightning refuses the arguments.
+    """
+    options = dict(job.config["trainer"])
+    checkpointing = Checkpointing(
+        folder=folder,
+        stop=stop,
+        every_minutes=job.config["callbacks"]["checkpoint"]["every_minutes"],
+        total_steps=job.plan.total_steps,
+        enabled=options["enable_checkpointing"] is not False and not options["fast_dev_run"],
+    )
+    step_loss = StepLoss()
+    callbacks: list[L.Callback] = [
+        throughput,
+        step_loss,
+        Record(
+            folder=folder, summary=summary, checkpointing=checkpointing, throughput=throughput, screen=screen
+        ),
+        checkpointing,
+    ]
+    if options["enable_progress_bar"] is not False:
+        progress = ProgressLine(
+            screen=screen,
+            step_loss=step_loss,
+            total_batches=job.plan.epochs * job.plan.batches_per_epoch,
+            batches_per_epoch=job.plan.batches_per_epoch,
+        )
+        callbacks.insert(2, progress)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if (ema := job.config["callbacks"]["ema"])["decay"] is not None:
+        callbacks.append(EMA(**ema))
+    options["precision"] = job.precision
+    if job.precision == "16-mixed":
+        options["precision"] = None  # the plugin says it
+        plugins.append(float16_plugin(job.kind))
+        callbacks.append(SkippedSteps())
+    # Counted by us: see `Checkpointing.total_steps`.
+    options |= {"max_steps": -1, "max_epochs": job.plan.epochs, "enable_checkpointing": True}
+    if options["barebones"]:
+        raise UserError(
+            "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
+            "result. For bare speed set logger=none callbacks.figures=false "
+            "trainer.enable_progress_bar=false."
+        )
+    if job.kind == "cpu":
+        options["devices"] = processes  # Lightning takes no list and no -1 for CPUs
+    if options["profiler"] is not None:
+        options["profiler"] = PROFILERS[options["profiler"]](dirpath=folder.path, filename="profile")
+    options["default_root_dir"] = options["default_root_dir"] or str(folder.path)
+    if job.data.num_val == 0:
+        options["limit_val_batches"] = 0
+    try:
+        trainer = L.Trainer(**options, callbacks=callbacks, logger=logger or False, plugins=plugins)
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"Lightning's Trainer refuses these arguments: {error}") from error
+    return trainer, checkpointing

@@ -1,0 +1,110 @@
+"""The arithmetic of the measurement, on a clock that the test turns."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from vitlab.benchmark import timing
+from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
+from vitlab.core.processes import Interrupted, StopSignal
+
+
+class Clock:
+    """Steps that take as long as they say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.taken: list[str] = []
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def steps(self, name: str, *seconds: float) -> Iterator[int]:
+        """Take ``seconds`` a step, the last for ever; 10 images each."""
+        number = 0
+        while True:
+            self.now += seconds[min(number, len(seconds) - 1)]
+            self.taken.append(name)
+            number += 1
+            yield 10
+
+    def contender(self, name: str, *seconds: float) -> Contender:
+        steps = self.steps(name, *seconds)
+        return Contender(name, lambda count: timed(steps, count, StopSignal()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_the_first_steps_are_not_counted(clock: Clock) -> None:
+    steps = clock.steps("slow start", *[100.0] * SETTLE, 0.5)
+    assert timed(steps, 4, StopSignal()) == Sample(images=40, seconds=2.0)
+    assert len(clock.taken) == SETTLE + 4
+
+
+def test_warm_up_skips_the_compilation_and_finds_the_number_of_steps(clock: Clock) -> None:
+    slow = clock.contender("compiles", *[60.0] * (SETTLE + 2), 0.1)
+    assert warm_up(slow, seconds=2.0, steps=2) == 20
+    assert warm_up(clock.contender("slower than that", 5.0), seconds=2.0, steps=2) == 1
+
+
+def test_contenders_take_turns_and_each_begins_once(clock: Clock) -> None:
+    contenders = [clock.contender(name, 0.5) for name in "abc"]
+    race(contenders, rounds=3, seconds=1.0, warmup_steps=1)
+    turns = "".join(clock.taken).replace("a" * (SETTLE + 2), "A")
+    turns = turns.replace("b" * (SETTLE + 2), "B").replace("c" * (SETTLE + 2), "C")
+    assert turns.endswith("ABC" + "BCA" + "CAB")
+    assert all(contender.samples == [Sample(20, 1.0)] * 3 for contender in contenders)
+
+
+def test_medians_and_ratios_are_of_rounds() -> None:
+    ours = Contender("ours", lambda steps: Sample(0, 0.0))
+    ours.samples = [Sample(100, 1.0), Sample(100, 0.5), Sample(100, 1.0)]
+    theirs = Contender("theirs", lambda steps: Sample(0, 0.0), note="slower", flops=7, details={"workers": 2})
+    theirs.samples = [Sample(50, 1.0), Sample(10, 1.0), Sample(25, 1.0)]
+    absent = Contender("not measured", lambda steps: Sample(0, 0.0))
+    found = results([ours, theirs, absent])
+    assert list(found) == ["ours", "theirs"]
+    assert found["ours"]["images_per_second"] == {"median": 100, "min": 100, "max": 200}
+    assert found["ours"]["ratio"] is None
+    # 100/50, 200/10, 100/25; the ratio of the medians would be another number, and fewer.
+    assert found["theirs"]["ratio"] == {"median": 4, "min": 2, "max": 20}
+    assert found["theirs"]["workers"] == 2
+    assert found["theirs"]["flops_per_image"] == 7
+    assert found["theirs"]["samples"][1] == {"images": 10, "seconds": 1.0}
+
+
+def test_an_unfinished_round_still_gives_ratios() -> None:
+    ours, theirs = (Contender(name, lambda steps: Sample(0, 0.0)) for name in ("ours", "theirs"))
+    ours.samples = [Sample(8, 1.0), Sample(9, 1.0)]
+    theirs.samples = [Sample(4, 1.0)]
+    assert results([ours, theirs])["theirs"]["ratio"] == {"median": 2, "min": 2, "max": 2}
+    assert results([]) == {}
+
+
+def test_a_signal_ends_it_between_two_steps(clock: Clock) -> None:
+    stop = StopSignal()
+
+    def steps() -> Iterator[int]:
+        yield 1
+        yield 1
+        stop.received = signal.SIGINT
+        yield 1
+        raise AssertionError("went on")
+
+    with pytest.raises(Interrupted) as caught:
+        timed(steps(), 100, stop)
+    assert caught.value.exit_code == 130
+
+
+def test_steps_of_workers_are_counted_in_whole_turns():
+    taken = []
+
+    def measure(steps):
+        taken.append(steps)
+        return Sample(steps, steps * 0.1)
+
+    assert warm_up(Contender("four workers", measure, multiple=4), 2.0, 5) == 20
+    assert taken == [8, 8], "five would end in the middle of a burst"
+    assert warm_up(Contender("four workers", measure, multiple=4), 0.1, 5) == 12, "three turns at least"

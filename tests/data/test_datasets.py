@@ -1,0 +1,125 @@
+"""What every data set keeps to, found by globbing conf/data, and the checks that they share."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, image_tree
+from vitlab.core.errors import UserError
+
+SHARED = {
+    "kind",
+    "root",
+    "image_size",
+    "channels",
+    "num_classes",
+    "batch_size",
+    "val_size",
+    "split_seed",
+    "in_memory",
+    "num_workers",
+    "normalization",
+}
+
+
+def example(kind, place, **changes):
+    """Return a config of the kind and, on disk, the least that it can be built from."""
+    options = {"val_size": 2, "batch_size": 4}
+    if kind.startswith("cifar"):
+        options["root"] = str(place)
+        if kind == "cifar10":
+            (place / "cifar-10-batches-py").mkdir(exist_ok=True)
+            for name, content in cifar_files().items():
+                (place / name).write_bytes(content)
+        else:
+            pytest.skip("read in test_cifar")
+    elif kind == "shapes":
+        options |= {"num_train": 40, "num_test": 20}
+    else:
+        image_tree(place, {"a": 10, "b": 10})
+        options["root"] = str(place)
+        if kind == "image_list":
+            rows = [f"{c}/{i:03d}.png,{c}" for c in "ab" for i in range(10)]
+            (place / "list.csv").write_text("path,label\n" + "\n".join(rows))
+            options["root"] = str(place / "list.csv")
+    return config(kind, **options | changes)
+
+
+@pytest.mark.parametrize("kind", [file.stem for file in sorted(CONF.glob("*.yaml"))])
+@pytest.mark.parametrize(("size", "channels"), [(16, 3), ([12, 20], 1)])
+def test_the_contract(kind, size, channels, tmp_path):
+    assert set(config(kind)) >= SHARED, "every data set takes the shared options"
+    source = sources.build(example(kind, tmp_path, image_size=size, channels=channels))
+    assert source.notes == []
+    assert source.channels == channels
+    assert isinstance(source.on_disk, bool)
+    assert {"train", "test"} <= set(source.sizes) <= {"train", "val", "test"}
+    shape = (size, size) if isinstance(size, int) else tuple(size)
+    assert source.shape == shape
+    for split, number in source.sizes.items():
+        images, labels = decoded(source, split)
+        assert images.shape == (number, channels, *shape)
+        assert images.dtype == np.uint8
+        assert labels.shape == (number,)
+        assert labels.dtype == np.int64
+        assert set(labels.tolist()) == set(range(len(source.classes)))
+        assert np.array_equal(decoded(source, split)[0], images), "decoding is deterministic"
+
+
+def test_building_needs_no_torch(tmp_path):
+    image_tree(tmp_path, {"a": 10, "b": 10})
+    code = """
+import sys, yaml
+from tests.data.helpers import config
+from vitlab.data import datasets
+root = sys.argv[1]
+small = dict(num_train=20, num_test=20, val_size=0, batch_size=4)
+sources.build(config("shapes", **small)).load("train")
+cache = dict(cache=root + "/cache")
+sources.build(config("image_folder", root=root, batch_size=4, val_size=0, **cache)).load("train")
+try:
+    sources.build(config("cifar10", root=root, url="http://127.0.0.1:1/x"))
+except Exception as error:
+    assert "shapes" in str(error)
+assert "torch" not in sys.modules and "lightning" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "shape"}, "did you mean 'shapes'"),
+        ({"image_size": 0}, "image_size"),
+        ({"channels": 4}, "channels"),
+        ({"num_classes": 7}, "num_classes=7, but shapes has 10"),
+        ({"val_size": 40}, "val_size=40"),
+        ({"val_size": -1}, "val_size"),
+        ({"split_seed": "a"}, "split_seed"),
+        ({"batch_size": 39}, "batch_size=39 is more than the 38 images"),
+        ({"normalization": "datasets"}, "did you mean 'dataset'"),
+        ({"normalization": {"mean": [0.5] * 3}}, "normalization must be"),
+        ({"normalization": {"mean": [0.5], "std": [0.5]}}, "mean must be 3 number"),
+        ({"normalization": {"mean": [128] * 3, "std": [0.5] * 3}}, "from 0 to 1"),
+        ({"normalization": {"mean": [0] * 3, "std": [0.5, 0, 0.5]}}, "above 0"),
+        ({"normalization": None}, "normalization must be"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sources.build(example("shapes", tmp_path) | changes)
+
+
+def test_options_without_effect_are_told(tmp_path):
+    source = sources.build(example("shapes", tmp_path, root="data"))
+    assert len(source.notes) == 1
+    assert "data.root has no effect" in source.notes[0]
+
+
+def test_normalizations():
+    assert sources.fixed_normalization("dataset", 3) is None
+    assert sources.fixed_normalization("half", 1) == ([0.5], [0.5])
+    given = {"mean": [0, 0.5, 1], "std": [0.1, 0.2, 1]}
+    assert sources.fixed_normalization(given, 3) == ([0.0, 0.5, 1.0], [0.1, 0.2, 1.0])

@@ -1,0 +1,192 @@
+"""Folders and lists of images: layouts, splits, names, and what is wrong with them."""
+
+import numpy as np
+import pytest
+
+from tests.data.helpers import config, decoded, image_tree, save
+from vitlab.core.errors import UserError
+
+
+def folder(root, **changes):
+    options = {"root": str(root), "image_size": 8, "batch_size": 1, "val_size": 0}
+    return sources.build(config("image_folder", **options | changes))
+
+
+def listed(root, text, name="list.csv", **changes):
+    (root / name).write_text(text)
+    options = {"root": str(root / name), "image_size": 8, "batch_size": 1, "val_size": 0}
+    return sources.build(config("image_list", **options | changes))
+
+
+def test_train_and_test_folders(tmp_path):
+    image_tree(tmp_path, {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2})
+    source = folder(tmp_path)
+    assert source.name == tmp_path.name
+    assert source.classes == ("cat", "dog")
+    assert source.sizes == {"train": 3 + 2, "test": 3}
+    images, labels = decoded(source, "train")
+    assert images.shape == (5, 3, 8, 8)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [0, 0, 0, 1, 1]
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1]
+    assert decoded(source, "test")[1].tolist() == [0, 1, 1]
+    assert source.notes == []
+
+
+def test_val_beside_test_is_the_validation_set_and_alone_the_test_set(tmp_path):
+    image_tree(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 1})
+    alone = folder(tmp_path, val_size=2)
+    assert alone.sizes == {"train": 8, "test": 3}
+    assert sources.part_sizes(alone, 2) == {"train": 6, "val": 2, "test": 3}
+    assert "val is the test set" in alone.notes[0]
+    image_tree(tmp_path, {"test/a": 1, "test/b": 4})
+    both = folder(tmp_path, val_size=None)
+    assert both.sizes == {"train": 8, "val": 3, "test": 5}
+    assert sources.part_sizes(both, None) == {"train": 8, "val": 3, "test": 5}
+    assert both.notes == []
+    assert "val_size has no effect" in folder(tmp_path, val_size=2).notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_class_folders_alone_are_split(tmp_path, prefix):
+    image_tree(tmp_path, {f"{prefix}a": 20, f"{prefix}b": 10})
+    source = folder(tmp_path)
+    assert source.sizes == {"train": 24, "test": 6}
+    assert np.bincount(decoded(source, "test")[1]).tolist() == [4, 2]
+    assert folder(tmp_path, test_size=9).sizes["test"] == 9
+    assert folder(tmp_path, test_size=0.5).sizes["test"] == 15
+
+    def held(**changes):
+        images, labels = decoded(folder(tmp_path, **changes), "test")
+        return sorted(zip(labels.tolist(), images[:, 0, 0, 0].tolist(), strict=True))
+
+    train_images, train_labels = decoded(source, "train")
+    trained = set(zip(train_labels.tolist(), train_images[:, 0, 0, 0].tolist(), strict=True))
+    assert not trained & set(held())
+    assert held() == held()
+    assert held() != held(split_seed=1)
+
+
+def test_a_test_size_without_effect_is_told(tmp_path):
+    image_tree(tmp_path, {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1})
+    assert "test_size has no effect" in folder(tmp_path, test_size=0.5).notes[0]
+
+
+def test_numbered_classes_are_in_the_order_of_numbers(tmp_path):
+    image_tree(tmp_path, dict.fromkeys(("10", "9", "1"), 5))
+    assert folder(tmp_path).classes == ("1", "9", "10")
+    image_tree(tmp_path, {"x": 5})
+    assert folder(tmp_path).classes == ("1", "10", "9", "x")
+
+
+def test_labels_rename_and_merge(tmp_path):
+    image_tree(tmp_path, {"cat": 5, "dog": 5, "truck": 5, "7": 5})
+    source = folder(tmp_path, labels={"cat": "pet", "dog": "pet", 7: "seven"})
+    assert source.classes == ("pet", "seven", "truck")
+    assert np.bincount(decoded(source, "train")[1]).tolist() == [8, 4, 4]
+    with pytest.raises(UserError, match=r"'trck' is not a class.*did you mean 'truck'"):
+        folder(tmp_path, labels={"trck": "car"})
+
+
+def test_hidden_and_other_files_are_left_out(tmp_path):
+    image_tree(tmp_path, {"a": 5, "b": 5})
+    save(tmp_path / "a" / ".hidden.png")
+    save(tmp_path / "stray.png")
+    image_tree(tmp_path, {".cache": 1, "__MACOSX": 1})
+    (tmp_path / "a" / "notes.txt").write_text("")
+    source = folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert sum(source.sizes.values()) == 10
+    assert "1 files that are no images" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({}, "has no class folders"),
+        ({"a": 3}, "has 1 class"),
+        ({"a": 3, "b": 0}, "class folder .*b holds no images"),
+        ({"train/cat": 3, "train/dog": 2, "test/dgo": 1}, "'dgo' has 1 images.*did you mean 'dog'"),
+        ({"test/cat": 3, "test/dog": 2}, "no train/<class>/"),
+        ({"pets/cat": 3, "pets/dog": 3}, r"It holds folders \(cat, dog\)"),
+        ({"train/cat": 3, "train/dog": 2, "test": 0}, "test has no class folders"),
+    ],
+)
+def test_what_is_wrong_with_a_folder(tmp_path, tree, message):
+    for name in tree:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    image_tree(tmp_path, tree)
+    with pytest.raises(UserError, match=message):
+        folder(tmp_path)
+
+
+def test_a_root_of_another_kind(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        folder(tmp_path / "none")
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(UserError, match="data=image_list"):
+        folder(tmp_path / "x.csv")
+    with pytest.raises(UserError, match="data=image_folder"):
+        sources.build(config("image_list", root=str(tmp_path)))
+    for kind in ("image_folder", "image_list"):
+        with pytest.raises(UserError, match=r"data\.root="):
+            sources.build(config(kind))
+
+
+def test_a_list_with_splits(tmp_path):
+    image_tree(tmp_path, {"in/a": 4, "in/b": 4})
+    rows = [f"in/{c}/{i:03d}.png,{c},{s}" for c in "ab" for i, s in enumerate(SPLIT)]
+    source = listed(tmp_path, "\ufeffpath,label,split\n" + "\n".join(rows) + "\n", val_size=None)
+    assert source.name == "list"
+    assert source.sizes == {"train": 4, "val": 2, "test": 2}
+    images, labels = decoded(source, "train")
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 0, 1]
+
+
+SPLIT = ("train", "train", "val", "test")
+
+
+def test_a_list_without_splits_and_with_other_columns(tmp_path):
+    image_tree(tmp_path, {"": 20})
+    rows = [f"{i % 2},some,{i:03d}.png" for i in range(20)]
+    source = listed(tmp_path, "label,note,path\n" + "\n".join(rows))
+    assert source.sizes == {"train": 16, "test": 4}
+    assert source.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'path'"),
+        ("paht,label\n", "no column 'path' .did you mean 'paht'"),
+        ("path;label\n", "found 'path;label'"),
+        ("path,label\n", "lists no images to train on"),
+        ("path,label\n000.png,a\n9.png,a\n8.png,b\n", "2 lines cannot be used:\n  line 3: .*9.png"),
+        ("path,label\n000.png,\n", "line 2: no label"),
+        ("path,label,split\n000.png,a,tset\n", "'tset' is none of .*did you mean 'test'"),
+        ("path,label,split\n000.png,a,train\n000.png,a,test\n", "listed already, at line 2"),
+        ("path,label,split\n000.png,a,test\n001.png,b,test\n", "no images to train on"),
+        ("path,label,split\n000.png,a,train\n001.png,b,test\n", "'b' has 1 images in test"),
+    ],
+)
+def test_what_is_wrong_with_a_list(tmp_path, text, message):
+    image_tree(tmp_path, {"": 2})
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path, text)
+
+
+def test_broken_files_surface_when_decoded(tmp_path):
+    image_tree(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "a" / "000.png").write_bytes(b"")
+    (tmp_path / "a" / "001.png").write_bytes(b"x")
+    source = folder(tmp_path, test_size=2)
+    with pytest.raises(UserError, match=r"not.* image"):
+        [decoded(source, split) for split in ("train", "test")]
+
+
+@pytest.mark.parametrize("workers", [-1, True])
+def test_a_number_of_threads(tmp_path, workers):
+    image_tree(tmp_path, {"a": 5, "b": 5})
+    with pytest.raises(UserError, match="num_workers"):
+        folder(tmp_path, num_workers=workers)

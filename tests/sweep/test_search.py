@@ -1,0 +1,426 @@
+"""sweep=optuna: what is drawn, what is ended early, what is kept, and that no trial sees the test images.
+
+The trials here are small programs that write what a run writes; one search at the end trains for real.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from omegaconf import DictConfig
+
+from tests.conftest import ROOT, summary, verb
+from tests.sweep.test_space import PLAIN, RATE
+from vitlab.core import plots
+from vitlab.core.errors import UserError
+from vitlab.core.processes import Interrupted
+from vitlab.core.run_folder import RunFolder
+from vitlab.sweep import search_loop as course
+from vitlab.sweep import study as record
+from vitlab.sweep import worker as session
+from vitlab.sweep.search import search
+
+optuna = pytest.importorskip("optuna")
+
+# A run as a search sees it: best at optimizer.lr=1e-3, diverging above 5e-3, broken with model.heads=4.
+RUN = """
+import json, math, os, pathlib, signal, sys, time
+import yaml
+
+folder = pathlib.Path(sys.argv[1])
+config = yaml.safe_load((folder / "config.yaml").read_text())
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(143))
+signal.signal(signal.SIGINT, lambda *_: stopped.append(130))
+
+def write(name, text):
+    (folder / "new").write_text(text)
+    (folder / "new").rename(folder / name)
+
+def end(status, code, **more):
+    found = json.loads((folder / "summary.json").read_text())
+    found |= {"status": status, **more}
+    found["metrics"] |= {"val/accuracy": max(values)} if values else {}
+    if status == "finished" and config["trainer"]["limit_test_batches"] is None:
+        found["metrics"]["test/accuracy"] = 0.5
+    write("summary.json", json.dumps(found))
+    sys.exit(code)
+
+lr, epochs = config["optimizer"]["lr"], config["trainer"]["max_epochs"]
+rows = (folder / "metrics.csv").read_text().splitlines()[1:] if (folder / "metrics.csv").exists() else []
+values = [float(row.split(",")[1]) for row in rows]
+if config["model"]["heads"] == 4:
+    end("failed", 1, error="out of luck")
+for epoch in range(len(values) + 1, epochs + 1):
+    time.sleep(float(os.environ["PACE"]))
+    if stopped:
+        end("interrupted", stopped[0])
+    if lr > 5e-3:
+        end("failed", 1, error="training diverged: not finite")
+    values.append(math.exp(-math.log10(lr / 1e-3) ** 2) * (1 - 0.5**epoch))
+    write("metrics.csv", "epoch,val/accuracy\\n" + "".join(f"{n},{v}\\n" for n, v in enumerate(values, 1)))
+end("finished", 0)
+"""
+
+
+# What takes time and is the same in every test.
+draw = record.Trials.draw
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[str, ...], DictConfig]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("study") / "study.db"
+    record._open(file, optuna.pruners.NopPruner())
+    return file
+
+
+@pytest.fixture(autouse=True)
+def started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known: dict[tuple[str, ...], DictConfig],
+    empty_study: Path,
+) -> Iterator[list[dict[str, Any]]]:
+    """Put small programs in the place of trainings; return what was started."""
+    program = tmp_path / "run.py"
+    program.write_text(RUN)
+    begun: list[dict[str, Any]] = []
+
+    def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
+        beside = [other["env"] for other in begun if other["process"].poll() is None]
+        process = subprocess.Popen([sys.executable, str(program), str(folder.path)])
+        begun.append({"name": folder.path.name, "env": env, "process": process, "beside": beside})
+        return process
+
+    compose, opened = hydra.compose, record._open
+
+    def remember(root: str, overrides: list[str], **options: Any) -> DictConfig:
+        if (key := (root, *overrides)) not in known:
+            known[key] = compose(root, overrides, **options)
+        return known[key]
+
+    def copy(file: Path, pruner: Any) -> Any:
+        if not file.exists():
+            shutil.copy(empty_study, file)
+        return opened(file, pruner)
+
+    monkeypatch.setattr(hydra, "compose", remember)
+    monkeypatch.setattr(record, "_open", copy)
+    monkeypatch.setattr(record.Trials, "draw", lambda self: None)
+    monkeypatch.setattr(course, "start", start)
+    monkeypatch.setattr(course, "run_job", lambda folder: start(folder).wait())
+    monkeypatch.setattr(course, "POLL", 0.01)
+    monkeypatch.setenv("PACE", "0")
+    yield begun
+    for other in begun:
+        other["process"].kill()
+        other["process"].wait()
+
+
+Searched = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
+    """Search in tmp_path/s, an epoch in so many seconds; return what sweep.json says of the trials."""
+
+    def call(*overrides: str, epochs: int = 3, seconds: float = 0.0) -> list[dict[str, Any]]:
+        monkeypatch.setenv("PACE", str(seconds))
+        monkeypatch.chdir(tmp_path)
+        search([*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides])
+        return jobs(tmp_path / "s")
+
+    return call
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "sweep.json").read_text())["jobs"]
+
+
+def drawn(found: list[dict[str, Any]]) -> list[str]:
+    return [job["label"] for job in found]
+
+
+def test_a_search_learns_prunes_and_tests_the_best_alone(
+    searched: Searched,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(record.Trials, "draw", draw)
+    settings = ("sweep.trials=10", "sweep.random_trials=4", "sweep.warmup_trials=2", "sweep.warmup_epochs=3")
+    found = searched(RATE, "model.depth=1,2", *settings, epochs=15, seconds=0.05)
+    states = [job["state"] for job in found]
+    assert len(states) == 10
+    assert set(states) == {"finished", "pruned"}
+    folders = {job["number"]: tmp_path / "s" / job["folder"] for job in found}
+    for job in found:
+        assert summary(folders[job["number"]])["status"] == job["state"]
+        assert (job["epochs"] == 15) == (job["state"] == "finished")
+        if job["state"] == "pruned":
+            assert job["epochs"] >= 3
+            assert job["reason"] == f"median, after epoch {job['epochs']}"
+    best = max((job for job in found if job["state"] == "finished"), key=lambda job: job["val/accuracy"])
+    tested = [n for n, folder in folders.items() if "test/accuracy" in summary(folder)["metrics"]]
+    assert tested == [best["number"]]
+    limits = {n: RunFolder(f).read_config()["trainer"]["limit_test_batches"] for n, f in folders.items()}
+    assert limits == {n: None if n in tested else 0 for n in folders}
+    out = capsys.readouterr().out
+    last = [line for line in out.splitlines() if line][-1]
+    assert last.split()[:2] == ["python", "train.py"]
+    assert last.split()[-2:] == best["overrides"][-2:]
+    assert "sweep" not in last
+    assert f"best {best['label']}" in out
+    assert "[10/10]" in out
+    assert "left 0" in out
+    assert {path.name for path in (tmp_path / "s").glob("*.png")} == {"trials.png", "values.png"}
+    config = RunFolder(folders[0]).read_config()
+    assert config["swept"] == ["optimizer.lr", "model.depth"]
+    assert not {"sweep", "resume"} & config.keys()
+
+
+def test_hyperband_ends_trials_too(searched: Searched) -> None:
+    settings = ("sweep.trials=6", "sweep.pruner=hyperband", "sweep.warmup_epochs=2")
+    found = searched(RATE, *settings, epochs=12, seconds=0.05)
+    pruned = [job for job in found if job["state"] == "pruned"]
+    assert pruned
+    assert all(job["epochs"] >= 2 and job["reason"].startswith("hyperband") for job in pruned)
+
+
+def test_what_cannot_be_trained_is_left_out_and_does_not_count(
+    searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = searched(RATE, "model.patch_size=4,5", "sweep.trials=4", "sweep.random_trials=20")
+    states = [job["state"] for job in found]
+    assert states.count("finished") == 4
+    assert states.count("invalid") == len(states) - 4 > 0
+    for job in found:
+        assert (job["state"] == "invalid") == ("patch_size=5" in job["label"])
+        if job["state"] == "invalid":
+            assert job["folder"] is None
+            assert "patch_size=5" in job["reason"]
+    assert len(list((tmp_path / "s").glob("*/config.yaml"))) == 4
+    # As pruned, not as failed: the sampler keeps away from the one and forgets the other.
+    told = optuna.load_study(study_name="vitlab", storage=f"sqlite:///{tmp_path}/s/study.db").trials
+    assert [t.state.name for t in told] == [{"finished": "COMPLETE", "invalid": "PRUNED"}[s] for s in states]
+    assert "left out: lr=" in capsys.readouterr().out
+
+
+def test_a_space_that_is_used_up_ends_the_search(
+    searched: Searched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "IDLE", 12)
+    found = searched("model.depth=interval(1,3)", "sweep.trials=9")
+    trained = [job["label"] for job in found if job["state"] == "finished"]
+    assert sorted(trained) == ["depth=1", "depth=2", "depth=3"], "each once"
+    assert {job["state"] for job in found} == {"finished", "repeated"}
+    assert "brought nothing new" in capsys.readouterr().out
+
+
+def test_divergence_is_an_answer_and_a_failure_is_not(
+    searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = "optimizer.lr=tag(log,interval(1e-4,1))"
+    with pytest.raises(UserError, match=r"^(\d+) of 6 trials failed") as caught:
+        searched(wide, "model.heads=2,4", "sweep.trials=6")
+    found = jobs(tmp_path / "s")
+    states = [job["state"] for job in found]
+    failed = states.count("failed")
+    assert int(str(caught.value).split()[0]) == failed > 0
+    assert failed + states.count("finished") + states.count("diverged") == 6
+    for job in found:
+        if job["state"] == "failed":
+            assert "heads=4" in job["label"]
+            assert job["reason"] == "out of luck"
+        if job["state"] == "diverged":
+            assert "heads=2" in job["label"]
+    assert "diverged" in states
+    # The number of trials is the total: those that failed are made up for.
+    capsys.readouterr()
+    with pytest.raises(UserError, match="of 6 trials failed"):
+        searched(wide, "model.heads=2,4", "sweep.trials=6")
+    assert len(jobs(tmp_path / "s")) == 6 + failed
+
+
+# Ended and gone on with
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    settings = (RATE, "model.depth=1,2", "sweep.trials=5", "sweep.random_trials=2", "sweep.pruner=none")
+    whole = searched(*settings)
+    (tmp_path / "s").rename(tmp_path / "whole")
+    end = course.Search._end
+
+    def die(self: Any, job: Any, code: int) -> None:
+        if job.trial.number == 3:
+            raise Killed  # the trial is over, and nobody has told Optuna
+        end(self, job, code)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course.Search, "_end", die)
+        with pytest.raises(Killed):
+            searched(*settings)
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
+    begun = len(started)
+    search([f"sweep.resume={tmp_path}/s"])
+    again = jobs(tmp_path / "s")
+    assert drawn(again) == drawn(whole)
+    assert [job["val/accuracy"] for job in again] == [job["val/accuracy"] for job in whole]
+    # Trial 3 goes on in its folder, 4 is new, and the best is tested.
+    assert [s["name"][:3] for s in started[begun:-1]] == ["003", "004"]
+
+
+def test_the_same_command_goes_on_and_more_trials_are_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = [*PLAIN, "study=s", "trainer.max_epochs=1", "sweep.pruner=none", RATE]
+    search([*base, "sweep.trials=2"])
+    (folder,) = (tmp_path / "outputs" / "s").iterdir()
+    begun = len(started)
+    search([base[0], RATE, *base[1:-1], "sweep.trials=2"])  # in another order
+    assert len(started) == begun, "it is finished: nothing trains, and nothing is tested once more"
+    search([*base, "sweep.trials=3", "sweep.jobs=2"])
+    assert [job["state"] for job in jobs(folder)] == ["finished"] * 3
+    search([f"sweep.resume={folder}", "sweep.trials=4"])
+    assert len(jobs(folder)) == 4
+    with pytest.raises(UserError, match=r"alone may change, found model\.depth"):
+        search([f"sweep.resume={folder}", "model.depth=1"])
+    search([*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other"])
+    assert len(jobs(folder)) == 4
+    assert len(jobs(tmp_path / "other")) == 1
+
+
+def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
+    searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str], started: list[dict[str, Any]]
+) -> None:
+    def press() -> None:
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.glob("s/001*/metrics.csv")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    presses = threading.Thread(target=press)
+    presses.start()
+    with pytest.raises(Interrupted) as caught:
+        searched(RATE, "sweep.trials=3", "sweep.pruner=none", epochs=20, seconds=0.03)
+    presses.join()
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished", "interrupted"]
+    assert "2 trials left; go on with: python train.py sweep.resume=s" in capsys.readouterr().out
+    before = (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text()
+    search([f"sweep.resume={tmp_path}/s"])
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3
+    assert (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text().startswith(before)
+
+
+def test_several_trials_at_a_time_share_the_cores(
+    searched: Searched, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = searched(RATE, "sweep.trials=4", "sweep.jobs=3", "sweep.test_best=false", epochs=8, seconds=0.25)
+    assert len({job["label"] for job in found}) == 4
+    assert max(len(other["beside"]) for other in started) == 2
+    assert all(other["env"] == {"VITLAB_CORES": "2", "OMP_NUM_THREADS": "2"} for other in started)
+
+
+def test_figures_say_what_the_star_is() -> None:
+    trials = [
+        {"number": n, "state": state, "value": 0.1 * n, "params": {"optimizer.lr": 10.0**-n}}
+        for n, state in enumerate(("finished", "pruned", "finished"))
+    ]
+    for figure in (
+        plots.search_trials(trials, "val/accuracy", "title"),
+        plots.search_values(trials, {"optimizer.lr": True}, "val/accuracy", "title"),
+    ):
+        assert "best" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_each_trial_under_way_has_a_gpu(
+    searched: Searched, tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    searched(RATE, "sweep.trials=4", "sweep.jobs=2", "sweep.test_best=false", epochs=8, seconds=0.25)
+    assert len(started) == 4
+    assert any(other["beside"] for other in started)
+    for other in started:
+        taken = {env["CUDA_VISIBLE_DEVICES"] for env in other["beside"]}
+        assert other["env"]["CUDA_VISIBLE_DEVICES"] in {"4", "7"} - taken
+    assert not list((tmp_path / "s").glob(".session*"))
+
+
+def test_one_search_at_a_time_in_a_folder(searched: Searched, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with RunFolder(tmp_path / "s").lock(), pytest.raises(UserError, match="process"):
+        searched(RATE, "sweep.trials=1")
+
+
+def test_a_damaged_record_is_one_sentence(searched: Searched, tmp_path: Path) -> None:
+    searched(RATE, "sweep.trials=1")
+    (tmp_path / "s" / "study.db").write_bytes(b"no data base" * 100)
+    with pytest.raises(UserError, match=r"study\.db cannot be read"):
+        searched(RATE, "sweep.trials=2")
+
+
+def test_what_has_no_effect_is_said(searched: Searched, capsys: pytest.CaptureFixture[str]) -> None:
+    searched(RATE, "sweep.trials=1", "sweep.pruner=none", "sweep.warmup_trials=2")
+    out = capsys.readouterr().out
+    assert "sweep.warmup_trials has no effect with sweep.pruner=none" in out
+    assert "sweep.random_trials=10: all 1 are drawn at random" in out
+    assert "no trial is ended early" not in out
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_trained_killed_and_gone_on_with(tmp_path: Path) -> None:
+    """Kill -9 in the first of two trials; the same command resumes it, trains the other, tests the best."""
+    command = ["-m", *PLAIN, RATE, "model.depth=1,2", "trainer.max_epochs=20"]
+    command += ["sweep.trials=2", "callbacks.checkpoint.every_minutes=1e-6", f"hydra.sweep.dir={tmp_path}/s"]
+    with subprocess.Popen(
+        [sys.executable, "train.py", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("s/000*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    ended = verb(*command)
+    assert ended.returncode == 0, ended.stderr
+    found = jobs(tmp_path / "s")
+    assert [(job["state"], job["epochs"]) for job in found] == [("finished", 20)] * 2
+    folders = [tmp_path / "s" / job["folder"] for job in found]
+    summaries = [summary(folder) for folder in folders]
+    best = max((0, 1), key=lambda n: summaries[n]["metrics"]["val/accuracy"])
+    assert [n for n in (0, 1) if "test/accuracy" in summaries[n]["metrics"]] == [best]
+    assert summaries[0]["train"]["resumed_at"][0] < 160
+    assert summaries[best]["tested"] == "best checkpoint by validation accuracy"
+    assert all(s["status"] == "finished" and s["train"]["optimizer_steps"] == 160 for s in summaries)
+    config = yaml.safe_load((folders[0] / "config.yaml").read_text())
+    assert config["overrides"] == found[0]["overrides"]

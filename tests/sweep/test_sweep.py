@@ -1,0 +1,378 @@
+"""A sweep that is interrupted, fails in part or is called twice comes out as if nothing had happened."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY, summary, verb
+from vitlab.core.errors import UserError
+from vitlab.core.processes import Interrupted
+from vitlab.core.run_folder import RunFolder, Summary, take
+from vitlab.sweep import launchers
+from vitlab.sweep import worker as session
+from vitlab.sweep.grid import sweep as run_sweep
+from vitlab.sweep.progress import Progress, ranking, show_results
+from vitlab.sweep.record import Job, Sweep, folder_name, label
+from vitlab.sweep.worker import Session, run_one
+from vitlab.training.launch import parse_arguments
+
+# In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
+PROGRAM = """
+import json, pathlib, sys, time, yaml
+folder = pathlib.Path(sys.argv[1])
+config = yaml.safe_load((folder / "config.yaml").read_text())
+depth, seed = config["model"]["depth"], config["seed"]
+with open("starts", "a") as starts:
+    starts.write(f"{folder.name}\\n")
+fate = json.loads(pathlib.Path("fate").read_text()).get(str(depth))
+if fate == "killed":
+    sys.exit(-9)
+if fate == "wait":
+    time.sleep(60)
+data = {"status": fate or "finished", "seed": seed, "train": {"wall_seconds": 62.0}}
+data["metrics"] = {"val/accuracy": depth / 10 + seed / 1000, "test/accuracy": 1 - depth / 10}
+if fate == "failed":
+    data["error"] = "training diverged"
+(folder / "summary.json").write_text(json.dumps(data))
+sys.exit({"failed": 1, "interrupted": 130}.get(fate, 0))
+"""
+Calls = Callable[..., list[str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Run a sweep in this process on jobs that train nothing; return the folders of the jobs it started."""
+
+    def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder.path)], env=os.environ | env)
+
+    monkeypatch.setattr(session, "start", start)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "starts").touch()
+
+    def run(*arguments: str, fate: dict[int, str] | None = None, fails: str = "") -> list[str]:
+        (tmp_path / "fate").write_text(json.dumps(fate or {}))
+        before = len((tmp_path / "starts").read_text().splitlines())
+        if fails:
+            with pytest.raises(UserError, match=fails):
+                run_sweep(parse_arguments(arguments))
+        else:
+            run_sweep(parse_arguments(arguments))
+        return (tmp_path / "starts").read_text().splitlines()[before:]
+
+    return run
+
+
+SHORT = ["-m", *(o for o in TINY if not o.startswith("model.depth")), "hydra.sweep.dir=sweep"]
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {job["label"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
+
+
+def test_folders_are_named_by_what_was_swept() -> None:
+    overrides = ["data=shapes", "model.patch_size=4", "seed=1"]
+    text = label(overrides, ["seed", "model.patch_size"])
+    assert text == "patch_size=4 seed=1"
+    assert folder_name(text) == "patch_size-4_seed-1"
+    assert label(["model.tokenizer.norm=batch"], ["model.tokenizer.norm"]) == "tokenizer.norm=batch"
+    alike = ["model.dropout", "task.dropout"]
+    assert label(["model.dropout=0.1", "task.dropout=0"], alike) == "model.dropout=0.1 task.dropout=0"
+    for awkward in ("root=/a/b c'd", "size=[4,2]", "x=" + "9" * 300, ""):
+        name = folder_name(awkward, ["one"])
+        assert 0 < len(name) <= 80
+        assert not set(name) & set("/=,'[] ")
+    taken = folder_name(text, overrides, [folder_name(text)])
+    assert taken.startswith("patch_size-4_seed-1_")
+    assert taken == folder_name(text, overrides[::-1], [folder_name(text)])
+
+
+def test_the_same_command_goes_on_with_what_is_left(call: Calls, tmp_path: Path, capsys: Any) -> None:
+    typed = [*SHORT, "model.depth=1,2,3", "seed=1,2"]
+    assert len(call(*typed, fate={1: "failed", 2: "killed"}, fails="4 of 6 jobs failed")) == 6
+    said = capsys.readouterr().out
+    assert "failed after 1:02: training diverged" in said
+    assert "the process ended with status" in said
+    assert states(tmp_path / "sweep") == {
+        f"depth={d} seed={s}": "finished" if d == 3 else "failed" for d in (1, 2, 3) for s in (1, 2)
+    }
+    other_order = [SHORT[0], "seed=2,1", *SHORT[1:], "model.depth=3,1,2"]
+    assert call(*other_order, fate={2: "failed"}, fails="2 of 6 jobs failed") == [
+        *("depth-1_seed-1", "depth-1_seed-2", "depth-2_seed-1", "depth-2_seed-2"),
+    ]
+    assert "going on with sweep, which has the same jobs" in capsys.readouterr().out
+    assert call("sweep.resume=sweep") == ["depth-2_seed-1", "depth-2_seed-2"]
+    assert set(states(tmp_path / "sweep").values()) == {"finished"}
+    capsys.readouterr()
+    assert call(*typed) == []
+    said = capsys.readouterr().out
+    assert "sweep is finished: 6 jobs" in said
+    assert said.index("depth=3") < said.index("depth=2") < said.index("depth=1"), "best on the hold-out first"
+    assert "0.3015 ± 0.0007" in said
+
+
+def test_a_new_sweep_and_another_one_are_not_taken_for_the_old(call: Calls, tmp_path: Path) -> None:
+    typed = [o for o in SHORT if not o.startswith("hydra.sweep.dir")]
+    for extra, number in (([], 1), ([], 1), (["sweep.new=true"], 2), (["trainer.min_epochs=1"], 3)):
+        call(*typed, "seed=1,2", *extra)
+        assert len(list((tmp_path / "outputs/runs").iterdir())) == number
+    call(*SHORT, "seed=1,2")
+    call(*SHORT, "seed=1,2,3", fails=r"holds another sweep.*sweep.resume=sweep")
+    call(*SHORT, "seed=1,2", "sweep.new=true", fails="holds another sweep")
+
+
+def test_a_sweep_is_extended(call: Calls, tmp_path: Path, capsys: Any) -> None:
+    call(*SHORT, "seed=1,2")
+    more = [o for o in SHORT if not o.startswith("hydra.sweep.dir")]
+    assert call(*more, "sweep.resume=sweep", "seed=1,2,3") == ["seed-3"]
+    assert "[3/3] seed=3" in capsys.readouterr().out
+    assert len(states(tmp_path / "sweep")) == 3
+    assert call(*SHORT, "seed=1,2,3") == [], "is now the same"
+
+
+def test_what_cannot_run_is_skipped_with_its_reason(call: Calls, tmp_path: Path, capsys: Any) -> None:
+    # 5 does not divide the image; a batch of 100 is more than there is, which only the data tells.
+    typed = [o for o in SHORT if not o.startswith("data.batch_size")]
+    names = call(*typed, "model.patch_size=4,5", "data.batch_size=8,100")
+    assert names == ["patch_size-4_batch_size-8"]
+    said = capsys.readouterr().out
+    assert "3 of 4 combinations are skipped" in said
+    assert "1 job in sweep" in said
+    assert said.index("does not divide") < said.index("[1/1]"), "before any training"
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    reasons = {job["label"]: job["reason"] for job in jobs if job["state"] == "skipped"}
+    assert len(reasons) == 3
+    assert "100" in reasons["patch_size=4 batch_size=100"]
+    call(*typed[:-1], "hydra.sweep.dir=b", "model.patch_size=4", "data.batch_size=100,200", fails="100")
+    assert not (tmp_path / "b").exists()
+
+
+def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(call: Calls, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(Interrupted) as stop:
+        call(*SHORT, "model.depth=1,2,3", fate={2: "interrupted"})
+    assert stop.value.exit_code == 130
+    said = capsys.readouterr().out
+    assert "stopped with 2 of 3 jobs left" in said
+    assert "sweep.resume=sweep" in said
+    assert states(tmp_path / "sweep") == {
+        "depth=1": "finished",
+        "depth=2": "interrupted",
+        "depth=3": "waiting",
+    }
+    assert not list((tmp_path / "sweep").glob(".session*"))
+    assert call(*SHORT, "model.depth=1,2,3") == ["depth-2", "depth-3"]
+
+
+def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        while not (tmp_path / "starts").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        call(*SHORT, "model.depth=1,2", fate={1: "wait"})
+    assert time.monotonic() - begun < 20
+    assert (tmp_path / "starts").read_text().split() == ["depth-1"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_job_that_another_process_runs_is_left_alone(call: Calls, tmp_path: Path, capsys: Any) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    with open(RunFolder(tmp_path / "sweep" / "depth-1").claim) as claim:
+        assert take(claim)
+        assert states(tmp_path / "sweep")["depth=1"] == "failed"
+        assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
+        assert call("sweep.resume=sweep") == ["depth-2"]
+        assert "1 of 2 jobs are being run by another process" in capsys.readouterr().out
+
+
+def test_changed_files_in_conf_do_not_change_a_sweep_and_are_noted(
+    call: Calls, tmp_path: Path, capsys: Any
+) -> None:
+    call(*SHORT, "model.depth=1,2", fate={2: "failed"}, fails="1 of 2")
+    file = tmp_path / "sweep" / "depth-2" / "config.yaml"
+    file.write_text(file.read_text().replace("matmul_precision: high", "matmul_precision: highest"))
+    call(*SHORT, "model.depth=1,2")
+    assert "conf/ has changed since this sweep began (matmul_precision)" in capsys.readouterr().out
+
+
+def test_the_record_says_what_to_run_and_not_how(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "seed=1,2", "sweep.new=false")
+    config = yaml.safe_load((tmp_path / "sweep/seed-2/config.yaml").read_text())
+    assert config["seed"] == 2
+    assert config["swept"] == ["seed"]
+    assert config["choices"]["model"] == "vit_tiny"
+    assert config["overrides"][-1] == "seed=2"
+    assert not {"sweep", "resume"} & {*config, *config["choices"]}
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["sweep.resume=nowhere"], "expected the folder of a sweep"),
+        (["sweep.resume="], "needs the folder of a sweep"),
+        (["sweep.new=true", "seed=1"], "is of a sweep: add -m"),
+        (["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0"),
+        (["-m", "seed=1,2", "sweep.nw=true"], "did you mean sweep.new?"),
+    ],
+)
+def test_mistakes_are_answered(call: Calls, tmp_path: Path, typed: list[str], words: str) -> None:
+    if "n_jobs" in words and not importlib.util.find_spec("hydra_plugins"):
+        pytest.skip("no joblib launcher")
+    with pytest.raises(UserError, match=words):
+        run_sweep(parse_arguments(typed))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_missing_extra_is_named(call: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launchers, "_is_installed", lambda target: "basic" in target)
+    call(*SHORT, "seed=1,2", "hydra/launcher=joblib", fails=r"pip install -e .\[joblib\]")
+    call(*SHORT, "seed=1,2", "hydra/launcher=submitit_slurm", fails=r"pip install -e .\[submitit\]")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_damaged_record_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"command": ')
+    with pytest.raises(UserError, match=r"sweep.json cannot be read"):
+        Sweep.load(tmp_path)
+
+
+def test_seeds_are_averaged_and_the_test_has_no_say() -> None:
+    def job(depth: int, seed: int) -> Job:
+        return Job((f"depth={depth}", f"seed={seed}"), f"depth={depth} seed={seed}", f"{depth}{seed}")
+
+    def metrics(val: float, test: float) -> dict[str, Any]:
+        return {"metrics": {"val/accuracy": val, "test/accuracy": test}}
+
+    rows = ranking(
+        {
+            job(4, 1): metrics(0.5, 0.9),
+            job(6, 1): metrics(0.4, 0.1),
+            job(6, 2): metrics(0.8, 0.1),
+            job(8, 1): {},
+        }
+    )
+    assert [name for name, _ in rows] == ["depth=6", "depth=4"]
+    mean, spread, number = rows[0][1]["val/accuracy"]
+    assert (mean, number) == (pytest.approx(0.6), 2)
+    assert spread == pytest.approx(0.2828, abs=1e-4)
+    assert rows[1][1]["val/accuracy"][1] is None
+
+
+def test_progress_tells_what_is_done_and_left(tmp_path: Path) -> None:
+    found = Sweep(tmp_path, [], ["depth"], [])
+    for depth in (1, 2, 3):
+        found.add(Job((f"depth={depth}",), f"depth={depth}", f"d{depth}"), {"seed": 0})
+    found.add(Job(("depth=0",), "depth=0", None, "no depth"), {})
+    Summary(RunFolder(tmp_path / "d1")).update(status="failed", error="of yesterday")
+    said: list[str] = []
+    progress = Progress(found, said.append)
+    progress.look()
+    assert said == [], "a failure of yesterday is no news"
+    done = {"status": "finished", "metrics": {"val/accuracy": 0.5}, "train": {"wall_seconds": 3723}}
+    Summary(RunFolder(tmp_path / "d2")).update(**done)
+    progress.look()
+    (line,) = said
+    assert line.startswith("[1/3] depth=2  val/accuracy 0.5000  1:02:03   failed 0, skipped 1, left 2, ")
+    assert line.endswith("best depth=2: 0.5000")
+    progress.look()
+    assert len(said) == 1
+    Summary(RunFolder(tmp_path / "d3")).update(
+        status="failed", error="it diverged at step 3. Lower the rate."
+    )
+    progress.look()
+    assert "failed after 0:00: it diverged at step 3 (" in said[1], "the job itself has said the rest"
+    assert "d3/train.log)" in said[1]
+
+
+def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, capsys: Any) -> None:
+    found = Sweep(tmp_path / ("a" * 70), [], ["seed"], [])
+    found.add(Job(("seed=1",), "seed=1", "seed-1"), {"seed": 1})
+    Summary(found.run_folder(found.jobs[0])).update(status="finished", metrics={"val/accuracy": 0.5})
+    show_results(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{found}, best val/accuracy first" in lines
+    assert f"more: python compare.py {found}" in lines
+
+
+def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
+    called = Session.begin(tmp_path, at_a_time=1)
+    assert called.stopped() == signal.SIGTERM, "not there yet, or gone"
+    with called.open():
+        assert called.stopped() is None
+        called.stop(signal.SIGINT)
+        assert called.stopped() == signal.SIGINT
+    folder = RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}})
+    run_one(folder, called)
+    assert folder.state() == "waiting"
+
+
+def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(session, "cores", lambda: 7)
+    (tmp_path / f".session-{socket.gethostname()}-0{session.GPU}3").touch()  # of a session that was killed
+    called = Session.begin(tmp_path, at_a_time=2)
+    with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
+        assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
+        assert one["OMP_NUM_THREADS"] == one["VITLAB_CORES"] == "3"
+        with called.share(2) as both:
+            assert "CUDA_VISIBLE_DEVICES" not in both
+    assert list(tmp_path.iterdir()) == []
+    alone = Session.begin(tmp_path, at_a_time=1)
+    with alone.open(), alone.share(1) as everything:
+        assert everything == {}
+
+
+# Slow: real trainings
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_a_killed_sweep_is_gone_on_with(launcher: str, tmp_path: Path) -> None:
+    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    if launcher != "basic" and not launchers._is_installed(f"{plugin}.X"):
+        pytest.skip(f"no {launcher}")
+    typed = ["-m", *(o for o in TINY if not o.startswith("trainer.max_epochs")), f"hydra/launcher={launcher}"]
+    typed += ["trainer.max_epochs=40", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen([sys.executable, "train.py", *typed], cwd=ROOT, stdout=out, stderr=out)
+    wait_for(tmp_path / "sweep" / "seed-1" / "checkpoints" / "last.ckpt")
+    process.kill()
+    process.wait()
+    found = Sweep.load(tmp_path / "sweep")
+    deadline = time.monotonic() + 30
+    while any(found.state(job) == "running" for job in found.jobs):
+        assert time.monotonic() < deadline, "a job outlives the sweep"
+        time.sleep(0.2)
+    assert found.state(found.jobs[0]) == "interrupted"
+    assert found.state(found.jobs[1]) in ("waiting", "interrupted")
+    ended = verb(*typed, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "going on with" in ended.stdout
+    assert "[2/2]" in ended.stdout
+    assert len(summary(tmp_path / "sweep" / "seed-1")["train"]["resumed_at"]) == 1
+    assert [summary(tmp_path / "sweep" / name)["status"] for name in ("seed-1", "seed-2")] == ["finished"] * 2

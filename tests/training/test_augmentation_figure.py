@@ -1,0 +1,158 @@
+"""The picture of the augmentations that every run starts with, and the notes about them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+
+from vitlab.augment import Compose
+from vitlab.augment.erase import Cutout, RandomErasing
+from vitlab.config import preflight, to_plain
+from vitlab.core import plots
+from vitlab.core.run_folder import RunFolder
+from vitlab.training import report
+from vitlab.training.build import build
+
+SMALL = [
+    *("data=shapes", "data.num_train=80", "data.num_test=40", "data.val_size=16", "data.batch_size=8"),
+    *("data.image_size=16", "model=vit_tiny", "model.dim=16", "model.depth=1", "model.heads=2"),
+    *("trainer=cpu", "compile=false", "trainer.max_epochs=3"),
+]
+
+
+def job(*overrides):
+    model = any(o.startswith("model=") for o in overrides)
+    (cfg,) = preflight([*(o for o in SMALL if not (model and o.startswith("model"))), *overrides])
+    return build(to_plain(cfg) | {"choices": {"augment": "some"}})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Record what is handed to the figure, which takes a second to draw and to write, and touch its file."""
+    calls = []
+
+    def save(figure, folder, name):
+        folder.figures.mkdir(exist_ok=True)
+        (folder.figures / f"{name}.png").touch()
+
+    monkeypatch.setattr(plots, "augmentations", lambda rows, classes, title: calls.append((rows, title)))
+    monkeypatch.setattr(report, "save", save)
+    return calls
+
+
+def test_a_run_writes_the_picture_and_logs_it(train):
+    folder = train(
+        "callbacks.figures=true", "logger=tensorboard", "augment=mixup_cutmix", "trainer.max_epochs=1"
+    )
+    file = folder / "figures" / "augmentations.png"
+    assert Image.open(file).size[0] > 1000
+    events = EventAccumulator(str(folder), size_guidance={IMAGES: 0}).Reload()
+    (event,) = events.Images("augmentations")
+    assert event.width > 1000
+
+
+def test_no_picture_is_drawn_without_figures_or_a_second_time(train, drawn, tmp_path):
+    folder = train("callbacks.figures=false", "trainer.max_epochs=1")
+    assert drawn == []
+    assert not (folder / "figures").exists()
+    again, small = RunFolder(tmp_path / "again"), job()
+    again.path.mkdir()
+    report.draw_augmentations(again, small, None)
+    report.draw_augmentations(again, small, None)
+    assert len(drawn) == 1
+
+
+def test_the_rows_are_what_training_draws(drawn, tmp_path):
+    small = job("augment=mixup_cutmix", "seed=5")
+    report.draw_augmentations(RunFolder(tmp_path), small, None)
+    ((rows, title),) = drawn
+    (originals, targets), *draws = rows
+    assert originals.dtype == np.uint8
+    assert originals.shape == (8, 3, 16, 16)
+    assert len({int(t.argmax()) for t in targets}) == 8, "as many classes as there are"
+    assert np.array_equal(targets.sum(1), np.ones(8))
+    assert len(draws) == 6
+    assert len({images.tobytes() for images, _ in draws}) == 6
+    for _, soft in draws:
+        np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
+    assert any(((soft > 0.05) & (soft < 0.95)).any() for _, soft in draws)
+    for word in ("crop → flip → mix", "shapes", "seed 5", "smoothing"):
+        assert word in title
+    other, same = job("augment=mixup_cutmix", "seed=6"), job("augment=mixup_cutmix", "seed=5")
+    for name, another in (("other", other), ("same", same)):
+        (tmp_path / name).mkdir()
+        report.draw_augmentations(RunFolder(tmp_path / name), another, None)
+    assert np.array_equal(drawn[2][0][3][0], draws[2][0])
+    assert not np.array_equal(drawn[1][0][3][0], draws[2][0])
+
+
+def test_gray_data_without_augmentation_has_its_picture(drawn, tmp_path):
+    report.draw_augmentations(RunFolder(tmp_path), job("data.channels=1", "augment=none"), None)
+    ((rows, title),) = drawn
+    assert all(np.array_equal(images, rows[0][0]) for images, _ in rows)
+    assert "images as they are" in title
+    assert (tmp_path / "figures" / "augmentations.png").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_shows_pixels_and_targets(channels):
+    images = np.zeros((2, channels, 8, 12), np.uint8)
+    images[1, :, 2, 3] = 200
+    soft = np.array([[0.63, 0.37, 0.0], [0.002, 0.0, 0.998]])
+    rows = [(images, np.eye(3)[[0, 2]]), (images / np.float32(255), soft)]
+    figure = plots.augmentations(rows, ["cat", "dog", "x" * 40], "what it is")
+    (axes,) = figure.axes
+    sheet = np.asarray(axes.images[0].get_array())
+    assert sheet.dtype == np.uint8
+    places = [tuple(place) for place in np.argwhere((sheet == 200).all(-1))]
+    assert len(places) == 2, "once a row, the float one as well"
+    assert places[0][1] == places[1][1]
+    texts = [text.get_text() for text in axes.texts]
+    assert "cat" in texts
+    assert "cat 63%\ndog 37%" in texts
+    assert sum(text.startswith("xxx") and len(text) < 20 for text in texts) == 2, "a trace is not shown"
+    assert {"original", "draw 1"} <= set(texts)
+    assert plots.rasterize(figure).shape[2] == 3
+
+
+def notes(*ops, overrides=(), processes=1):
+    some = job(*overrides)
+    some.data.augment = Compose(
+        ops=[f"op{i}" for i in range(len(ops))], **{f"op{i}": op for i, op in enumerate(ops)}
+    )
+    return list(report.augmentation_notes(some, processes))
+
+
+def erasing(most):
+    return RandomErasing(p=0.5, min_area=0.02, max_area=most, min_ratio=0.3, max_ratio=3.3, value="zero")
+
+
+def test_a_note_says_when_erasing_leaves_too_little():
+    assert notes(erasing(1 / 3), Cutout(size=8, p=1.0, value="zero")) == []
+    one, two = notes(erasing(0.5), Cutout(size=12, p=1.0, value="zero"), overrides=["model.patch_size=[4,2]"])
+    assert "augment.op0 may erase 50% of an image, as much as 16 of its 32 patches" in one
+    assert "augment.op0.max_area" in one
+    assert "56%" in two
+    assert "18 of its 32 patches" in two
+    assert "augment.op1.size" in two
+    (resnet,) = notes(erasing(0.4), overrides=["model=resnet18"])
+    assert "patches" not in resnet
+
+
+def test_options_of_mixing_without_effect_are_said(train, capsys):
+    train("augment=mixup_cutmix", "augment.mix.off_after_epoch=2", "trainer.max_epochs=1")
+    assert "augment.mix.off_after_epoch=2 has no effect: the run has 1 epoch" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    small = job("augment=mixup_cutmix", "augment.mix.off_after_epoch=2")
+    assert list(report.augmentation_notes(small, 1)) == []
+    assert "no partner" in next(report.augmentation_notes(small, small.data.batch_size))
+
+
+def test_names_with_dollars_and_tall_images_are_drawn():
+    rows = [(np.zeros((2, 3, 128, 4), np.uint8), np.eye(2))] * 3
+    figure = plots.augmentations(rows, ["$a_{$", "$$$"], "of $b_{$")
+    _, height = figure.get_size_inches()
+    assert height < 8
+    pixels = plots.rasterize(figure)
+    assert pixels.shape[2] >= 3

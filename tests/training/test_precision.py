@@ -1,0 +1,188 @@
+"""Float16 recovers from overflows and counts them; float32 products are as precise as asked."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from tests.conftest import checkpoint, same_weights, summary
+from vitlab.core import hardware
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.processes import Interrupted
+from vitlab.core.run_folder import RunFolder
+from vitlab.data.loader import TrainLoader
+from vitlab.tasks.classify import Classify
+from vitlab.training.grad_scaler import CountingScaler
+from vitlab.training.report import matmul_notes
+from vitlab.training.run import run
+
+Train = Callable[..., Path]
+HUGE = 2.0**30
+
+
+@pytest.fixture
+def float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU train in float16, with a scale that is far too big at first."""
+    monkeypatch.setattr(hardware, "precision", lambda asked, kind: "16-mixed")
+
+    def plugin(kind: str) -> MixedPrecision:
+        return MixedPrecision("16-mixed", kind, CountingScaler(kind, init_scale=HUGE))
+
+    monkeypatch.setattr("vitlab.training.trainer.float16_plugin", plugin)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return read_metrics(RunFolder(folder))
+
+
+@pytest.mark.usefixtures("float16")
+def test_overflows_are_skipped_counted_and_got_over(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[bool] = []
+    real = Classify.on_train_batch_end
+
+    def spy(self: Classify, *args: Any) -> None:
+        now = self.net.head.weight.detach().clone()  # type: ignore[union-attr]
+        moved.append(not torch.equal(now, getattr(self, "before", torch.zeros_like(now))))
+        self.before = now  # type: ignore[assignment]
+        real(self, *args)
+
+    monkeypatch.setattr(Classify, "on_train_batch_end", spy)
+    folder = train("trainer.max_epochs=4", "optimizer.lr=0.003")
+    found, kept = summary(folder), checkpoint(folder)
+    skipped = found["train"]["skipped_steps"]
+    assert 8 < skipped < 20, "into the second epoch, and then it trains"
+    assert kept["MixedPrecision"]["scale"] == HUGE / 2**skipped
+    assert kept["MixedPrecision"]["skipped"] == skipped
+    assert moved[1:].count(False) == skipped - 1, (
+        "a skipped step leaves the weights (the first has no before)"
+    )
+    assert not any(moved[1:10])
+    assert all(moved[-8:])
+    steps = {int(state["step"]) for state in kept["optimizer_states"][0]["state"].values()}
+    assert steps == {32 - skipped}, "the optimizer has not seen them"
+    assert found["train"]["optimizer_steps"] == 32, "the schedule and the length of the run have"
+    assert kept["lr_schedulers"][0]["last_epoch"] == 32
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+    assert rows(folder)[0]["train/skipped_steps"] == 8
+    assert sum(row["train/skipped_steps"] for row in rows(folder)) == skipped
+    assert rows(folder)[-1]["train/skipped_steps"] == 0
+    assert f"{skipped} of 32 optimizer steps were skipped" in capsys.readouterr().out
+    assert found["precision"] == "16-mixed"
+
+
+def norms(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
+    """Train with hardly a step, so that the weights stay; return the gradients' norms before clipping."""
+    found: list[float] = []
+    real = Classify.configure_gradient_clipping
+
+    def spy(self: Classify, *args: Any, **options: Any) -> None:
+        gradients = [p.grad for p in self.net.parameters()]
+        found.append(float(torch.nn.utils.get_total_norm(gradients)))
+        real(self, *args, **options)
+        clipped = float(torch.nn.utils.get_total_norm(gradients))
+        assert clipped == pytest.approx(0.5, rel=1e-3) or not clipped < float("inf")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classify, "configure_gradient_clipping", spy)
+        train(
+            "trainer.gradient_clip_val=0.5",
+            "optimizer=sgd",
+            "optimizer.lr=1e-9",
+            "model.dropout=0",
+            name=name,
+        )
+    return found
+
+
+def test_clipped_are_the_gradients_without_their_scale(
+    train: Train, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    true = norms(train, monkeypatch, "float32")
+    request.getfixturevalue("float16")
+    scaled = norms(train, monkeypatch, "float16")
+    skipped = summary(request.getfixturevalue("tmp_path") / "float16")["train"]["skipped_steps"]
+    assert 0 < skipped < 16
+    assert scaled[skipped:] == pytest.approx(true[skipped:], rel=0.02)
+
+
+@pytest.mark.usefixtures("float16")
+def test_the_scale_and_the_count_survive_a_stop(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batch = 12  # in the second epoch, while steps are skipped
+
+    def stopping(self: TrainLoader) -> Any:
+        for item in real(self):
+            yield item
+            if (item.epoch * 8 + item.index + 1) == batch - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    real = TrainLoader.__iter__
+    options = ("trainer.max_epochs=3", "callbacks.ema.decay=0.9")
+    whole = train(*options, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__iter__", stopping)
+        with pytest.raises(Interrupted):
+            train(*options, name="stopped")
+    stopped = tmp_path / "stopped"
+    assert summary(stopped)["train"]["skipped_steps"] == batch
+    run(RunFolder(stopped))
+    assert summary(stopped)["train"]["resumed_at"] == [batch]
+    assert same_weights(whole, stopped)
+    assert checkpoint(whole)["MixedPrecision"] == checkpoint(stopped)["MixedPrecision"]
+    assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
+
+
+def test_without_scaling_nothing_is_counted(train: Train) -> None:
+    folder = train("trainer.max_epochs=1")
+    assert summary(folder)["train"]["skipped_steps"] is None
+    assert "train/skipped_steps" not in rows(folder)[0]
+    assert (summary(folder)["precision"], summary(folder)["matmul_precision"]) == ("32-true", "high")
+
+
+def test_matmul_precision_is_set_for_the_run_alone(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    real = Classify.training_step
+
+    def spy(self: Classify, *args: Any) -> Any:
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return real(self, *args)
+
+    monkeypatch.setattr(Classify, "training_step", spy)
+    before = torch.get_float32_matmul_precision()
+    folder = train("trainer.max_epochs=1", "matmul_precision=medium")
+    assert seen == {("medium", True)}
+    assert torch.get_float32_matmul_precision() == before
+    assert summary(folder)["matmul_precision"] == "medium"
+
+
+def test_highest_is_float32_in_convolutions_too() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with hardware.matmul_precision("highest"):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_what_does_nothing_on_a_cpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_bf16", lambda kind: False)
+    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == [0, 1, 1]
+    monkeypatch.setattr(hardware, "has_bf16", lambda kind: True)
+    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == [0, 1, 0]
+
+
+@pytest.mark.skipif(not hardware.has_bf16("cpu"), reason="no bf16")
+def test_medium_computes_in_bfloat16_where_a_cpu_has_it() -> None:
+    a, b = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
+    with hardware.matmul_precision("medium"):
+        rough = a @ b
+    exact = a.double() @ b.double()
+    assert 1e-3 < (rough - exact).abs().max() < 1
+    assert (a @ b - exact).abs().max() < 1e-3

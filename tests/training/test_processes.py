@@ -1,0 +1,173 @@
+"""Several processes train one run as one process does; a sweep runs every job once."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY, checkpoint, summary, verb
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.run_folder import RunFolder
+
+# 41 test images on two processes: an odd one out.
+OPTIONS = [*TINY, "augment=none", "model.dropout=0", "data.num_test=41", "data.val_size=17"]
+OPTIONS.remove("model.dropout=0.1")
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def on_two(options: list[str]) -> list[str]:
+    return [o for o in options if o != "trainer=cpu"] + DDP
+
+
+def total_test_images(folder: Path) -> float:
+    found = summary(folder)
+    # accuracy = right / counted, so the count shows in the fraction.
+    return found["metrics"]["test/accuracy"] * 41
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert verb(*OPTIONS, f"hydra.run.dir={one}").returncode == 0
+    ended = verb(*on_two(OPTIONS), f"hydra.run.dir={two}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch 2/2") == 1, "one process speaks"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    for key in ("epoch", "step", "learning_rate", "train/loss", "val/loss", "val/accuracy"):
+        a, b = ([row[key] for row in read_metrics(RunFolder(f))] for f in (one, two))
+        assert a == pytest.approx(b, rel=1e-4), key
+    for key, value in summary(one)["metrics"].items():
+        assert summary(two)["metrics"][key] == pytest.approx(value, rel=1e-4), key
+    assert total_test_images(two) == pytest.approx(round(total_test_images(two)), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed(tmp_path: Path) -> None:
+    """Kill rank 0 in the first epoch, see the other go too, resume, and end with the same weights."""
+    options = [*on_two(OPTIONS), "callbacks.checkpoint.every_minutes=1e-6", "trainer.max_epochs=6"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert verb(*options, f"hydra.run.dir={whole}").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *options, f"hydra.run.dir={stopped}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (stopped / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _processes_on(stopped) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _processes_on(stopped), "no rank outlives the first"
+    assert verb(f"resume={stopped}").returncode == 0
+    assert len(summary(stopped)["train"]["resumed_at"]) == 1
+    a, b = (checkpoint(folder)["state_dict"] for folder in (whole, stopped))
+    assert all(a[key].equal(b[key]) for key in a)
+
+
+def _processes_on(folder: Path) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "-m vitlab" in line and str(folder) in line]
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    ended = verb(*on_two(OPTIONS), "data.batch_size=7", f"hydra.run.dir={tmp_path}/run")
+    assert ended.returncode == 1
+    assert "batch_size" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_processes_runs_each_job_once_in_its_own_folder(tmp_path: Path) -> None:
+    options = [o for o in on_two(OPTIONS) if not o.startswith("model.depth")]
+    ended = verb("-m", *options, "model.depth=1,2", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    runs = sorted(p.parent.name for p in tmp_path.rglob("config.yaml"))
+    assert runs == ["depth-1", "depth-2"]
+    assert len(re.findall(r"^epoch 1/1", ended.stdout, re.MULTILINE)) == 2
+    sizes = [summary(tmp_path / run)["model"]["parameters"] for run in runs]
+    assert sizes[0] < sizes[1]
+    assert all(summary(tmp_path / run)["status"] == "finished" for run in runs)
+
+
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
+    options = [o for o in OPTIONS if not o.startswith("trainer.max_epochs")]
+    sweep = (
+        "optimizer=sgd",
+        "optimizer.lr=999,0.01",
+        "trainer.gradient_clip_val=null",
+        "trainer.max_epochs=5",
+    )
+    ended = verb("-m", *options, *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert ended.returncode == 1
+    states = [summary(tmp_path / job)["status"] for job in ("lr-999", "lr-0.01")]
+    assert states == ["failed", "finished"]
+    assert "diverged" in ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: 1 of 2 jobs failed")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_sweep_of_bad_combinations_is_refused_before_the_first_job(tmp_path: Path) -> None:
+    ended = verb("-m", *OPTIONS, "model.patch_size=3,5", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert ended.returncode == 1
+    assert "patch_size=5" in ended.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_whole_sweep_with_a_checkpoint(tmp_path: Path) -> None:
+    options = [o for o in OPTIONS if not o.startswith("trainer.max_epochs")]
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "train.py",
+            "-m",
+            *options,
+            "seed=1,2",
+            "trainer.max_epochs=2000",
+            f"hydra.sweep.dir={tmp_path}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "seed-1" / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resume={tmp_path}/seed-1" in out
+    assert f"sweep.resume={tmp_path}" in out
+    assert json.loads((tmp_path / "seed-1" / "summary.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "seed-2" / "summary.json").exists(), "no further job starts"
+
+
+@pytest.mark.slow
+def test_torchrun_may_start_the_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "train.py",
+    ]
+    ended = subprocess.run(
+        [*command, *on_two(OPTIONS), f"hydra.run.dir={folder}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert summary(folder)["status"] == "finished"
+    assert ended.stdout.count("epoch 2/2") == 1

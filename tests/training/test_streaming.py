@@ -1,0 +1,137 @@
+"""Runs that stream their images train as runs that hold them, and stop and go on as those do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY, same_weights, slow, summary, verb
+from tests.data.helpers import image_tree
+from tests.training.test_resume import DRIVER, fresh
+from vitlab.core.errors import UserError
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.run_folder import RunFolder
+from vitlab.training.run import run
+
+__all__ = ["fresh"]  # a fixture
+Train = Callable[..., Path]
+
+# The signal goes to every process in front, as from a terminal or a scheduler.
+GROUP_DRIVER = DRIVER.replace("os.kill(os.getpid(), signum)", "os.killpg(0, signum)")
+STREAMED = ("data.in_memory=false", "data.num_workers=2", "augment=basic")
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
+def of_files(root: Path, cache: Path | None) -> list[str]:
+    """Return the overrides for a run on 96 files: 80 to train on, of which 16 are held out, and 16."""
+    if not root.exists():
+        image_tree(root, {"train/a": 40, "train/b": 40, "test/a": 8, "test/b": 8})
+    removed = ("data=", "data.num_train", "data.num_test")
+    options = [o for o in TINY if not o.startswith(removed)]
+    return ["data=image_folder", f"data.root={root}", f"data.cache={cache or 'null'}", *options]
+
+
+@pytest.fixture
+def on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let `train` and `fresh` run on files."""
+
+    def use(cache: bool) -> None:
+        options = of_files(tmp_path / "set", tmp_path / "cache" if cache else None)
+        monkeypatch.setattr("tests.conftest.TINY", options)
+
+    return use
+
+
+@pytest.mark.parametrize("kind", ["shapes", "files", "cached files"])
+def test_streamed_and_in_memory_end_with_the_same_weights(
+    train: Train, on_files: Callable[..., None], kind: str
+) -> None:
+    if kind != "shapes":
+        on_files(cache=kind == "cached files")
+    held = train("data.in_memory=true", "augment=basic", name="held")
+    streamed = train(*STREAMED, name="streamed")
+    assert same_weights(held, streamed)
+    assert summary(held)["metrics"] == summary(streamed)["metrics"]
+    log = (held / "train.log").read_text()
+    assert "in memory on cpu (" in log
+    assert f"{'shapes' if kind == 'shapes' else 'set'}  64 train" in log
+    log = (streamed / "train.log").read_text()
+    assert "streamed by 2 worker(s) (" in log
+    assert ("; decoded in " in log) == (kind == "cached files")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_stops_at_the_next_step_with_a_checkpoint(
+    train: Train, fresh: Train, on_files: Callable[..., None], signum: signal.Signals, code: int
+) -> None:
+    on_files(cache=signum == signal.SIGTERM)
+    whole, stopped = train(*STREAMED, name="whole"), fresh(*STREAMED)
+    process = subprocess.Popen(
+        [sys.executable, "-c", GROUP_DRIVER, str(stopped), "4", str(int(signum))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    assert err == "", "no word of a worker"
+    assert out.count("stopping at the next optimizer step") == 1
+    deadline = time.monotonic() + 10
+    while _group_lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _group_lives(process.pid), "no worker is left"
+    run(RunFolder(stopped))
+    assert summary(stopped)["train"]["resumed_at"] == [4]
+    assert same_weights(whole, stopped)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_broken_file_ends_the_run_with_its_name(
+    fresh: Train, on_files: Callable[..., None], tmp_path: Path
+) -> None:
+    on_files(cache=False)
+    folder = fresh(*STREAMED, "data.normalization=half")
+    (tmp_path / "set/train/a/007.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"file cannot be read(.|\n)*007\.png") as error:
+        run(RunFolder(folder))
+    assert "Traceback" not in str(error.value)
+    assert summary(folder)["status"] == "failed"
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on(fresh: Train) -> None:
+    folder = fresh("trainer.max_epochs=1")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["data"]["in_memory"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run(RunFolder(folder))
+    assert summary(folder)["status"] == "finished"
+    assert "free; auto)" in (folder / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_stream_what_one_holds(train: Train, tmp_path: Path) -> None:
+    changes = ("augment=none", "model.dropout=0", "data.num_test=41")  # an odd one out
+    one, two = train(*changes, "data.in_memory=true", name="one"), tmp_path / "two"
+    options = {o.split("=")[0]: o for o in [*TINY, *changes, *DDP]}.values()
+    ended = verb(*options, "data.in_memory=false", "data.num_workers=1", f"hydra.run.dir={two}")
+    assert ended.returncode == 0, ended.stderr
+    for key in ("epoch", "step", "train/loss", "val/loss", "val/accuracy"):
+        a, b = ([row[key] for row in read_metrics(RunFolder(f))] for f in (one, two))
+        assert a == pytest.approx(b, rel=1e-4), key
+    for key, value in summary(one)["metrics"].items():
+        assert summary(two)["metrics"][key] == pytest.approx(value, rel=1e-4), key
