@@ -132,6 +132,8 @@ def test_what_is_known_of_the_data_is_so() -> None:
 
     for name, number in CLASSES.items():
         assert to_plain(compose([f"data={name}"]))["data"]["num_classes"] == number
-    shapes = sources.build(to_plain(compose(["data=shapes"]))["data"])
+    from vitlab.data import datasets
+
+    shapes = datasets.build(to_plain(compose(["data=shapes"]))["data"])
     assert len(shapes.classes) == CLASSES["shapes"]
-    assert sources.part_sizes(shapes, None)["val"] == DEFAULT_HELD_OUT * shapes.sizes["train"]
+    assert datasets.part_sizes(shapes, None)["val"] == DEFAULT_HELD_OUT * shapes.sizes["train"]

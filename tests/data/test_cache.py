@@ -13,6 +13,7 @@ import pytest
 
 from tests.data.helpers import config, decoded, image_tree, save
 from vitlab.core.errors import UserError
+from vitlab.data import datasets
 from vitlab.data import decode as images_module
 from vitlab.data.cache import CachedImages
 from vitlab.data.decode import ImageFiles
@@ -43,7 +44,7 @@ def reads(monkeypatch):
 
 def source(root, **changes):
     options = {"root": str(root), "cache": str(root.parent / "cache"), "image_size": 8}
-    return sources.build(config("image_folder", **options | {"batch_size": 1, "val_size": 0} | changes))
+    return datasets.build(config("image_folder", **options | {"batch_size": 1, "val_size": 0} | changes))
 
 
 def caches(root):
@@ -249,7 +250,7 @@ def test_two_that_start_together_decode_once(root, reads, capfd, monkeypatch):
 def test_a_config_from_before_there_was_a_cache_decodes_as_it_did(root):
     cfg = config("image_folder", root=str(root), image_size=8, batch_size=1, val_size=0)
     del cfg["cache"]
-    assert isinstance(sources.build(cfg).load("train")[0], ImageFiles)
+    assert isinstance(datasets.build(cfg).load("train")[0], ImageFiles)
 
 
 def test_a_cache_beside_the_classes_is_not_a_class(tmp_path):
@@ -292,7 +293,7 @@ def test_two_lists_in_one_folder_keep_their_caches(root):
             "train/b/001.png,b,train\n"
         )
         options = {"root": str(file), "cache": str(root.parent / "cache"), "image_size": 8, "batch_size": 1}
-        made = sources.build(config("image_list", **options, val_size=0))
+        made = datasets.build(config("image_list", **options, val_size=0))
         files.append(made.load("train")[0].file)
     assert files[0] == files[2] != files[1]
     assert all(file.exists() for file in files)

@@ -9,6 +9,7 @@ from torch import nn
 from tests.data.helpers import config, decoded, image_tree
 from vitlab.augment import Compose
 from vitlab.core.errors import UserError
+from vitlab.data import datasets
 from vitlab.data import decode as images_module
 from vitlab.data.datamodule import ImageData
 
@@ -349,7 +350,7 @@ def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch
     real = images_module.read_image
     monkeypatch.setattr(images_module, "read_image", lambda path, *a: reads.append(path) or real(path, *a))
     options = {"root": str(root), "cache": cache and str(tmp_path / cache), "image_size": 6}
-    source = sources.build(config("image_folder", **options, batch_size=8, val_size=10))
+    source = datasets.build(config("image_folder", **options, batch_size=8, val_size=10))
     data = module(source=source, in_memory=in_memory, num_workers=0)
     assert reads == []
     fit, model = trainer(tmp_path, max_epochs=2), Probe()

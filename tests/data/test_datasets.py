@@ -8,6 +8,7 @@ import pytest
 
 from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, image_tree
 from vitlab.core.errors import UserError
+from vitlab.data import datasets
 
 SHARED = {
     "kind",
@@ -51,7 +52,7 @@ def example(kind, place, **changes):
 @pytest.mark.parametrize(("size", "channels"), [(16, 3), ([12, 20], 1)])
 def test_the_contract(kind, size, channels, tmp_path):
     assert set(config(kind)) >= SHARED, "every data set takes the shared options"
-    source = sources.build(example(kind, tmp_path, image_size=size, channels=channels))
+    source = datasets.build(example(kind, tmp_path, image_size=size, channels=channels))
     assert source.notes == []
     assert source.channels == channels
     assert isinstance(source.on_disk, bool)
@@ -76,11 +77,11 @@ from tests.data.helpers import config
 from vitlab.data import datasets
 root = sys.argv[1]
 small = dict(num_train=20, num_test=20, val_size=0, batch_size=4)
-sources.build(config("shapes", **small)).load("train")
+datasets.build(config("shapes", **small)).load("train")
 cache = dict(cache=root + "/cache")
-sources.build(config("image_folder", root=root, batch_size=4, val_size=0, **cache)).load("train")
+datasets.build(config("image_folder", root=root, batch_size=4, val_size=0, **cache)).load("train")
 try:
-    sources.build(config("cifar10", root=root, url="http://127.0.0.1:1/x"))
+    datasets.build(config("cifar10", root=root, url="http://127.0.0.1:1/x"))
 except Exception as error:
     assert "shapes" in str(error)
 assert "torch" not in sys.modules and "lightning" not in sys.modules
@@ -109,17 +110,17 @@ assert "torch" not in sys.modules and "lightning" not in sys.modules
 )
 def test_options_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        sources.build(example("shapes", tmp_path) | changes)
+        datasets.build(example("shapes", tmp_path) | changes)
 
 
 def test_options_without_effect_are_told(tmp_path):
-    source = sources.build(example("shapes", tmp_path, root="data"))
+    source = datasets.build(example("shapes", tmp_path, root="data"))
     assert len(source.notes) == 1
     assert "data.root has no effect" in source.notes[0]
 
 
 def test_normalizations():
-    assert sources.fixed_normalization("dataset", 3) is None
-    assert sources.fixed_normalization("half", 1) == ([0.5], [0.5])
+    assert datasets.fixed_normalization("dataset", 3) is None
+    assert datasets.fixed_normalization("half", 1) == ([0.5], [0.5])
     given = {"mean": [0, 0.5, 1], "std": [0.1, 0.2, 1]}
-    assert sources.fixed_normalization(given, 3) == ([0.0, 0.5, 1.0], [0.1, 0.2, 1.0])
+    assert datasets.fixed_normalization(given, 3) == ([0.0, 0.5, 1.0], [0.1, 0.2, 1.0])

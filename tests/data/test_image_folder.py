@@ -5,17 +5,18 @@ import pytest
 
 from tests.data.helpers import config, decoded, image_tree, save
 from vitlab.core.errors import UserError
+from vitlab.data import datasets
 
 
 def folder(root, **changes):
     options = {"root": str(root), "image_size": 8, "batch_size": 1, "val_size": 0}
-    return sources.build(config("image_folder", **options | changes))
+    return datasets.build(config("image_folder", **options | changes))
 
 
 def listed(root, text, name="list.csv", **changes):
     (root / name).write_text(text)
     options = {"root": str(root / name), "image_size": 8, "batch_size": 1, "val_size": 0}
-    return sources.build(config("image_list", **options | changes))
+    return datasets.build(config("image_list", **options | changes))
 
 
 def test_train_and_test_folders(tmp_path):
@@ -37,12 +38,12 @@ def test_val_beside_test_is_the_validation_set_and_alone_the_test_set(tmp_path):
     image_tree(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 1})
     alone = folder(tmp_path, val_size=2)
     assert alone.sizes == {"train": 8, "test": 3}
-    assert sources.part_sizes(alone, 2) == {"train": 6, "val": 2, "test": 3}
+    assert datasets.part_sizes(alone, 2) == {"train": 6, "val": 2, "test": 3}
     assert "val is the test set" in alone.notes[0]
     image_tree(tmp_path, {"test/a": 1, "test/b": 4})
     both = folder(tmp_path, val_size=None)
     assert both.sizes == {"train": 8, "val": 3, "test": 5}
-    assert sources.part_sizes(both, None) == {"train": 8, "val": 3, "test": 5}
+    assert datasets.part_sizes(both, None) == {"train": 8, "val": 3, "test": 5}
     assert both.notes == []
     assert "val_size has no effect" in folder(tmp_path, val_size=2).notes[0]
 
@@ -127,10 +128,10 @@ def test_a_root_of_another_kind(tmp_path):
     with pytest.raises(UserError, match="data=image_list"):
         folder(tmp_path / "x.csv")
     with pytest.raises(UserError, match="data=image_folder"):
-        sources.build(config("image_list", root=str(tmp_path)))
+        datasets.build(config("image_list", root=str(tmp_path)))
     for kind in ("image_folder", "image_list"):
         with pytest.raises(UserError, match=r"data\.root="):
-            sources.build(config(kind))
+            datasets.build(config(kind))
 
 
 def test_a_list_with_splits(tmp_path):

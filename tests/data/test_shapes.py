@@ -7,10 +7,11 @@ import torch.nn.functional as F
 
 from tests.data.helpers import config
 from vitlab.core.errors import UserError
+from vitlab.data import datasets
 
 
 def shapes(**changes):
-    return sources.build(config("shapes", **changes))
+    return datasets.build(config("shapes", **changes))
 
 
 @pytest.mark.parametrize(

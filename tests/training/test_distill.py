@@ -24,6 +24,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder, sha256
+from vitlab.data import datasets
 from vitlab.tasks.distill import Distill
 from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
 from vitlab.training.launch import check_data
@@ -78,7 +79,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def loaded(path: Path, *overrides: str) -> Teacher:
     node = config(f"task.teacher={path}", *overrides)
-    return load_teacher(node, sources.build(node["data"]))
+    return load_teacher(node, datasets.build(node["data"]))
 
 
 # The loss
@@ -231,7 +232,7 @@ def test_the_prediction_needs_no_teacher(train: Train, own: Path) -> None:
     folder = train("task=distill", f"task.teacher={own}", *TOKEN)
     shutil.rmtree(own)
     model = vitlab.load(folder)
-    images, labels = (torch.from_numpy(a) for a in sources.build(model.config["data"]).load("test"))
+    images, labels = (torch.from_numpy(a) for a in datasets.build(model.config["data"]).load("test"))
     with torch.no_grad():
         right = (model(images).argmax(1) == labels).float().mean()
     assert summary(folder)["metrics"]["test/accuracy"] == pytest.approx(right.item())

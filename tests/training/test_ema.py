@@ -17,6 +17,7 @@ from tests.conftest import checkpoint, summary, verb
 from vitlab.core.errors import UserError
 from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.data import datasets
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing
 from vitlab.training.callbacks.ema import RAW, decay_at
@@ -114,7 +115,7 @@ def test_tested_is_the_average_of_the_best_epoch(train: Train) -> None:
     found = summary(folder)
     assert found["tested"] == "best checkpoint by validation accuracy, EMA weights"
     model, raw = vitlab.load(folder), vitlab.load(folder, raw=True)
-    images, labels = (torch.from_numpy(a) for a in sources.build(model.config["data"]).load("test"))
+    images, labels = (torch.from_numpy(a) for a in datasets.build(model.config["data"]).load("test"))
     with torch.no_grad():
         losses = [F.cross_entropy(net(images), labels).item() for net in (model, raw)]
     assert found["metrics"]["test/loss"] == pytest.approx(losses[0], rel=1e-5)
@@ -146,7 +147,7 @@ def test_without_validation_the_last_average_is_tested(
     else:
         folder = train(*options)
     model = vitlab.load(folder)
-    images, labels = (torch.from_numpy(a) for a in sources.build(model.config["data"]).load("test"))
+    images, labels = (torch.from_numpy(a) for a in datasets.build(model.config["data"]).load("test"))
     with torch.no_grad():
         loss = F.cross_entropy(model(images), labels).item()
     assert summary(folder)["tested"] == "last checkpoint, EMA weights"

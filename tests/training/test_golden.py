@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive
+from vitlab.data import datasets
 from vitlab.data.split import stratified_split
 from vitlab.tasks.classify import Classify
 from vitlab.training.build import build
@@ -58,7 +59,7 @@ def plain_loop(config: dict[str, Any]) -> list[float]:
         img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4, num_classes=10
     )
     net.load_state_dict(timm_state)
-    images, labels = (torch.from_numpy(a) for a in sources.build(config["data"]).load("train"))
+    images, labels = (torch.from_numpy(a) for a in datasets.build(config["data"]).load("train"))
     rest, _ = stratified_split(labels.numpy(), 32, derive(0, "val"), "data.val_size")
     images, labels = images[rest], labels[rest]
     decay = [p for n, p in net.named_parameters() if p.ndim > 1 and n not in ("cls_token", "pos_embed")]

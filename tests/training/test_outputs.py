@@ -13,6 +13,7 @@ from tests.conftest import checkpoint, summary
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
+from vitlab.data import datasets
 
 Train = Callable[..., Path]
 
@@ -21,7 +22,7 @@ def test_reported_test_metrics_are_those_of_the_best_checkpoint(train: Train) ->
     # 41 test images in batches of 8: the last batch has one real row.
     folder = train("data.num_test=41", "trainer.max_epochs=3")
     model = vitlab.load(folder)
-    images, labels = (torch.from_numpy(a) for a in sources.build(model.config["data"]).load("test"))
+    images, labels = (torch.from_numpy(a) for a in datasets.build(model.config["data"]).load("test"))
     with torch.no_grad():
         logits = model(images)
     found = summary(folder)
