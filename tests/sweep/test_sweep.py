@@ -18,8 +18,9 @@ import yaml
 
 from tests.conftest import ROOT, TINY, summary, verb
 from vitlab.core.errors import UserError
+from vitlab.core.files import try_lock
 from vitlab.core.processes import Interrupted
-from vitlab.core.run_folder import RunFolder, Summary, take
+from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.sweep import launchers
 from vitlab.sweep import worker as session
 from vitlab.sweep.grid import sweep as run_sweep
@@ -195,7 +196,7 @@ def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_pat
 def test_a_job_that_another_process_runs_is_left_alone(call: Calls, tmp_path: Path, capsys: Any) -> None:
     call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
     with open(RunFolder(tmp_path / "sweep" / "depth-1").claim) as claim:
-        assert take(claim)
+        assert try_lock(claim)
         assert states(tmp_path / "sweep")["depth=1"] == "failed"
         assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
         assert call("sweep.resume=sweep") == ["depth-2"]

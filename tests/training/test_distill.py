@@ -21,9 +21,10 @@ from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary, verb
 from tests.models.helpers import SMALL, build
 from vitlab.config import compose, preflight, to_plain
 from vitlab.core.errors import UserError
+from vitlab.core.files import sha256
 from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.run_folder import RunFolder, sha256
+from vitlab.core.run_folder import RunFolder
 from vitlab.data import datasets
 from vitlab.tasks.distill import Distill
 from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation

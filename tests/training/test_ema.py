@@ -14,13 +14,14 @@ from torch import Tensor
 
 import vitlab
 from tests.conftest import checkpoint, summary, verb
+from vitlab.core.checkpoint import RAW
 from vitlab.core.errors import UserError
 from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
 from vitlab.data import datasets
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing
-from vitlab.training.callbacks.ema import RAW, decay_at
+from vitlab.training.callbacks.ema import decay_at
 from vitlab.training.report import average_notes
 from vitlab.training.run import run
 

@@ -24,9 +24,9 @@ from vitlab.core import hardware, plots
 from vitlab.core.console import WIDTH
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
+from vitlab.core.files import write_atomic
 from vitlab.core.processes import Interrupted, StopSignal
 from vitlab.core.provenance import commit, versions
-from vitlab.core.run_folder import write_atomic
 from vitlab.core.seeding import derive
 from vitlab.data.loader import Batch
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops

@@ -13,7 +13,7 @@ from vitlab.compare.groups import Comparison, make_comparison
 from vitlab.compare.read import plain, read_runs
 from vitlab.compare.table import leaderboard_csv, leaderboard_md, runs_csv, show
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import write_atomic
+from vitlab.core.files import write_atomic
 
 
 def compare(

@@ -15,7 +15,8 @@ import yaml
 from vitlab.config import ignored_keys as effect
 from vitlab.config.ignored_keys import under
 from vitlab.core.errors import UserError, nearest
-from vitlab.core.run_folder import RunFolder, is_held
+from vitlab.core.files import is_locked
+from vitlab.core.run_folder import RunFolder
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # any of these makes a folder that of a run
 SWEEP = "sweep.json"
@@ -183,7 +184,7 @@ def _state(run: Run, status: Any) -> str:
         return status
     folder = RunFolder(run.path)
     try:
-        held = folder.is_locked() or is_held(folder.claim)
+        held = folder.is_locked() or is_locked(folder.claim)
     except OSError:
         held = status == "running"
     if held:

@@ -1,4 +1,4 @@
-"""The run folder: the one place where a run keeps everything. Torch-free.
+"""The run folder: the one place where a run keeps everything.
 
 config.yaml     the resolved configuration, the whole input of `vitlab.training.run.run`
 summary.json    status, metrics, cost, provenance (see `Summary`)
@@ -9,77 +9,19 @@ train.log, events.out.tfevents.*
 """
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from vitlab.core.errors import UserError, nearest
+from vitlab.core.files import is_locked, try_lock, write_atomic
 
 TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a reader, or a machine that loses power, sees the old file or the new one.
-
-    The temporary file lies beside the target: `os.replace` is atomic only within one file system.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def take(file: IO[str], *, patience: float = 0, shared: bool = False) -> bool:
-    """Lock an open file and say whether that went well within ``patience`` seconds.
-
-    The lock is the operating system's: it goes when the file is closed or its process ends, however.
-    """
-    until = time.monotonic() + patience
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.05)
-
-
-def is_held(path: Path) -> bool:
-    """Say whether some process holds the lock on the file at ``path``."""
-    try:
-        with open(path) as file:
-            return not take(file, shared=True)
-    except FileNotFoundError:
-        return False
 
 
 def claimed(folder: "RunFolder") -> UserError:
@@ -166,7 +108,7 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Say whether a process trains in this folder."""
-        return is_held(self._lock)
+        return is_locked(self._lock)
 
     def state(self) -> str:
         """Return what is with the run: waiting, running, finished, failed, or interrupted.
@@ -176,7 +118,7 @@ class RunFolder:
         status = Summary(self, writable=False).data.get("status")
         if status == "finished":
             return "finished"
-        if self.is_locked() or is_held(self.claim):
+        if self.is_locked() or is_locked(self.claim):
             return "running"
         return {None: "waiting", "failed": "failed"}.get(status, "interrupted")
 
@@ -213,7 +155,7 @@ class RunFolder:
             UserError: another process trains in this folder.
         """
         with open(self._lock, "a+") as file:
-            if not take(file, patience=0.5):  # who only asks whether it is held has it for a moment
+            if not try_lock(file, patience=0.5):  # who only asks whether it is held has it for a moment
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise UserError(
@@ -223,17 +165,6 @@ class RunFolder:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
-
-    def checkpoint(self) -> Path | None:
-        """Return the checkpoint to resume from, or None where there is none yet.
-
-        Raises:
-            UserError: the file is damaged (its checksum does not match).
-        """
-        if not self.last.exists():
-            return None
-        verify(self.last)
-        return self.last
 
 
 def find_checkpoint(path: str | Path, key: str) -> Path:
@@ -269,57 +200,6 @@ def teacher_file(task: Mapping[str, Any]) -> Path:
     if not file.is_file():
         raise UserError(f"task.teacher_checkpoint={file}: there is no such file.")
     return file
-
-
-def checksum_file(checkpoint: Path) -> Path:
-    return checkpoint.with_name(checkpoint.name + ".sha256")
-
-
-def publish(temporary: Path, checkpoint: Path) -> None:
-    """Give a completely written checkpoint its name.
-
-    The checksums of the old and the new file are both on record while the name passes from one to the
-    other, so that at no moment a sound checkpoint looks damaged.
-    """
-    record = checksum_file(checkpoint)
-    new = sha256(temporary)
-    old = record.read_text().split()[-1:] if record.exists() and checkpoint.exists() else []
-    write_atomic(record, "\n".join([*old, new]).encode())
-    os.replace(temporary, checkpoint)
-    sync_folder(checkpoint.parent)
-
-
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Publish ``source`` under a second name, without a second copy on disk where links exist."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    publish(temporary, target)
-
-
-def verify(checkpoint: Path) -> None:
-    """Check ``checkpoint`` against its recorded checksum, if it has one.
-
-    Raises:
-        UserError: the file changed since it was written.
-    """
-    record = checksum_file(checkpoint)
-    if not record.exists():
-        return
-    if sha256(checkpoint) not in record.read_text().split():
-        other = checkpoint.with_name("best.ckpt")
-        way = (
-            f"To go on from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
-            if checkpoint.name != "best.ckpt" and other.exists()
-            else ""
-        )
-        raise UserError(
-            f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written. {way}"
-            "to start this run again from step 0, delete the file."
-        )
 
 
 class Summary:

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from vitlab.config import check_targets
+from vitlab.core.checkpoint import RAW, read_checkpoint
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.data.preprocess import Preprocess
 from vitlab.models.layers import pair
-from vitlab.training.callbacks.checkpointing import read_checkpoint
-from vitlab.training.callbacks.ema import RAW
 from vitlab.training.instantiate import build_net, without_start
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from vitlab.core.checkpoint import verify
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import find_checkpoint, verify
+from vitlab.core.run_folder import find_checkpoint
 from vitlab.models.hub import HUB_FILES
 
 Weights = dict[str, Tensor]

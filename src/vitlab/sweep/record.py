@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.errors import UserError, nearest
-from vitlab.core.run_folder import RunFolder, take, write_atomic
+from vitlab.core.files import try_lock, write_atomic
+from vitlab.core.run_folder import RunFolder
 
 RECORD = "sweep.json"
 LONGEST = 80  # characters of a job's folder name
@@ -175,7 +176,7 @@ class Sweep:
         """Write the record with the state of every job; other processes may do the same at any time."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".sweep.lock", "a") as lock:
-            take(lock, patience=60)
+            try_lock(lock, patience=60)
             with contextlib.suppress(UserError):
                 known = {job.identity for job in self.jobs}
                 # Another process may have added jobs since.

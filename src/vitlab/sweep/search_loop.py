@@ -17,10 +17,11 @@ import yaml
 
 from vitlab.core.console import duration, say
 from vitlab.core.errors import UserError
+from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.processes import STOPS, Interrupted, on_signal, run_job, start
 from vitlab.core.provenance import commit, versions
-from vitlab.core.run_folder import RunFolder, Summary, write_atomic
+from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.sweep.record import OBJECTIVE
 from vitlab.sweep.space import Space, checked
 from vitlab.sweep.study import Trials

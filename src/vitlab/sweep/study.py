@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, write_atomic
+from vitlab.core.files import write_atomic
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive
 from vitlab.sweep.record import OBJECTIVE, RECORD, folder_name, label
 from vitlab.sweep.space import Space

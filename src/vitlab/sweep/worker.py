@@ -15,8 +15,9 @@ from signal import SIGTERM
 from typing import Any
 
 from vitlab.core.cpu_count import SHARE, cores
+from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import STOPS, start
-from vitlab.core.run_folder import RunFolder, Summary, is_held, take
+from vitlab.core.run_folder import RunFolder, Summary
 
 ORPHAN = 30  # seconds that the job of a killed sweep has to end by itself
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
@@ -57,10 +58,10 @@ class Session:
     def open(self) -> Iterator[None]:
         """Be there for the jobs. They see by a lock when this process is gone, however it went."""
         for other in self.folder.glob(f".session-{self.host}-*"):
-            if not is_held(other.with_name(other.name.partition(GPU)[0])):  # of one that was killed
+            if not is_locked(other.with_name(other.name.partition(GPU)[0])):  # of one that was killed
                 other.unlink(missing_ok=True)
         with open(self._file, "a") as file:
-            take(file)
+            try_lock(file)
             try:
                 yield
             finally:
@@ -80,7 +81,7 @@ class Session:
 
     def gone(self) -> bool:
         """Say whether nobody waits for the jobs any more; on another machine that cannot be known."""
-        return self.host == socket.gethostname() and not is_held(self._file)
+        return self.host == socket.gethostname() and not is_locked(self._file)
 
     @contextlib.contextmanager
     def share(self, devices: Any) -> Iterator[dict[str, str]]:
@@ -100,7 +101,7 @@ class Session:
             if len(self.gpus) > 1 and devices in (1, "auto"):
                 for slot in range(10_000):  # as many as jobs at a time: the first that nobody holds
                     path = self.folder / f"{self._file.name}{GPU}{slot}"
-                    if take(held.enter_context(open(path, "a"))):
+                    if try_lock(held.enter_context(open(path, "a"))):
                         share["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
                         break
             yield share
@@ -125,7 +126,7 @@ def run_one(folder: RunFolder, session: Session) -> None:
     if session.stopped():
         return
     with open(folder.claim, "a") as claim:
-        if not take(claim):
+        if not try_lock(claim):
             return
         deadline = time.monotonic() + ORPHAN
         while folder.is_locked() and time.monotonic() < deadline:

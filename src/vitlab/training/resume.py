@@ -13,9 +13,9 @@ from typing import Any
 from vitlab.config import lacking
 from vitlab.config.ignored_keys import WITHOUT_EFFECT, under
 from vitlab.config.types import show
+from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, teacher_file
-from vitlab.training.callbacks.checkpointing import read_checkpoint
 
 FREE = (
     *WITHOUT_EFFECT,

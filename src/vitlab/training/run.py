@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from vitlab.config import check_targets
 from vitlab.core import hardware
+from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import Screen
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
@@ -26,7 +27,6 @@ from vitlab.models.flops import count_parameters, count_trainable
 from vitlab.training import report
 from vitlab.training.build import build
 from vitlab.training.callbacks import Throughput
-from vitlab.training.callbacks.checkpointing import read_checkpoint
 from vitlab.training.grad_scaler import skipped_steps
 from vitlab.training.instantiate import without_start
 from vitlab.training.resume import Begun, complete
@@ -103,7 +103,7 @@ def _run(
     screen: Screen,
     started: float,
 ) -> None:
-    last = folder.checkpoint()
+    last = folder.last if folder.last.exists() else None
     begun = Begun.read(last) if last else None
     notes = begun.hold(folder, config) if begun else []
     if begun:  # the weights come from the run's own checkpoint; nothing is fetched twice

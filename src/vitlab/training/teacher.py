@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import TIMM, RunFolder, Summary, sha256, teacher_file
+from vitlab.core.files import sha256
+from vitlab.core.run_folder import TIMM, RunFolder, Summary, teacher_file
 from vitlab.data.datasets import Source
 from vitlab.inference.load import Classifier, load
 from vitlab.models import timm_model

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vitlab.core.errors import UserError
+from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
 from vitlab.core.processes import Interrupted, StopSignal
-from vitlab.core.run_folder import RunFolder, copy_checkpoint, publish, verify
+from vitlab.core.run_folder import RunFolder
 
 MONITOR = "val/accuracy"
 
@@ -35,27 +35,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in it can name code to run.
-
-    Raises:
-        UserError: the file is missing, damaged or not a checkpoint.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}.")
-    verify(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is damaged, not one, or names code to run "
-            f"({type(error).__name__})."
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint: it has no state_dict.")
-    return checkpoint
 
 
 class Checkpointing(Checkpoint):

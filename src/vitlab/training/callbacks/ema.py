@@ -6,8 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-# In a checkpoint: the weights as the optimizer left them, beside `state_dict`, which has the average of them.
-RAW = "raw_state_dict"
+from vitlab.core.checkpoint import RAW
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:

@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from vitlab.core.console import Screen
+from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
-from vitlab.core.run_folder import RunFolder, Summary, write_atomic
+from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.training.callbacks.checkpointing import Checkpointing
 from vitlab.training.callbacks.throughput import Throughput
 

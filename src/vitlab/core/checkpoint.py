@@ -1,0 +1,86 @@
+"""Checkpoint files: published atomically, verified by their checksum, read as plain types only."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitlab.core.errors import UserError
+from vitlab.core.files import sha256, sync_folder, write_atomic
+
+# In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.
+RAW = "raw_state_dict"
+
+
+def checksum_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+def publish(temporary: Path, checkpoint: Path) -> None:
+    """Give a completely written checkpoint its name.
+
+    The checksums of the old and the new file are both on record while the name passes from one to the
+    other, so that at no moment a sound checkpoint looks damaged.
+    """
+    record = checksum_file(checkpoint)
+    new = sha256(temporary)
+    old = record.read_text().split()[-1:] if record.exists() and checkpoint.exists() else []
+    write_atomic(record, "\n".join([*old, new]).encode())
+    os.replace(temporary, checkpoint)
+    sync_folder(checkpoint.parent)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Publish ``source`` under a second name, without a second copy on disk where links exist."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    publish(temporary, target)
+
+
+def verify(checkpoint: Path) -> None:
+    """Check ``checkpoint`` against its recorded checksum, if it has one.
+
+    Raises:
+        UserError: the file changed since it was written.
+    """
+    record = checksum_file(checkpoint)
+    if not record.exists():
+        return
+    if sha256(checkpoint) not in record.read_text().split():
+        other = checkpoint.with_name("best.ckpt")
+        way = (
+            f"To go on from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
+            if checkpoint.name != "best.ckpt" and other.exists()
+            else ""
+        )
+        raise UserError(
+            f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written. {way}"
+            "to start this run again from step 0, delete the file."
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; nothing in it can name code to run.
+
+    Raises:
+        UserError: the file is missing, damaged or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}.")
+    verify(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, not one, or names code to run "
+            f"({type(error).__name__})."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint: it has no state_dict.")
+    return checkpoint

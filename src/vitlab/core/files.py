@@ -1,0 +1,64 @@
+"""Files that survive a crash or a power failure, and locks that end with their process."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that a reader, or a machine that loses power, sees the old file or the new one.
+
+    The temporary file lies beside the target: `os.replace` is atomic only within one file system.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_lock(file: IO[str], *, patience: float = 0, shared: bool = False) -> bool:
+    """Lock an open file and say whether that went well within ``patience`` seconds.
+
+    The lock is the operating system's: it goes when the file is closed or its process ends, however.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether some process holds the lock on the file at ``path``."""
+    try:
+        with open(path) as file:
+            return not try_lock(file, shared=True)
+    except FileNotFoundError:
+        return False
