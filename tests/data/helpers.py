@@ -28,9 +28,9 @@ def save(path: Path, colour=(255, 0, 0), size=(8, 8), mode="RGB", **options) -> 
     return path
 
 
-def decoded(source, split: str) -> tuple[np.ndarray, np.ndarray]:
+def decoded(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return all images of a split as an array, and their labels."""
-    images, labels = source.load(split)
+    images, labels = dataset.load(split)
     return images[np.arange(len(labels))], labels
 
 

@@ -42,7 +42,7 @@ def reads(monkeypatch):
     return names
 
 
-def source(root, **changes):
+def build(root, **changes):
     options = {"root": str(root), "cache": str(root.parent / "cache"), "image_size": 8}
     return datasets.build(config("image_folder", **options | {"batch_size": 1, "val_size": 0} | changes))
 
@@ -56,31 +56,31 @@ def leftovers(root):
 
 
 def test_a_split_is_decoded_once_and_when_it_is_asked_for(root, reads):
-    first = source(root)
+    first = build(root)
     assert reads == []
     images, labels = first.load("train")
     assert isinstance(images, CachedImages)
     assert len(reads) == 5
     assert ["-train-8x8x3-" in f.name for f in caches(root)] == [True], "test waits for its turn"
     assert images[np.array([4, 0])][:, 0, 0, 0].tolist() == [1, 0]
-    again = decoded(source(root), "train")
+    again = decoded(build(root), "train")
     assert len(reads) == 5
-    expected = decoded(source(root, cache=None), "train")
+    expected = decoded(build(root, cache=None), "train")
     assert np.array_equal(again[0], expected[0])
     assert np.array_equal(again[1], labels)
-    decoded(source(root), "test")
+    decoded(build(root), "test")
     assert len(caches(root)) == 2
     assert leftovers(root) == []
     assert first.notes == []
 
 
 def test_looking_for_a_cache_reads_no_file(root):
-    before = decoded(source(root), "train")[0]
+    before = decoded(build(root), "train")[0]
     file = root / "train/a/001.png"
     stat = file.stat()
     file.write_bytes(bytes(stat.st_size))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert np.array_equal(decoded(source(root), "train")[0], before)
+    assert np.array_equal(decoded(build(root), "train")[0], before)
 
 
 def change(root):
@@ -105,12 +105,12 @@ def rename(root):
 
 @pytest.mark.parametrize("happens", [change, touch, add, remove, rename])
 def test_files_that_changed_are_decoded_again_and_the_old_cache_goes(root, happens):
-    decoded(source(root), "train")
-    decoded(source(root), "test")
+    decoded(build(root), "train")
+    decoded(build(root), "test")
     old, other = caches(root)[::-1]
     happens(root)
-    found = decoded(source(root), "train")[0]
-    assert np.array_equal(found, decoded(source(root, cache=None), "train")[0])
+    found = decoded(build(root), "train")[0]
+    assert np.array_equal(found, decoded(build(root, cache=None), "train")[0])
     assert len(caches(root)) == 2
     assert not old.exists()
     assert other.exists(), "the test files have not changed"
@@ -118,30 +118,30 @@ def test_files_that_changed_are_decoded_again_and_the_old_cache_goes(root, happe
 
 def test_other_sizes_have_caches_of_their_own(root, reads):
     for changes in ({}, {"image_size": 4}, {"channels": 1}, {"image_size": [8, 4]}):
-        shape = decoded(source(root, **changes), "train")[0].shape
-        assert shape == decoded(source(root, **changes, cache=None), "train")[0].shape
+        shape = decoded(build(root, **changes), "train")[0].shape
+        assert shape == decoded(build(root, **changes, cache=None), "train")[0].shape
     assert len(caches(root)) == 4
     reads.clear()
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     assert reads == []
 
 
 def test_the_rules_of_decoding_are_part_of_the_key(root, reads, monkeypatch):
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     monkeypatch.setattr("vitlab.data.cache.RULES_VERSION", 2)
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     assert len(reads) == 10
 
 
 def test_a_cache_in_use_stays(root):
-    used, _ = source(root).load("train")
+    used, _ = build(root).load("train")
     add(root)
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     assert len(caches(root)) == 2
     assert used[np.arange(5)][:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1]
     del used
     touch(root)
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     assert len(caches(root)) == 1
 
 
@@ -157,10 +157,10 @@ def test_a_cache_in_use_stays(root):
     ],
 )
 def test_a_damaged_cache_is_made_again(root, damage):
-    expected = decoded(source(root), "train")[0].copy()
+    expected = decoded(build(root), "train")[0].copy()
     (file,) = caches(root)
     file.write_bytes(damage(file.read_bytes()))
-    again = source(root)
+    again = build(root)
     assert np.array_equal(decoded(again, "train")[0], expected)
     assert isinstance(again.load("train")[0], CachedImages)
     assert again.notes == []
@@ -169,7 +169,7 @@ def test_a_damaged_cache_is_made_again(root, damage):
 def test_broken_files_are_named_and_leave_nothing(root):
     (root / "train/a/001.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 file cannot be read.*\n.*001\.png"):
-        source(root).load("train")
+        build(root).load("train")
     assert caches(root) == leftovers(root) == []
 
 
@@ -180,12 +180,12 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_makes_it(root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(images_module, "read_image", pressed)
         with pytest.raises(KeyboardInterrupt):
-            source(root).load("train")
+            build(root).load("train")
     assert caches(root) == leftovers(root) == []
     # What a process that was killed leaves.
     (name,) = {f.name for f in root.parent.glob("cache/.*.lock")}
     (root.parent / "cache" / f"{name.removesuffix('.lock')}-0123.77.tmp").write_bytes(b"half")
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     assert leftovers(root) == []
 
 
@@ -215,10 +215,10 @@ def failing(root, monkeypatch):
 @pytest.mark.parametrize("trouble", [blocked, too_small, filling_up, failing])
 def test_where_no_cache_can_be_the_files_are_read(root, monkeypatch, trouble):
     trouble(root, monkeypatch)
-    found = source(root)
+    found = build(root)
     images, _ = found.load("train")
     assert isinstance(images, ImageFiles)
-    assert np.array_equal(images.whole(), decoded(source(root, cache=None), "train")[0])
+    assert np.array_equal(images.decode_all(), decoded(build(root, cache=None), "train")[0])
     assert caches(root) == leftovers(root) == []
     assert len(found.notes) == 1
     assert "no cache in data.cache=" in found.notes[0]
@@ -236,7 +236,7 @@ def test_two_that_start_together_decode_once(root, reads, capfd, monkeypatch):
     monkeypatch.setattr(images_module, "read_image", slowly)
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(decoded(source(root), "train")[0])) for _ in range(4)
+        threading.Thread(target=lambda: found.append(decoded(build(root), "train")[0])) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -256,29 +256,29 @@ def test_a_config_from_before_there_was_a_cache_decodes_as_it_did(root):
 def test_a_cache_beside_the_classes_is_not_a_class(tmp_path):
     root = image_tree(tmp_path / "set", {"a": 10, "b": 10})
     inside = {"cache": str(root / "cache")}
-    decoded(source(root, **inside), "train")
-    again = source(root, **inside)
+    decoded(build(root, **inside), "train")
+    again = build(root, **inside)
     assert again.classes == ("a", "b")
     assert again.notes == []
 
 
 def test_another_process_opens_the_file_itself(root):
-    images, _ = source(root).load("train")
+    images, _ = build(root).load("train")
     sent = pickle.dumps(images)
     assert len(sent) < 1000, "the name, not the pixels"
     assert np.array_equal(pickle.loads(sent)[np.arange(5)], images[np.arange(5)])
 
 
 def test_the_root_may_be_written_otherwise(root, reads, monkeypatch):
-    decoded(source(root), "train")
+    decoded(build(root), "train")
     monkeypatch.chdir(root.parent)
-    decoded(source(root.relative_to(root.parent), cache="cache"), "train")
+    decoded(build(root.relative_to(root.parent), cache="cache"), "train")
     assert len(reads) == 5
 
 
 def test_two_splits_of_one_folder_keep_their_caches(tmp_path):
     root = image_tree(tmp_path / "plain", {"a": 6, "b": 6})
-    made = [source(root, test_size=2, split_seed=seed) for seed in (0, 1, 0)]
+    made = [build(root, test_size=2, split_seed=seed) for seed in (0, 1, 0)]
     files = [one.load("train")[0].file for one in made]
     assert files[0] == files[2] != files[1]
     assert all(file.exists() for file in files)

@@ -94,17 +94,17 @@ def leftovers(root) -> set[str]:
 
 def test_it_is_downloaded_once_and_read(tmp_path, server):
     root = tmp_path / "new" / "data"
-    source = cifar(root, server.url)
-    assert source.name == "CIFAR-10"
-    assert source.classes[:3] == ("airplane", "automobile", "bird")
-    assert source.sizes == {"train": 100, "test": 20}
-    images, labels = source.load("train")
+    dataset = cifar(root, server.url)
+    assert dataset.name == "CIFAR-10"
+    assert dataset.classes[:3] == ("airplane", "automobile", "bird")
+    assert dataset.sizes == {"train": 100, "test": 20}
+    images, labels = dataset.load("train")
     assert images.shape == (100, 3, 32, 32)
     assert images.dtype == np.uint8
     assert labels.dtype == np.int64
     assert images[:, 0, 0, 0].tolist() == list(range(100)), "the batches in their order"
     assert labels[:12].tolist() == [*range(10), 0, 1]
-    assert source.load("test")[0][:, 0, 0, 0].tolist() == list(range(100, 120))
+    assert dataset.load("test")[0][:, 0, 0, 0].tolist() == list(range(100, 120))
     rows = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
     assert images[1, 2, 31, 31] == rows[1, 3071], "channels first, row by row"
     assert leftovers(root) == set()
@@ -372,7 +372,7 @@ def test_cifar100_has_its_fine_labels(tmp_path):
     folder.mkdir()
     for name, content in (("train", batch), ("test", batch), ("meta", names)):
         (folder / name).write_bytes(python2_pickle(content))
-    source = datasets.build(config("cifar100", root=str(tmp_path), val_size=0))
-    assert source.classes[99] == "class 99"
-    assert source.sizes == {"train": 200, "test": 200}
-    assert source.load("test")[1][150] == 50
+    dataset = datasets.build(config("cifar100", root=str(tmp_path), val_size=0))
+    assert dataset.classes[99] == "class 99"
+    assert dataset.sizes == {"train": 200, "test": 200}
+    assert dataset.load("test")[1][150] == 50

@@ -16,7 +16,7 @@ from vitlab.data.datamodule import ImageData
 SIZES = {"train": 40, "test": 20}
 
 
-class FakeSource:
+class FakeDataset:
     """Images whose first pixel is their place; remembers what was decoded."""
 
     name = "fake"
@@ -77,14 +77,14 @@ class Probe(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def module(sizes=SIZES, source=None, **changes) -> ImageData:
+def module(sizes=SIZES, dataset=None, **changes) -> ImageData:
     options = {
         "augment": Compose(ops=[]),
         "batch_size": 8,
         "val_size": 10,
         "split_seed": 0,
         "normalization": "dataset",
-        "input_size": 6,
+        "input_size": (6, 6),
         "seed": 0,
         "num_classes": 2,
         "in_memory": "auto",
@@ -92,7 +92,7 @@ def module(sizes=SIZES, source=None, **changes) -> ImageData:
         "device": torch.device("cpu"),
         "processes": 1,
     }
-    return ImageData(source=source or FakeSource(sizes), **options | changes)
+    return ImageData(dataset=dataset or FakeDataset(sizes), **options | changes)
 
 
 def trainer(tmp_path, **options) -> lightning.Trainer:
@@ -142,14 +142,14 @@ def test_the_statistics_are_those_of_the_images_trained_on(in_memory):
     data = module(in_memory=in_memory)
     data.setup("fit")
     held = set(places(data, data.val_dataloader()))
-    images, _ = FakeSource(SIZES).load("train")
+    images, _ = FakeDataset(SIZES).load("train")
     rest = images[[i for i in range(40) if i not in held]] / 255
     np.testing.assert_allclose(data.mean, rest.mean((0, 2, 3)))
     np.testing.assert_allclose(data.std, rest.std((0, 2, 3)))
     given = module(normalization={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
     given.setup("test")
     assert (given.mean, given.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert given.source.loaded == [], "given values need no images"
+    assert given.dataset.loaded == [], "given values need no images"
 
 
 def test_no_hold_out_means_no_validation():
@@ -169,10 +169,10 @@ def test_a_validation_set_of_its_own_is_used():
 @pytest.mark.parametrize("own", [True, False])
 def test_the_first_batches_of_an_evaluation_are_a_sample_of_all(own):
     """Folders list class after class, and trainer.limit_val_batches=0.1 must not see one class alone."""
-    source = FakeSource({"train": 400, "test": 200} | ({"val": 200} if own else {}))
-    load = source.load
-    source.load = lambda split: (load(split)[0], np.sort(load(split)[1]))
-    data = module(source=source, val_size=200)
+    dataset = FakeDataset({"train": 400, "test": 200} | ({"val": 200} if own else {}))
+    load = dataset.load
+    dataset.load = lambda split: (load(split)[0], np.sort(load(split)[1]))
+    data = module(dataset=dataset, val_size=200)
     data.setup("fit")
     for loader in (data.val_dataloader(), data.test_dataloader()):
         labels = torch.cat([batch.targets for batch in loader][:5])  # 40 of 200
@@ -187,23 +187,21 @@ def test_setup_twice_decodes_once():
     data.setup("fit")
     data.setup("fit")
     data.setup("validate")
-    assert data.source.loaded == ["train"]
+    assert data.dataset.loaded == ["train"]
 
 
-def test_too_few_images_for_one_batch():
-    data = module(batch_size=64)
-    data.setup("fit")
-    with pytest.raises(UserError, match="batch_size=64"):
-        data.train_dataloader()
+def test_too_few_images_for_one_batch_are_refused():
+    with pytest.raises(ValueError, match="batch_size 64 is more than the 30"):
+        module(batch_size=64)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
-    data, model = module(augment=Tag(), input_size=[4, 8]), Probe()
+    data, model = module(augment=Tag(), input_size=(4, 8)), Probe()
     model.layer = nn.Linear(3 * 4 * 8, 2)
     fit = trainer(tmp_path)
     fit.fit(model, data)
-    assert data.source.loaded == ["train"]
+    assert data.dataset.loaded == ["train"]
     assert data.augment.epochs == [0, 0, 0, 1, 1, 1]
     shown = model.shown["train"]
     assert [(b.epoch, b.index) for b in shown] == [(e, i) for e in range(2) for i in range(3)]
@@ -216,12 +214,12 @@ def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
     # Chance is a function of the place in the run: another run repeats it, another place does not.
     again = Probe()
     again.layer = nn.Linear(3 * 4 * 8, 2)
-    trainer(tmp_path, max_epochs=1).fit(again, module(augment=Tag(), input_size=[4, 8]))
+    trainer(tmp_path, max_epochs=1).fit(again, module(augment=Tag(), input_size=(4, 8)))
     assert torch.equal(again.shown["train"][1].images, shown[1].images)
     assert len({batch.images.numpy().tobytes() for batch in shown}) == 6
 
     fit.test(model, data)
-    assert data.source.loaded == ["train", "test"]
+    assert data.dataset.loaded == ["train", "test"]
     assert sum(batch.valid for batch in model.shown["test"]) == 20
 
 
@@ -267,7 +265,7 @@ def test_streamed_batches_are_those_in_memory(tmp_path, num_workers):
         data, model = module(augment=Tag(), **options), Probe()
         fit = trainer(tmp_path)
         fit.fit(model, data)
-        assert data.source.loaded == ["train"]
+        assert data.dataset.loaded == ["train"]
         fit.test(model, data)
         seen.append([batch for stage in model.shown.values() for batch in stage])
     assert len(seen[0]) == 2 * (3 + 2) + 3
@@ -278,15 +276,15 @@ def test_streamed_batches_are_those_in_memory(tmp_path, num_workers):
 
 
 def test_a_data_set_lies_in_memory_once_and_at_its_own_size():
-    source = FakeSource(SIZES)
-    pixels, labels = source.load("train")
-    source.load = lambda split: (pixels, labels)
-    data = module(source=source, input_size=224)
+    dataset = FakeDataset(SIZES)
+    pixels, labels = dataset.load("train")
+    dataset.load = lambda split: (pixels, labels)
+    data = module(dataset=dataset, input_size=(224, 224))
     data.setup("fit")
     train, val = data.train_dataloader(), data.val_dataloader()
     for loader in (train, val):
-        assert loader.feed.images.data_ptr() == pixels.ctypes.data, "the array of the source itself"
-        assert loader.feed.images.shape == (40, 3, 6, 6)
+        assert loader.reader.images.data_ptr() == pixels.ctypes.data, "the array of the dataset itself"
+        assert loader.reader.images.shape == (40, 3, 6, 6)
     batch = data.on_after_batch_transfer(next(iter(train)), 0)
     assert batch.images.shape == (8, 3, 224, 224), "enlarged on its way to the model"
 
@@ -296,9 +294,9 @@ def test_a_data_set_lies_in_memory_once_and_at_its_own_size():
 )
 def test_auto_asks_for_half_of_what_is_free(monkeypatch, free, in_memory):
     monkeypatch.setattr("vitlab.data.datamodule.available_memory", lambda: free)
-    assert module().placement.in_memory is in_memory, "60 images of 3 x 6 x 6"
+    assert module().in_memory is in_memory, "60 images of 3 x 6 x 6"
     if free:
-        assert not module(processes=2).placement.in_memory, "a tensor for each process"
+        assert not module(processes=2).in_memory, "a tensor for each process"
         with pytest.raises(UserError, match=r"data\.in_memory=true"):
             module(processes=3, in_memory=True)
 
@@ -306,19 +304,19 @@ def test_auto_asks_for_half_of_what_is_free(monkeypatch, free, in_memory):
 def test_what_is_said_about_the_place_of_the_images(monkeypatch):
     monkeypatch.setattr("vitlab.data.datamodule.available_memory", lambda: 2**30)
     monkeypatch.setenv("VITLAB_CORES", "6")
-    assert module().describe_placement() == "in memory on cpu (0 MiB of 1.0 GiB free; auto)"
+    assert module().describe_storage() == "in memory on cpu (0 MiB of 1.0 GiB free; auto)"
     streamed = module(in_memory=False)
-    assert streamed.describe_placement().startswith("streamed in the training process (")
-    assert streamed.source.notes == []
-    assert module(in_memory=False, num_workers=3).describe_placement().startswith("streamed by 3 worker(s) (")
-    assert "num_workers has no effect" in module(num_workers=3).source.notes[0]
-    source = FakeSource(SIZES)
-    source.on_disk = True
-    files = module(source=source, in_memory=False, processes=2)
+    assert streamed.describe_storage().startswith("streamed in the training process (")
+    assert streamed.notes == []
+    assert module(in_memory=False, num_workers=3).describe_storage().startswith("streamed by 3 worker(s) (")
+    assert "num_workers has no effect" in module(num_workers=3).notes[0]
+    dataset = FakeDataset(SIZES)
+    dataset.on_disk = True
+    files = module(dataset=dataset, in_memory=False, processes=2)
     assert files.num_workers == 3, "a core each, shared by the processes"
-    assert "measured at every start" in files.source.notes[0]
+    assert "measured at every start" in files.notes[0]
     monkeypatch.setenv("VITLAB_CORES", "200")
-    assert module(source=source, in_memory=False).num_workers == 16
+    assert module(dataset=dataset, in_memory=False).num_workers == 16
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -331,7 +329,7 @@ def test_images_for_figures(in_memory):
     assert [p % 2 for p in places] == [0, 1, 0, 1, 0]
     assert not set(places) & set(map(int, images_of(data.val_dataloader()))), "none that is held out"
     assert len(data.train_images(100)[0]) == 30
-    assert data.source.loaded == ["train"]
+    assert data.dataset.loaded == ["train"]
     images, labels = data.test_images(torch.tensor([7, 2]))
     assert images[:, 0, 0, 0].tolist() == [7, 2]
     assert labels.tolist() == [1, 0]
@@ -350,8 +348,8 @@ def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch
     real = images_module.read_image
     monkeypatch.setattr(images_module, "read_image", lambda path, *a: reads.append(path) or real(path, *a))
     options = {"root": str(root), "cache": cache and str(tmp_path / cache), "image_size": 6}
-    source = datasets.build(config("image_folder", **options, batch_size=8, val_size=10))
-    data = module(source=source, in_memory=in_memory, num_workers=0)
+    dataset = datasets.build(config("image_folder", **options, batch_size=8, val_size=10))
+    data = module(dataset=dataset, in_memory=in_memory, num_workers=0)
     assert reads == []
     fit, model = trainer(tmp_path, max_epochs=2), Probe()
     fit.fit(model, data)
@@ -364,8 +362,8 @@ def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch
     if in_memory or cache:
         assert len(reads) == 60
     expected = trainer(tmp_path, max_epochs=2), Probe()
-    array = FakeSource(SIZES)
-    array.load = lambda split: decoded(source, split)
-    expected[0].fit(expected[1], module(source=array))
+    array = FakeDataset(SIZES)
+    array.load = lambda split: decoded(dataset, split)
+    expected[0].fit(expected[1], module(dataset=array))
     for a, b in zip(expected[1].shown["train"], model.shown["train"], strict=True):
         assert torch.equal(a.images, b.images)

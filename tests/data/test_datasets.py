@@ -52,21 +52,21 @@ def example(kind, place, **changes):
 @pytest.mark.parametrize(("size", "channels"), [(16, 3), ([12, 20], 1)])
 def test_the_contract(kind, size, channels, tmp_path):
     assert set(config(kind)) >= SHARED, "every data set takes the shared options"
-    source = datasets.build(example(kind, tmp_path, image_size=size, channels=channels))
-    assert source.notes == []
-    assert source.channels == channels
-    assert isinstance(source.on_disk, bool)
-    assert {"train", "test"} <= set(source.sizes) <= {"train", "val", "test"}
+    dataset = datasets.build(example(kind, tmp_path, image_size=size, channels=channels))
+    assert dataset.notes == []
+    assert dataset.channels == channels
+    assert isinstance(dataset.on_disk, bool)
+    assert {"train", "test"} <= set(dataset.sizes) <= {"train", "val", "test"}
     shape = (size, size) if isinstance(size, int) else tuple(size)
-    assert source.shape == shape
-    for split, number in source.sizes.items():
-        images, labels = decoded(source, split)
+    assert dataset.shape == shape
+    for split, number in dataset.sizes.items():
+        images, labels = decoded(dataset, split)
         assert images.shape == (number, channels, *shape)
         assert images.dtype == np.uint8
         assert labels.shape == (number,)
         assert labels.dtype == np.int64
-        assert set(labels.tolist()) == set(range(len(source.classes)))
-        assert np.array_equal(decoded(source, split)[0], images), "decoding is deterministic"
+        assert set(labels.tolist()) == set(range(len(dataset.classes)))
+        assert np.array_equal(decoded(dataset, split)[0], images), "decoding is deterministic"
 
 
 def test_building_needs_no_torch(tmp_path):
@@ -114,9 +114,9 @@ def test_options_that_do_not_fit(tmp_path, changes, message):
 
 
 def test_options_without_effect_are_told(tmp_path):
-    source = datasets.build(example("shapes", tmp_path, root="data"))
-    assert len(source.notes) == 1
-    assert "data.root has no effect" in source.notes[0]
+    dataset = datasets.build(example("shapes", tmp_path, root="data"))
+    assert len(dataset.notes) == 1
+    assert "data.root has no effect" in dataset.notes[0]
 
 
 def test_normalizations():

@@ -78,26 +78,26 @@ def test_broken_files_are_all_named_at_once(tmp_path):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(UserError) as error:
-        ImageFiles([*paths, cut], (8, 8), 3, 2).whole()
+        ImageFiles([*paths, cut], (8, 8), 3, 2).decode_all()
     message = str(error.value)
     assert "8 files" in message
     assert str(paths[1]) in message
     assert "and 3 more" in message
     assert str(paths[0]) not in message
     with pytest.raises(UserError, match="1 file cannot be read"):
-        ImageFiles([whole, cut], (8, 8), 3, None).whole()
+        ImageFiles([whole, cut], (8, 8), 3, None).decode_all()
 
 
 def test_floating_point_images_are_refused(tmp_path):
     path = save(tmp_path / "depth.tif", 0.5, mode="F")
     with pytest.raises(UserError, match="range is unknown"):
-        ImageFiles([path], (8, 8), 3, 1).whole()
+        ImageFiles([path], (8, 8), 3, 1).decode_all()
 
 
 @pytest.mark.parametrize("workers", [0, 3, None])
 def test_the_order_is_that_of_the_paths(tmp_path, workers):
     paths = [save(tmp_path / f"{i}.png", (i, 0, 0)) for i in range(150)]
-    out = ImageFiles(paths, (8, 8), 3, workers).whole()
+    out = ImageFiles(paths, (8, 8), 3, workers).decode_all()
     assert out[:, 0, 0, 0].tolist() == list(range(150))
 
 
@@ -109,17 +109,17 @@ def by_processes(monkeypatch):
 
 def test_processes_decode_what_threads_do(tmp_path, by_processes):
     paths = [save(tmp_path / f"{i}.png", (i, 0, 0)) for i in range(30)]
-    out = ImageFiles(paths, (8, 8), 3, 2).whole()
+    out = ImageFiles(paths, (8, 8), 3, 2).decode_all()
     assert out[:, 0, 0, 0].tolist() == list(range(30))
     paths[17].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"1 file cannot be read.*\n.*17\.png"):
-        ImageFiles(paths, (8, 8), 3, 2).whole()
+        ImageFiles(paths, (8, 8), 3, 2).decode_all()
 
 
 def test_a_killed_process_is_one_sentence(tmp_path, by_processes, monkeypatch):
     monkeypatch.setattr(module, "_read_chunk", _die)
     with pytest.raises(UserError, match="a process that decodes images was killed"):
-        ImageFiles([save(tmp_path / "0.png"), save(tmp_path / "1.png")], (8, 8), 3, 2).whole()
+        ImageFiles([save(tmp_path / "0.png"), save(tmp_path / "1.png")], (8, 8), 3, 2).decode_all()
 
 
 def _die(paths, shape, channels):
@@ -139,9 +139,9 @@ def test_memory_is_looked_at_before_decoding(tmp_path, monkeypatch):
     path = save(tmp_path / "one.png")
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"smaller data\.image_size"):
-        ImageFiles([path], (32, 32), 3, 1).whole()
+        ImageFiles([path], (32, 32), 3, 1).decode_all()
     monkeypatch.setattr(module, "available_memory", lambda: None)
-    assert len(ImageFiles([path], (32, 32), 3, 1).whole()) == 1
+    assert len(ImageFiles([path], (32, 32), 3, 1).decode_all()) == 1
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "32", True, None, [32], [32, 0], [32, 32, 3], "33"])

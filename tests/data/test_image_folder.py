@@ -21,17 +21,17 @@ def listed(root, text, name="list.csv", **changes):
 
 def test_train_and_test_folders(tmp_path):
     image_tree(tmp_path, {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2})
-    source = folder(tmp_path)
-    assert source.name == tmp_path.name
-    assert source.classes == ("cat", "dog")
-    assert source.sizes == {"train": 3 + 2, "test": 3}
-    images, labels = decoded(source, "train")
+    dataset = folder(tmp_path)
+    assert dataset.name == tmp_path.name
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.sizes == {"train": 3 + 2, "test": 3}
+    images, labels = decoded(dataset, "train")
     assert images.shape == (5, 3, 8, 8)
     assert images.dtype == np.uint8
     assert labels.tolist() == [0, 0, 0, 1, 1]
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1]
-    assert decoded(source, "test")[1].tolist() == [0, 1, 1]
-    assert source.notes == []
+    assert decoded(dataset, "test")[1].tolist() == [0, 1, 1]
+    assert dataset.notes == []
 
 
 def test_val_beside_test_is_the_validation_set_and_alone_the_test_set(tmp_path):
@@ -51,9 +51,9 @@ def test_val_beside_test_is_the_validation_set_and_alone_the_test_set(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_class_folders_alone_are_split(tmp_path, prefix):
     image_tree(tmp_path, {f"{prefix}a": 20, f"{prefix}b": 10})
-    source = folder(tmp_path)
-    assert source.sizes == {"train": 24, "test": 6}
-    assert np.bincount(decoded(source, "test")[1]).tolist() == [4, 2]
+    dataset = folder(tmp_path)
+    assert dataset.sizes == {"train": 24, "test": 6}
+    assert np.bincount(decoded(dataset, "test")[1]).tolist() == [4, 2]
     assert folder(tmp_path, test_size=9).sizes["test"] == 9
     assert folder(tmp_path, test_size=0.5).sizes["test"] == 15
 
@@ -61,7 +61,7 @@ def test_class_folders_alone_are_split(tmp_path, prefix):
         images, labels = decoded(folder(tmp_path, **changes), "test")
         return sorted(zip(labels.tolist(), images[:, 0, 0, 0].tolist(), strict=True))
 
-    train_images, train_labels = decoded(source, "train")
+    train_images, train_labels = decoded(dataset, "train")
     trained = set(zip(train_labels.tolist(), train_images[:, 0, 0, 0].tolist(), strict=True))
     assert not trained & set(held())
     assert held() == held()
@@ -82,9 +82,9 @@ def test_numbered_classes_are_in_the_order_of_numbers(tmp_path):
 
 def test_labels_rename_and_merge(tmp_path):
     image_tree(tmp_path, {"cat": 5, "dog": 5, "truck": 5, "7": 5})
-    source = folder(tmp_path, labels={"cat": "pet", "dog": "pet", 7: "seven"})
-    assert source.classes == ("pet", "seven", "truck")
-    assert np.bincount(decoded(source, "train")[1]).tolist() == [8, 4, 4]
+    dataset = folder(tmp_path, labels={"cat": "pet", "dog": "pet", 7: "seven"})
+    assert dataset.classes == ("pet", "seven", "truck")
+    assert np.bincount(decoded(dataset, "train")[1]).tolist() == [8, 4, 4]
     with pytest.raises(UserError, match=r"'trck' is not a class.*did you mean 'truck'"):
         folder(tmp_path, labels={"trck": "car"})
 
@@ -95,10 +95,10 @@ def test_hidden_and_other_files_are_left_out(tmp_path):
     save(tmp_path / "stray.png")
     image_tree(tmp_path, {".cache": 1, "__MACOSX": 1})
     (tmp_path / "a" / "notes.txt").write_text("")
-    source = folder(tmp_path)
-    assert source.classes == ("a", "b")
-    assert sum(source.sizes.values()) == 10
-    assert "1 files that are no images" in source.notes[0]
+    dataset = folder(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert sum(dataset.sizes.values()) == 10
+    assert "1 files that are no images" in dataset.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_a_root_of_another_kind(tmp_path):
 def test_a_list_with_splits(tmp_path):
     image_tree(tmp_path, {"in/a": 4, "in/b": 4})
     rows = [f"in/{c}/{i:03d}.png,{c},{s}" for c in "ab" for i, s in enumerate(SPLIT)]
-    source = listed(tmp_path, "\ufeffpath,label,split\n" + "\n".join(rows) + "\n", val_size=None)
-    assert source.name == "list"
-    assert source.sizes == {"train": 4, "val": 2, "test": 2}
-    images, labels = decoded(source, "train")
+    dataset = listed(tmp_path, "\ufeffpath,label,split\n" + "\n".join(rows) + "\n", val_size=None)
+    assert dataset.name == "list"
+    assert dataset.sizes == {"train": 4, "val": 2, "test": 2}
+    images, labels = decoded(dataset, "train")
     assert labels.tolist() == [0, 0, 1, 1]
     assert images[:, 0, 0, 0].tolist() == [0, 1, 0, 1]
 
@@ -151,9 +151,9 @@ SPLIT = ("train", "train", "val", "test")
 def test_a_list_without_splits_and_with_other_columns(tmp_path):
     image_tree(tmp_path, {"": 20})
     rows = [f"{i % 2},some,{i:03d}.png" for i in range(20)]
-    source = listed(tmp_path, "label,note,path\n" + "\n".join(rows))
-    assert source.sizes == {"train": 16, "test": 4}
-    assert source.classes == ("0", "1")
+    dataset = listed(tmp_path, "label,note,path\n" + "\n".join(rows))
+    assert dataset.sizes == {"train": 16, "test": 4}
+    assert dataset.classes == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_broken_files_surface_when_decoded(tmp_path):
     image_tree(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "a" / "000.png").write_bytes(b"")
     (tmp_path / "a" / "001.png").write_bytes(b"x")
-    source = folder(tmp_path, test_size=2)
+    dataset = folder(tmp_path, test_size=2)
     with pytest.raises(UserError, match=r"not.* image"):
-        [decoded(source, split) for split in ("train", "test")]
+        [decoded(dataset, split) for split in ("train", "test")]
 
 
 @pytest.mark.parametrize("workers", [-1, True])

@@ -4,25 +4,26 @@ import pytest
 import torch
 
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.reader import Gather, Stream
+from vitlab.data.reader import MemoryReader, StreamReader
 
 
-def gather(number: int) -> Gather:
+def gather(number: int) -> MemoryReader:
     """Return images that hold their own number, which lie among others."""
     labels = torch.cat((torch.full((7,), -1), torch.arange(number)))
     images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
-    return Gather(images, labels, torch.arange(number) + 7)
+    return MemoryReader(images, labels, torch.arange(number) + 7)
 
 
-def stream(number: int, num_workers: int = 0) -> Stream:
+def stream(number: int, num_workers: int = 0) -> StreamReader:
     """Return the same, streamed."""
     whole = gather(number)
-    return Stream(whole.images.numpy(), whole.labels, whole.rows, num_workers=num_workers, pin_memory=False)
+    arrays = whole.images.numpy(), whole.labels, whole.rows
+    return StreamReader(*arrays, num_workers=num_workers, pin_memory=False)
 
 
-def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0), feed=gather, **options):
+def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0), reader=gather, **options):
     return TrainLoader(
-        feed(number),
+        reader(number),
         batch_size=batch_size,
         seed=seed,
         rank=rank,
@@ -33,7 +34,7 @@ def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0
 
 
 @pytest.fixture(params=[gather, stream])
-def feed(request):
+def reader(request):
     return request.param
 
 
@@ -41,8 +42,8 @@ def seen(loader) -> list[int]:
     return torch.cat([batch.targets[: batch.valid] for batch in loader]).tolist()
 
 
-def test_an_epoch_shows_every_image_at_most_once_and_drops_the_rest(feed):
-    loader = train_loader(feed=feed)
+def test_an_epoch_shows_every_image_at_most_once_and_drops_the_rest(reader):
+    loader = train_loader(reader=reader)
     assert len(loader) == 6
     assert len(set(seen(loader))) == 48
     for batch in loader:
@@ -62,8 +63,8 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone():
     assert seen(train_loader(at=(1, 0), reshuffle=False)) == first
 
 
-def test_it_continues_in_the_middle_of_an_epoch(feed):
-    whole, rest = list(train_loader(at=(3, 0))), list(train_loader(at=(3, 4), feed=feed))
+def test_it_continues_in_the_middle_of_an_epoch(reader):
+    whole, rest = list(train_loader(at=(3, 0))), list(train_loader(at=(3, 4), reader=reader))
     assert [batch.index for batch in rest] == [4, 5]
     assert {batch.epoch for batch in rest} == {3}
     for a, b in zip(whole[4:], rest, strict=True):
@@ -72,18 +73,18 @@ def test_it_continues_in_the_middle_of_an_epoch(feed):
     assert list(train_loader(at=(3, 6))) == []
 
 
-def test_the_position_is_asked_when_the_first_batch_is_drawn(feed):
+def test_the_position_is_asked_when_the_first_batch_is_drawn(reader):
     at = [(0, 0)]
-    batches = iter(train_loader(at=lambda: at[0], feed=feed))
+    batches = iter(train_loader(at=lambda: at[0], reader=reader))
     at[0] = (2, 3)
     first = next(batches)
     assert (first.epoch, first.index) == (2, 3)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_ranks_share_each_global_batch(world_size, feed):
+def test_the_ranks_share_each_global_batch(world_size, reader):
     alone = list(train_loader())
-    ranks = [list(train_loader(rank=r, world_size=world_size, feed=feed)) for r in range(world_size)]
+    ranks = [list(train_loader(rank=r, world_size=world_size, reader=reader)) for r in range(world_size)]
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
@@ -96,9 +97,9 @@ def test_an_uneven_split_is_refused(loader):
 
 @pytest.mark.parametrize("number", [1, 7, 8, 9, 16, 17, 23])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size, feed):
+def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size, reader):
     loaders = [
-        EvalLoader(feed(number), torch.arange(number), batch_size=8, rank=rank, world_size=world_size)
+        EvalLoader(reader(number), torch.arange(number), batch_size=8, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     rows = []
@@ -118,15 +119,15 @@ def test_evaluation_goes_by_the_order():
     assert seen(EvalLoader(gather(20), order, batch_size=8, rank=0, world_size=1)) == order.tolist()
 
 
-def test_it_says_where_it_stands_and_goes_on_from_there(feed):
+def test_it_says_where_it_stands_and_goes_on_from_there(reader):
     whole = [list(train_loader(at=(epoch, 0))) for epoch in range(3)]
-    loader = train_loader(at=None, feed=feed)
+    loader = train_loader(at=None, reader=reader)
     assert loader.state_dict() == {"epoch": 0, "batch": 0}
     batches = iter(loader)
     for index in range(4):
         assert next(batches).index == index
         assert loader.state_dict() == {"epoch": 0, "batch": index + 1}
-    later = train_loader(at=None, feed=feed)
+    later = train_loader(at=None, reader=reader)
     later.load_state_dict(loader.state_dict())
     rest = [*later, *later, *later]
     assert later.state_dict() == {"epoch": 3, "batch": 0}

@@ -4,7 +4,7 @@ import pytest
 
 from vitlab.config.schema import RULES
 from vitlab.core.errors import UserError
-from vitlab.data.memory import place
+from vitlab.data.memory import decide_in_memory
 
 MIB = 2**20
 
@@ -27,15 +27,14 @@ MIB = 2**20
     ],
 )
 def test_what_is_asked_for_and_what_fits(asked, needed, free, in_memory, why):
-    placement = place(asked, needed=needed, free=free, where="cpu")
-    assert (placement.in_memory, placement.why) == (in_memory, why)
+    assert decide_in_memory(asked, needed=needed, free=free, device="cpu") == (in_memory, why)
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(
         UserError, match=r"need 200\.0 GiB and cuda has 79\.5 GiB free.*data\.in_memory=false"
     ):
-        place(True, needed=200 * 2**30, free=int(79.5 * 2**30), where="cuda")
+        decide_in_memory(True, needed=200 * 2**30, free=int(79.5 * 2**30), device="cuda")
 
 
 def test_the_rules_of_the_keys():

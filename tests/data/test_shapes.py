@@ -19,13 +19,13 @@ def shapes(**changes):
     [(32, 3, (3, 32, 32)), ([24, 40], 1, (1, 24, 40)), (7, 3, (3, 7, 7))],
 )
 def test_any_size_and_channels(size, channels, expected):
-    source = shapes(num_train=40, num_test=20, val_size=10, batch_size=8, image_size=size, channels=channels)
-    images, labels = source.load("train")
+    dataset = shapes(num_train=40, num_test=20, val_size=10, batch_size=8, image_size=size, channels=channels)
+    images, labels = dataset.load("train")
     assert images.shape == (40, *expected)
     assert images.dtype == np.uint8
     assert labels.dtype == np.int64
     assert np.bincount(labels).tolist() == [4] * 10
-    assert len(source.classes) == 10
+    assert len(dataset.classes) == 10
 
 
 def test_the_images_are_a_function_of_the_seed_and_the_split():
@@ -65,8 +65,8 @@ def linear_accuracy(train, train_labels, test, test_labels) -> float:
 
 
 def splits(**changes) -> list[torch.Tensor]:
-    source = shapes(**changes)
-    return [torch.from_numpy(a) for split in ("train", "test") for a in source.load(split)]
+    dataset = shapes(**changes)
+    return [torch.from_numpy(a) for split in ("train", "test") for a in dataset.load(split)]
 
 
 @pytest.mark.slow

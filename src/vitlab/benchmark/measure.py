@@ -132,14 +132,14 @@ class Benchmark:
         size, flops = self.record["model"], show_flops(job.flops)
         lines = [
             ("model", f"{choices['model']}, {size['parameters']:,} parameters, {flops} an image (forward)"),
-            ("data", f"{job.source.name}, {job.data.describe_placement()}; augment={choices['augment']}"),
+            ("data", f"{job.dataset.name}, {job.data.describe_storage()}; augment={choices['augment']}"),
             ("batch", str(self.batch_size)),
             ("device", f"{self.record['device']}; {job.precision}; compile {compiled}"),
             ("measured", f"{options['rounds']} rounds of {options['seconds']:g} s each, taken in turn"),
         ]
         for name, value in lines:
             self.console.print(f"[bold cyan]{name:<9}[/] {value}")
-        notes = list(job.source.notes)
+        notes = list(job.data.notes)
         notes += [f"benchmark.against={n} does nothing in these layers" for n in checks.idle(job.config)]
         for note in notes:
             self.console.print(f"note: {note}")
@@ -292,7 +292,7 @@ class Benchmark:
     def read_ahead(self) -> int:
         """Batches that vitlab's own workers may have ready, where the images are streamed."""
         data = self.job.data
-        return 0 if data.placement.in_memory else references.PREFETCH * data.num_workers
+        return 0 if data.in_memory else references.PREFETCH * data.num_workers
 
     @property
     def batch_size(self) -> int:

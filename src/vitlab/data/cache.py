@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from vitlab.data.decode import RULES_VERSION, ImageFiles, StoredImages, show_bytes
+from vitlab.data.decode import RULES_VERSION, ImageFiles, StoredImages, format_bytes
 from vitlab.data.download import locked
 
 # By this file backup programs know a cache (https://bford.info/cachedir/), and `folder` knows not to
@@ -134,7 +134,9 @@ def _build(file: Path, files: ImageFiles) -> None:
     """Decode into a file beside ``file``, which takes its name when it is whole and on the disk."""
     needed, free = math.prod(files.shape), shutil.disk_usage(file.parent).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"it needs {show_bytes(needed)}, and {show_bytes(free)} of disk is free")
+        raise OSError(
+            errno.ENOSPC, f"it needs {format_bytes(needed)}, and {format_bytes(free)} of disk is free"
+        )
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as out:

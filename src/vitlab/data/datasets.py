@@ -1,6 +1,6 @@
 """What a data set is to the rest of the project, and how a config names one. Torch-free.
 
-Building a source finds (or downloads) the data and checks what is there; ``load`` makes it readable.
+Building a dataset finds (or downloads) the data and checks what is there; ``load`` makes it readable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vitlab.data.split import split_count
 KINDS = ("cifar10", "cifar100", "image_folder", "image_list", "shapes")
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A labelled set of images with a training and a test part."""
 
     name: str  # for titles, as "CIFAR-10"
@@ -35,11 +35,11 @@ class Source(Protocol):
         ...
 
 
-def build(cfg: Mapping[str, Any]) -> Source:
-    """Make the source that the ``data`` part of a config asks for.
+def build(cfg: Mapping[str, Any]) -> Dataset:
+    """Make the dataset that the ``data`` part of a config asks for.
 
     Args:
-        cfg: the resolved ``data`` section as plain values; ``kind`` picks the source.
+        cfg: the resolved ``data`` section as plain values; ``kind`` picks the dataset.
 
     Raises:
         UserError: if the data is not there and cannot be fetched, or does not fit the options.
@@ -47,11 +47,11 @@ def build(cfg: Mapping[str, Any]) -> Source:
     kind = cfg["kind"]
     shape, channels = image_shape(cfg["image_size"]), check_channels(cfg["channels"])
     fixed_normalization(cfg["normalization"], channels)
-    source: Source
+    dataset: Dataset
     if kind in ("cifar10", "cifar100"):
         from vitlab.data.cifar import ARCHIVES, Cifar
 
-        source = Cifar(
+        dataset = Cifar(
             archive=ARCHIVES[kind],
             root=_folder(cfg["root"], kind),
             url=cfg["url"],
@@ -63,7 +63,7 @@ def build(cfg: Mapping[str, Any]) -> Source:
         from vitlab.data.image_folder import ImageFolder, ImageList
 
         files = ImageFolder if kind == "image_folder" else ImageList
-        source = files(
+        dataset = files(
             root=_folder(cfg["root"], kind),
             shape=shape,
             channels=channels,
@@ -77,7 +77,7 @@ def build(cfg: Mapping[str, Any]) -> Source:
     elif kind == "shapes":
         from vitlab.data.shapes import Shapes
 
-        source = Shapes(
+        dataset = Shapes(
             num_train=cfg["num_train"],
             num_test=cfg["num_test"],
             seed=cfg["seed"],
@@ -88,25 +88,25 @@ def build(cfg: Mapping[str, Any]) -> Source:
         raise UserError(
             f"data.kind={kind} is not known{nearest(str(kind), KINDS)}. It may be one of: {', '.join(KINDS)}."
         )
-    _check(source, cfg)
-    source.notes += _without_effect(source, cfg)
-    return source
+    _check(dataset, cfg)
+    dataset.notes += _without_effect(dataset, cfg)
+    return dataset
 
 
-def part_sizes(source: Source, val_size: int | float | None) -> dict[str, int]:
+def part_sizes(dataset: Dataset, val_size: int | float | None) -> dict[str, int]:
     """Return how many images train, validate and test: keys "train", "val" (0 for none), "test".
 
-    The validation part is the source's own or is held out of the training images; ``val_size`` None
+    The validation part is the dataset's own or is held out of the training images; ``val_size`` None
     holds out a tenth.
 
     Raises:
         UserError: if ``val_size`` is not a count or a fraction that leaves images to train on.
     """
-    total = source.sizes["train"]
-    if "val" in source.sizes:
-        return {"train": total, "val": source.sizes["val"], "test": source.sizes["test"]}
+    total = dataset.sizes["train"]
+    if "val" in dataset.sizes:
+        return {"train": total, "val": dataset.sizes["val"], "test": dataset.sizes["test"]}
     held = split_count(0.1 if val_size is None else val_size, total, "data.val_size")
-    return {"train": total - held, "val": held, "test": source.sizes["test"]}
+    return {"train": total - held, "val": held, "test": dataset.sizes["test"]}
 
 
 def fixed_normalization(normalization: Any, channels: int) -> tuple[list[float], list[float]] | None:
@@ -150,19 +150,19 @@ def _folder(root: Any, kind: str) -> Path:
     return Path(str(root)).expanduser()
 
 
-def _check(source: Source, cfg: Mapping[str, Any]) -> None:
-    number = len(source.classes)
+def _check(dataset: Dataset, cfg: Mapping[str, Any]) -> None:
+    number = len(dataset.classes)
     if number < 2:
-        raise UserError(f"{source.name} has {number} class ({', '.join(source.classes)}); two are needed.")
+        raise UserError(f"{dataset.name} has {number} class ({', '.join(dataset.classes)}); two are needed.")
     if cfg["num_classes"] is not None and cfg["num_classes"] != number:
         raise UserError(
-            f"data.num_classes={cfg['num_classes']}, but {source.name} has {number} classes. "
+            f"data.num_classes={cfg['num_classes']}, but {dataset.name} has {number} classes. "
             "Leave it out: it is found from the data."
         )
     seed = cfg["split_seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserError(f"data.split_seed must be an integer, but is {seed!r}.")
-    train = part_sizes(source, cfg["val_size"])["train"]
+    train = part_sizes(dataset, cfg["val_size"])["train"]
     if cfg["batch_size"] > train:
         raise UserError(
             f"data.batch_size={cfg['batch_size']} is more than the {train} images there are to train on. "
@@ -170,14 +170,14 @@ def _check(source: Source, cfg: Mapping[str, Any]) -> None:
         )
 
 
-def _without_effect(source: Source, cfg: Mapping[str, Any]) -> list[str]:
+def _without_effect(dataset: Dataset, cfg: Mapping[str, Any]) -> list[str]:
     """Name the options that were set and change nothing: they corrupt comparisons."""
     notes = []
     kind = cfg["kind"]
     if kind == "shapes" and cfg["root"] is not None:
         notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
-    if "val" in source.sizes and cfg["val_size"] is not None:
+    if "val" in dataset.sizes and cfg["val_size"] is not None:
         notes.append(
-            f"data.val_size has no effect: {source.name} brings {source.sizes['val']} validation images."
+            f"data.val_size has no effect: {dataset.name} brings {dataset.sizes['val']} validation images."
         )
     return notes

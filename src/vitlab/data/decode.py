@@ -225,7 +225,7 @@ class ImageFiles(StoredImages):
         # One thread: whoever reads in pieces has a process for each core.
         return self._array([self.paths[row] for row in rows], num_workers=1)
 
-    def whole(self) -> np.ndarray:
+    def decode_all(self) -> np.ndarray:
         """Decode all. Raises UserError for files that cannot be read, or if memory does not suffice."""
         check_memory(self.shape)
         return self._array(self.paths, self.num_workers)
@@ -270,14 +270,13 @@ def check_memory(shape: tuple[int, int, int, int]) -> None:
     available = available_memory()
     if available is not None and needed > available:
         raise UserError(
-            f"{number:,} images of {height} × {width} × {channels} need {show_bytes(needed)} of memory, and "
-            f"{show_bytes(available)} is available. "
-            "Set data.in_memory=false to stream them, or a smaller data.image_size (a model may enlarge its "
-            "input on the device)."
+            f"{number:,} images of {height} × {width} × {channels} need {format_bytes(needed)} of memory, "
+            f"and {format_bytes(available)} is available. Set data.in_memory=false to stream "
+            "them, or a smaller data.image_size (a model may enlarge its input on the device)."
         )
 
 
-def show_bytes(number: int) -> str:
+def format_bytes(number: int) -> str:
     """Return a number of bytes as people read it, such as ``"147 MiB"``."""
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 

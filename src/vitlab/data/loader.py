@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.core.seeding import derive
-from vitlab.data.reader import Feed
+from vitlab.data.reader import Reader
 
 Place = tuple[int, int]  # epoch, and the batch in it that comes next
 
@@ -35,7 +35,7 @@ class TrainLoader:
     batch is dropped.
 
     Args:
-        feed: the images.
+        reader: the images.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         seed: of the order.
         rank, world_size: which share to yield.
@@ -47,7 +47,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        feed: Feed,
+        reader: Reader,
         *,
         batch_size: int,
         seed: int,
@@ -56,7 +56,7 @@ class TrainLoader:
         position: Callable[[], Place] | None = None,
         reshuffle: bool = True,
     ) -> None:
-        self.feed = feed
+        self.reader = reader
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -69,14 +69,14 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, wherever the position is."""
-        return len(self.feed) // self.batch_size
+        return len(self.reader) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._start()
         order = self.order(epoch if self.reshuffle else 0)
         whole = order[: len(self) * self.batch_size]
         plan = whole.view(len(self), self.world_size, self.share)[first:, self.rank]  # (batches, share)
-        for index, (images, targets) in enumerate(self.feed(plan), first):
+        for index, (images, targets) in enumerate(self.reader(plan), first):
             # Counted as it is handed out: what workers have read ahead is read again after a resume.
             self._at = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
             yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=self.share)
@@ -84,7 +84,7 @@ class TrainLoader:
     def order(self, epoch: int) -> Tensor:
         """Return the (N,) permutation of an epoch, drawn on the CPU: the same for every device."""
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        return torch.randperm(len(self.feed), generator=generator)
+        return torch.randperm(len(self.reader), generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands: the epoch, and the batch in it that comes next."""
@@ -120,15 +120,15 @@ class EvalLoader:
     ``valid`` says how many rows are real; it is 0 where a rank has none left.
 
     Args:
-        feed: the images.
+        reader: the images.
         order: int64 (N,), of all places. Folders list class after class; a random order makes the first
             batches (``trainer.limit_val_batches``) a sample of all classes.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         rank, world_size: which share to yield.
     """
 
-    def __init__(self, feed: Feed, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:
-        self.feed = feed
+    def __init__(self, reader: Reader, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.reader = reader
         self.order = order
         self.batch_size = batch_size
         self.rank = rank
@@ -136,13 +136,13 @@ class EvalLoader:
         self.share = _share(batch_size, world_size)
 
     def __len__(self) -> int:
-        return -(-len(self.feed) // self.batch_size)
+        return -(-len(self.reader) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         places = torch.arange(len(self) * self.batch_size)
         places = places.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
-        real = places < len(self.feed)
-        batches = self.feed(self.order[torch.where(real, places, 0)])
+        real = places < len(self.reader)
+        batches = self.reader(self.order[torch.where(real, places, 0)])
         for index, ((images, targets), valid) in enumerate(zip(batches, real.sum(1).tolist(), strict=True)):
             yield Batch(images=images, targets=targets, epoch=0, index=index, valid=valid)
 

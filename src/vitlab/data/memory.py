@@ -1,18 +1,10 @@
-"""Whether the images of a run lie in memory or are streamed. Torch-free."""
-
-from dataclasses import dataclass
+"""Whether the images of a run are kept in memory or streamed."""
 
 from vitlab.core.errors import UserError
-from vitlab.data.decode import show_bytes
+from vitlab.data.decode import format_bytes
 
 
-@dataclass(frozen=True)
-class Placement:
-    in_memory: bool
-    why: str  # for the log
-
-
-def place(asked: bool | str, *, needed: int, free: int | None, where: str) -> Placement:
+def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device: str) -> tuple[bool, str]:
     """Resolve ``data.in_memory``.
 
     ``auto`` leaves half of what is free to the network, its activations and the rest of the machine.
@@ -20,24 +12,28 @@ def place(asked: bool | str, *, needed: int, free: int | None, where: str) -> Pl
     Args:
         asked: true, false or ``auto``.
         needed: bytes of all decoded images of the run.
-        free: bytes where the images would lie; None where that is not known.
-        where: its name, such as ``cpu``.
+        free: bytes free where the images would be kept; None where that is not known.
+        device: the name of that place, such as ``cpu``.
+
+    Returns:
+        Whether the images are kept in memory, and the reason, for the log.
 
     Raises:
         UserError: ``true``, and they do not fit.
     """
-    size = f"{show_bytes(needed)} of {show_bytes(free)} free" if free is not None else show_bytes(needed)
+    size = format_bytes(needed)
     if asked is False:
-        return Placement(False, f"{show_bytes(needed)} in all; data.in_memory=false")
+        return False, f"{size} in all; data.in_memory=false"
+    if free is None:
+        return True, size if asked is True else f"{size}; auto"
     if asked is True:
-        if free is not None and needed > free:
+        if needed > free:
             raise UserError(
-                f"data.in_memory=true, but the images need {show_bytes(needed)} and {where} has "
-                f"{show_bytes(free)} free. Set data.in_memory=false to stream them, or a smaller "
-                "data.image_size (a model may enlarge its input on the device)."
+                f"data.in_memory=true, but the images need {size} and {device} has {format_bytes(free)} "
+                "free. Set data.in_memory=false to stream them, or a smaller data.image_size (a model may "
+                "enlarge its input on the device)."
             )
-        return Placement(True, size)
-    if free is not None and needed > free / 2:
-        why = f"{show_bytes(needed)} would not fit in half of the {show_bytes(free)} free on {where}; auto"
-        return Placement(False, why)
-    return Placement(True, f"{size}; auto")
+        return True, f"{size} of {format_bytes(free)} free"
+    if needed > free / 2:
+        return False, f"{size} would not fit in half of the {format_bytes(free)} free on {device}; auto"
+    return True, f"{size} of {format_bytes(free)} free; auto"

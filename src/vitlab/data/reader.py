@@ -1,4 +1,4 @@
-"""Rows in, images out: gathered from a tensor on the device, or read by worker processes."""
+"""Indices in, images out: gathered from a tensor on the device, or read by worker processes."""
 
 import os
 import signal
@@ -17,27 +17,29 @@ from vitlab.data.decode import Images
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-class Feed(Protocol):
-    """A set of N labelled images that is read in batches."""
+class Reader(Protocol):
+    """Reads batches from a set of N labelled images."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return N."""
+        ...
 
     def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 (B, C, H, W) and labels int64 (B,) for each row of ``plan``.
 
         Args:
-            plan: int64 (batches, B) on the CPU, numbers from 0 to N - 1.
+            plan: int64 (batches, B) on the CPU, indices from 0 to N - 1.
         """
         ...
 
 
-class Gather:
-    """Images in one tensor on the device: a batch is one gather, and nothing waits for a worker.
+class MemoryReader:
+    """Reads from one tensor on the device: a batch is one gather, and nothing waits for a worker.
 
     Args:
         images: uint8 (M, C, H, W).
         labels: int64 (M,), on the same device.
-        rows: int64 (N,) on the CPU: which of them these are. A hold-out shares the tensor so.
+        rows: int64 (N,) on the CPU, the images to read among the M. A hold-out shares the tensor this way.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
@@ -53,18 +55,18 @@ class Gather:
             yield self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
-class Stream:
-    """Images that are read a batch at a time, ahead of their use.
+class StreamReader:
+    """Reads images a batch at a time, ahead of their use.
 
-    Which batch comes when is settled by the plan alone; a worker reads whole batches and draws
-    nothing, so a stream gives what `Gather` gives.
+    The plan alone decides which batch comes when; a worker reads whole batches and draws nothing, so
+    the batches are those of `MemoryReader`.
 
     Args:
         images: (M, C, H, W), an array or images on the disk.
         labels: int64 (M,) on the CPU.
-        rows: int64 (N,): which of them these are.
+        rows: int64 (N,), the images to read among the M.
         num_workers: processes that read; 0 reads in this one, when a batch is asked for.
-        pin_memory: put batches where a GPU can fetch them by itself.
+        pin_memory: put batches into memory that a GPU can copy from by itself.
 
     Raises:
         UserError: while reading, for a file that cannot be decoded, or when a worker is killed.
@@ -76,8 +78,8 @@ class Stream:
         self.rows = rows
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._reader = _Reader(images, labels.numpy())
-        self._plan: list[np.ndarray] = []  # the sampler of the loader, exchanged before each pass
+        self._dataset = _BatchDataset(images, labels.numpy())
+        self._plan: list[np.ndarray] = []  # the sampler of the loader, replaced before each pass
         self._loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
@@ -95,9 +97,9 @@ class Stream:
             if "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                f"a process that reads images was killed: {str(error).splitlines()[0]} Often the memory, or "
-                "the shared memory (/dev/shm), is too small for it: set data.num_workers to fewer, to 0 to "
-                "read in the training process, or a smaller data.batch_size."
+                f"a process that reads images was killed: {str(error).splitlines()[0]} Often memory or "
+                "shared memory (/dev/shm) is too small: lower data.num_workers (0 reads in the "
+                "training process) or data.batch_size."
             ) from error
 
     def close(self) -> None:
@@ -105,24 +107,24 @@ class Stream:
         iterator = getattr(self._loader, "_iterator", None)
         self._loader = None
         if iterator is not None:
-            # Private, and what its last reference does on its way out. But a traceback may hold that, and
-            # when the garbage collector finds it the queues are gone first: 5 seconds for each worker.
+            # Private, but the iterator does the same when it is deleted. A traceback may keep it alive, and
+            # by the time the garbage collector finds it the queues are gone: 5 seconds for each worker.
             iterator._shutdown_workers()
 
     def _batches(self) -> Iterator[Any]:
         if self._loader is not None:
             return iter(self._loader)
         self._loader = DataLoader(
-            self._reader,
+            self._dataset,
             batch_size=None,  # an item is a batch already
             sampler=self._plan,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
-            generator=torch.Generator(),  # it draws a seed for each pass: not from the run's own
+            worker_init_fn=_ignore_signals_of_others,
+            generator=torch.Generator(),  # draws a seed for each pass, not from the global generator
         )
-        # Workers begin with the signals blocked, so that none meets them with the handlers of their parent.
+        # Workers start with the signals blocked, so that none runs the handlers of its parent.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return iter(self._loader)
@@ -130,8 +132,8 @@ class Stream:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Reader(Dataset[Any]):
-    """Row numbers → batch."""
+class _BatchDataset(Dataset[Any]):
+    """Maps the rows of a batch to the batch."""
 
     def __init__(self, images: Images, labels: np.ndarray) -> None:
         self.images = images
@@ -141,11 +143,11 @@ class _Reader(Dataset[Any]):
         try:
             return torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
         except UserError as error:
-            return error  # raised here it would arrive as the text of a worker's traceback
+            return error  # raised here, it would arrive as the text of a worker's traceback
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Let a worker live as long as its parent wants it, which may have a step to finish and to save.
+def _ignore_signals_of_others(worker: int) -> None:
+    """Keep a worker alive as long as its parent wants it, which may have a step to finish and save.
 
     Ctrl-C at a terminal goes to every process, and so may the SIGTERM of a scheduler. A worker that
     obeyed would tear the parent out of its optimizer step.
@@ -153,12 +155,12 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler was inherited
     if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
     else:  # on a Mac SIGTERM ends a worker, whoever sends it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _obey(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

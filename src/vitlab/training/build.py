@@ -31,7 +31,7 @@ class Job:
     """Everything that a run consists of, built from its config."""
 
     config: dict[str, Any]
-    source: datasets.Source
+    dataset: datasets.Dataset
     data: ImageData
     net: nn.Module
     task: Classify
@@ -52,9 +52,9 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     trainer = config["trainer"]
     kind = hardware.device_type(trainer["accelerator"])
     precision = hardware.precision(trainer["precision"], kind)
-    source = datasets.build(config["data"])
-    config = config | {"model": config["model"] | {"num_classes": len(source.classes)}}
-    data = build_data(config, source, processes)
+    dataset = datasets.build(config["data"])
+    config = config | {"model": config["model"] | {"num_classes": len(dataset.classes)}}
+    data = build_data(config, dataset, processes)
     if config["data"]["batch_size"] % processes:
         raise UserError(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
@@ -65,7 +65,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     net = build_net(config)
     size = pair("model.image_size", config["model"]["image_size"])
     flops = flops_per_image(net, size, config["model"]["channels"])
-    teacher = load_teacher(config, source) if "teacher" in config["task"] else None
+    teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
     seen = step * plan.total_steps * plan.effective_batch
     compiled = hardware.compiles(config["compile"], kind, seen / processes)
@@ -73,7 +73,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
     data.setup("fit")  # decodes; whatever can be refused has been by now
     meta = {
         "config": config,
-        "classes": list(source.classes),
+        "classes": list(dataset.classes),
         "mean": list(data.mean),
         "std": list(data.std),
         "input_size": list(size),
@@ -91,12 +91,12 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
         optimizer=_optimizer(config["optimizer"], precision),
         schedule=_schedule(config["scheduler"], plan),
         total_steps=plan.total_steps,
-        num_classes=len(source.classes),
+        num_classes=len(dataset.classes),
         seed=config["seed"],
         meta=meta,
         **taught,
     )
-    return Job(config, source, data, net, task, plan, kind, precision, compiled, flops, teacher)
+    return Job(config, dataset, data, net, task, plan, kind, precision, compiled, flops, teacher)
 
 
 def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
@@ -126,10 +126,10 @@ def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> N
         )
 
 
-def build_data(config: dict[str, Any], source: datasets.Source, processes: int = 1) -> ImageData:
+def build_data(config: dict[str, Any], dataset: datasets.Dataset, processes: int = 1) -> ImageData:
     options = config["data"]
     return ImageData(
-        source=source,
+        dataset=dataset,
         augment=instantiate(config["augment"], _convert_="all"),
         batch_size=options["batch_size"],
         val_size=options["val_size"],
@@ -137,7 +137,7 @@ def build_data(config: dict[str, Any], source: datasets.Source, processes: int =
         normalization=options["normalization"],
         input_size=pair("model.image_size", config["model"]["image_size"]),
         seed=config["seed"],
-        num_classes=len(source.classes),
+        num_classes=len(dataset.classes),
         in_memory=options.get("in_memory", "auto"),  # absent from runs older than the choice
         num_workers=options["num_workers"],
         device=_device(config["trainer"]),

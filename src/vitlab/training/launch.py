@@ -32,11 +32,11 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return, for the places of those configs that `check_data` would refuse, why."""
     from vitlab.data import datasets
 
-    found: dict[str, datasets.Source | UserError] = {}
+    found: dict[str, datasets.Dataset | UserError] = {}
     problems: dict[int, str] = {}
     for place, config in enumerate(configs):
         data = config["data"]
-        # Jobs that differ in the batch size only share a source, but each is checked.
+        # Jobs that differ in the batch size only share a dataset, but each is checked.
         key = repr(sorted((k, repr(v)) for k, v in data.items()))
         try:
             if key not in found:
@@ -44,16 +44,16 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
                     found[key] = datasets.build(data)
                 except UserError as error:  # asked for once: a download that fails takes its time
                     found[key] = error
-            source = found[key]
-            if isinstance(source, UserError):
-                raise source
+            dataset = found[key]
+            if isinstance(dataset, UserError):
+                raise dataset
             asked = config["model"]["num_classes"]
-            if asked is not None and asked != len(source.classes):
+            if asked is not None and asked != len(dataset.classes):
                 raise UserError(
-                    f"model.num_classes={asked}, but {source.name} has {len(source.classes)} classes. Leave "
-                    "it out: it is found from the data."
+                    f"model.num_classes={asked}, but {dataset.name} has {len(dataset.classes)} classes. "
+                    "Leave it out: it is found from the data."
                 )
-            make_plan(config, datasets.part_sizes(source, data["val_size"])["train"])
+            make_plan(config, datasets.part_sizes(dataset, data["val_size"])["train"])
             if "teacher" in config["task"]:
                 teacher_file(config["task"])
         except UserError as error:

@@ -136,8 +136,8 @@ def announce(
             f"{model['name']}  {model['parameters']:,} parameters, "
             f"{show_flops(job.flops)} an image (forward)",
         ),
-        ("data", f"{job.source.name}  {sizes}"),
-        ("images", data.describe_placement()),
+        ("data", f"{job.dataset.name}  {sizes}"),
+        ("images", data.describe_storage()),
         ("effective batch", batch),
         (
             "schedule",
@@ -163,7 +163,7 @@ def announce(
         describe(screen, list(loaded.lines()))
     groups = job.task.make_optimizer(job.net).param_groups
     screen.print(_group_table(groups, job.net))
-    notes = list(job.source.notes)
+    notes = list(job.data.notes)
     is_vit = "heads" in config["model"] or "name" in config["model"]
     if is_vit and data.num_train >= SMALL_DATA and (advice := plan.advice()):
         notes.append(advice)
@@ -239,7 +239,7 @@ def augmentation_notes(job: Job, processes: int) -> Iterator[str]:
     model = job.config["model"]
     for name, op in getattr(job.data.augment, "ops", {}).items():
         key = f"augment.{name}"
-        if isinstance(op, Erase) and (share := op.largest_share(*job.source.shape)) > MOST_ERASED:
+        if isinstance(op, Erase) and (share := op.largest_share(*job.dataset.shape)) > MOST_ERASED:
             text = f"{key} may erase {share:.0%} of an image"
             if "patch_size" in model:
                 (height, width), (down, right) = (
@@ -294,7 +294,7 @@ def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) ->
         generator = torch.Generator().manual_seed(derive(config["seed"], "augmentations", number))
         rows.append(job.data.augment(images, targets, generator, 0))
     title = " → ".join(config["augment"]["ops"]) or "images as they are"
-    title += f" on {job.source.name}, seed {config['seed']}"
+    title += f" on {job.dataset.name}, seed {config['seed']}"
     if smoothing := config["task"]["label_smoothing"]:
         title += f"; targets before label smoothing {smoothing:g}"
     figure = plots.augmentations(
@@ -339,7 +339,7 @@ def _rates(job: Job, peak: float, steps: int) -> list[tuple[float, float]]:
 def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) -> None:
     """Write the run's figures; those of the test only if there was one (``metrics``)."""
     config = job.config
-    title = f"{config['choices']['model']} on {job.source.name}, seed {config['seed']}"
+    title = f"{config['choices']['model']} on {job.dataset.name}, seed {config['seed']}"
     rate = _rates(job, config["optimizer"]["lr"], steps)
     save(plots.history(read_metrics(folder), rate, title), folder, "history")
     if not metrics:

@@ -111,7 +111,7 @@ def _run(
     job = build(config, processes)
     if begun:
         learned_from = job.teacher.record["sha256"] if job.teacher else None
-        begun.hold_classes(job.source.classes)
+        begun.hold_classes(job.dataset.classes)
         begun.hold_teacher(config["task"].get("teacher"), learned_from)
     step = begun.step if begun else 0
     resumed = [*summary.data["train"]["resumed_at"], *([step] if resumes else [])]
@@ -125,7 +125,7 @@ def _run(
     summary.update(
         model=model,
         data={
-            "name": job.source.name,
+            "name": job.dataset.name,
             "train": job.data.num_train,
             "val": job.data.num_val,
             "test": job.data.num_test,

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
 from vitlab.core.run_folder import TIMM, RunFolder, Summary, teacher_file
-from vitlab.data.datasets import Source
+from vitlab.data.datasets import Dataset
 from vitlab.inference.load import Classifier, load
 from vitlab.models import timm_model
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
@@ -77,8 +77,8 @@ class Teacher:
         )
 
 
-def load_teacher(config: dict[str, Any], source: Source) -> Teacher:
-    """Return the teacher that ``config["task"]`` names, for the classes of ``source``.
+def load_teacher(config: dict[str, Any], dataset: Dataset) -> Teacher:
+    """Return the teacher that ``config["task"]`` names, for the classes of ``dataset``.
 
     Raises:
         UserError: there is none, its file is damaged, or it does not know exactly these classes.
@@ -86,19 +86,19 @@ def load_teacher(config: dict[str, Any], source: Source) -> Teacher:
     task = config["task"]
     given, file = task["teacher"], teacher_file(task)
     if given.startswith(TIMM):
-        teacher = _from_timm(given, file, source)
+        teacher = _from_timm(given, file, dataset)
     else:
-        teacher = _from_run(given, file, config["data"], source)
+        teacher = _from_run(given, file, config["data"], dataset)
     channels = len(teacher.classifier.preprocess.mean)
-    if channels != source.channels:
+    if channels != dataset.channels:
         raise UserError(
-            f"task.teacher={given} takes images of {channels} channel(s), and {source.name} has "
-            f"{source.channels}. Train a teacher on this data: python train.py model=resnet18 …"
+            f"task.teacher={given} takes images of {channels} channel(s), and {dataset.name} has "
+            f"{dataset.channels}. Train a teacher on this data: python train.py model=resnet18 …"
         )
     return teacher
 
 
-def _from_run(given: str, checkpoint: Path, data: dict[str, Any], source: Source) -> Teacher:
+def _from_run(given: str, checkpoint: Path, data: dict[str, Any], dataset: Dataset) -> Teacher:
     """Return the network of one of our checkpoints; what its run folder says is told, if there is one."""
     classifier = load(checkpoint)
     notes = []
@@ -115,8 +115,8 @@ def _from_run(given: str, checkpoint: Path, data: dict[str, Any], source: Source
                 f"{checkpoint.name} is used as it is now, and this run will resume with that file only."
             )
     order = None
-    if classifier.classes != list(source.classes):
-        order = _order(given, classifier.classes, source)
+    if classifier.classes != list(dataset.classes):
+        order = _order(given, classifier.classes, dataset)
         notes.append(
             "the teacher's classes stand in another order than the data's; they are matched by name."
         )
@@ -136,23 +136,23 @@ def _from_run(given: str, checkpoint: Path, data: dict[str, Any], source: Source
     return Teacher(classifier, order=order, record=record, notes=notes)
 
 
-def _order(given: str, theirs: list[str], source: Source) -> list[int]:
-    """Return the place of each class of ``source`` among the teacher's."""
-    ours = list(source.classes)
+def _order(given: str, theirs: list[str], dataset: Dataset) -> list[int]:
+    """Return the place of each class of ``dataset`` among the teacher's."""
+    ours = list(dataset.classes)
     if sorted(theirs) != sorted(ours):
         differ = [f"'{name}'" for name in [*ours, *theirs] if (name in ours) != (name in theirs)]
         raise UserError(
-            f"task.teacher={given} knows {len(theirs)} classes, {source.name} has {len(ours)}, and a teacher "
-            f"must know exactly these; {', '.join(differ[:3])}{' …' if differ[3:] else ''} "
+            f"task.teacher={given} knows {len(theirs)} classes, {dataset.name} has {len(ours)}, and a "
+            f"teacher must know exactly these; {', '.join(differ[:3])}{' …' if differ[3:] else ''} "
             f"{'is' if len(differ) == 1 else 'are'} on one side only. Train a teacher on this data: "
             "python train.py model=resnet18 …"
         )
     return [theirs.index(name) for name in ours]
 
 
-def _from_timm(given: str, file: Path, source: Source) -> Teacher:
+def _from_timm(given: str, file: Path, dataset: Dataset) -> Teacher:
     """Return timm's network, with weights from ``file`` and the preprocessing that timm publishes for it."""
-    name, classes = given.removeprefix(TIMM), list(source.classes)
+    name, classes = given.removeprefix(TIMM), list(dataset.classes)
     try:
         channels, *size = timm_model.find(name).input_size
         net = timm_model.TimmModel(
@@ -173,7 +173,7 @@ def _from_timm(given: str, file: Path, source: Source) -> Teacher:
     assert net.loaded.images is not None
     if net.loaded.new:
         raise UserError(
-            f"task.teacher_checkpoint={file} has no head for the {len(classes)} classes of {source.name} "
+            f"task.teacher_checkpoint={file} has no head for the {len(classes)} classes of {dataset.name} "
             f"({', '.join(net.loaded.new)} would start at random), and a teacher must know them. Fine-tune "
             f"it first (python train.py model=timm_vit_b16 model.name={name} model.checkpoint_path={file}) "
             "and give that run's folder as task.teacher."
