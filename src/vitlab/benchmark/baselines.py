@@ -86,7 +86,7 @@ def fit(job: Job, stop: StopSignal, steps: int, batch: Batch | None = None, sett
 def inputs(job: Job) -> Iterator[Batch]:
     """Yield the batches that a run of ``job`` trains on, from the first epoch on, without an end."""
     data = copy.copy(job.data)  # Lightning hangs the original on its Trainers; the images are shared
-    data._streams = {}  # workers of its own, where images are streamed: a stream has one reader
+    data._stream_readers = {}  # workers of its own, where images are streamed: a stream has one reader
     data.trainer = None
     loader = data.train_dataloader()  # which counts the epochs itself, as it has no Trainer
     data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
