@@ -25,7 +25,7 @@ from vitlab.benchmark.references import tutorial_net
 from vitlab.benchmark.timing import Sample
 from vitlab.core import plots
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted, StopSignal
+from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.build import Job, build
 from vitlab.training.run import quieten
 

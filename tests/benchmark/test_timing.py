@@ -7,7 +7,7 @@ import pytest
 
 from vitlab.benchmark import timing
 from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
-from vitlab.core.processes import Interrupted, StopSignal
+from vitlab.core.signals import Interrupted, StopSignal
 
 
 class Clock:

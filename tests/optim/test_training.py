@@ -14,8 +14,8 @@ from vitlab.config import CONF, compose, to_plain
 from vitlab.core import plots
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
 from vitlab.training import report

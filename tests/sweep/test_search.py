@@ -24,8 +24,8 @@ from tests.conftest import ROOT, summary, verb
 from tests.sweep.test_space import PLAIN, RATE
 from vitlab.core import plots
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.sweep import search_loop as course
 from vitlab.sweep import study as record
 from vitlab.sweep import worker as session
@@ -124,7 +124,7 @@ def started(
     monkeypatch.setattr(record, "_open", copy)
     monkeypatch.setattr(record.Trials, "draw", lambda self: None)
     monkeypatch.setattr(course, "start", start)
-    monkeypatch.setattr(course, "run_job", lambda folder: start(folder).wait())
+    monkeypatch.setattr(course, "start_and_wait", lambda folder: start(folder).wait())
     monkeypatch.setattr(course, "POLL", 0.01)
     monkeypatch.setenv("PACE", "0")
     yield begun

@@ -19,8 +19,8 @@ import yaml
 from tests.conftest import ROOT, TINY, summary, verb
 from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import Interrupted
 from vitlab.sweep import launchers
 from vitlab.sweep import worker as session
 from vitlab.sweep.grid import sweep as run_sweep

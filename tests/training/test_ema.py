@@ -16,8 +16,8 @@ import vitlab
 from tests.conftest import checkpoint, summary, verb
 from vitlab.core.checkpoint import RAW
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.data import datasets
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing

@@ -14,8 +14,8 @@ import pytest
 import vitlab
 from tests.conftest import ROOT, TINY, checkpoint, summary, verb
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.training.launch import check_folder, parse_arguments
 from vitlab.training.run import run
 

@@ -13,8 +13,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from tests.conftest import checkpoint, same_weights, summary
 from vitlab.core import hardware
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
 from vitlab.training.grad_scaler import CountingScaler

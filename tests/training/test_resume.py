@@ -16,8 +16,8 @@ from tests.conftest import ROOT, TINY, checkpoint, same_weights, slow, summary, 
 from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.processes import Interrupted
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted
 from vitlab.training.run import run
 
 Train = Callable[..., Path]

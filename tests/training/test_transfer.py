@@ -15,8 +15,8 @@ from torchvision import models
 import vitlab
 from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted, StopSignal
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.run import run
 
 Start = Callable[..., Path]

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from vitlab.benchmark.timing import SETTLE, Sample
 from vitlab.core.console import Screen
-from vitlab.core.processes import StopSignal
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import StopSignal
 from vitlab.data.loader import Batch
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy

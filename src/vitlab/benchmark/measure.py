@@ -25,9 +25,9 @@ from vitlab.core.console import WIDTH
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
-from vitlab.core.processes import Interrupted, StopSignal
 from vitlab.core.provenance import commit, versions
 from vitlab.core.seeding import derive
+from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.data.loader import Batch
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
 from vitlab.training.build import build

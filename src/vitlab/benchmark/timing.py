@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitlab.core.processes import Interrupted, StopSignal
+from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.callbacks.throughput import wait_for_device
 
 SETTLE = 3  # steps before each measurement that nobody counts: caches are another's, and queues full or empty

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted
+from vitlab.core.signals import Interrupted
 
 
 def finish(work: Callable[[], object]) -> int:

@@ -1,7 +1,7 @@
-"""Starting and stopping the processes of a run: sweep jobs, ranks, and the signals that end them.
+"""The processes of a run: the jobs of a sweep, and the ranks of one job.
 
 Every process is started as ``python -m vitlab RUN_FOLDER``. Nothing replays a command line, so several
-devices inside a sweep cannot start the sweep again. Torch-free.
+devices inside a sweep cannot start the sweep again.
 """
 
 import contextlib
@@ -12,74 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-
-# Set for processes that vitlab starts: the process that they must not outlive.
-PARENT = "VITLAB_PARENT"
-STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop and has kept what it had; ``exit_code`` is 128 + the signal's number.
-
-    Like KeyboardInterrupt no `Exception`: Hydra counts those as a failed job and goes on with the sweep.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a flag that the training loop reads between optimizer steps.
-
-    An exception raised in the middle of a step would tear optimizer and weights apart. A second
-    signal ends the process at once; what the last checkpoint holds is then what is kept.
-    """
-
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        self.received: int | None = None
-        self._say = say
-
-    def install(self) -> None:
-        """Take over both signals (again: Lightning puts its own SIGTERM handler in place)."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._handle)
-            signal.signal(signal.SIGTERM, self._handle)
-            if PARENT in os.environ:  # SLURM warns every process of a job; the parent passes it on, once
-                signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            if sys.stdout.isatty():
-                sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
-                sys.stdout.flush()
-            os._exit(128 + signum)
-        self.received = signum
-        self._say("stopping at the next optimizer step; once more stops at once, without a checkpoint")
-
-
-@contextlib.contextmanager
-def on_signal(handle: Callable[[int], object]) -> Iterator[None]:
-    """Call ``handle`` with the number of every Ctrl-C and SIGTERM that comes meanwhile."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets them
-        yield
-        return
-    before = {s: signal.signal(s, lambda signum, frame: handle(signum)) for s in STOPS}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def command(folder: RunFolder) -> list[str]:
-    return [sys.executable, "-m", "vitlab", str(folder.path)]
+from vitlab.core.signals import PARENT, STOP_SIGNALS, Interrupted, on_signal
 
 
 def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
@@ -88,33 +25,35 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
     A Ctrl-C at the terminal then reaches the starting process alone, which passes it on exactly once.
 
     Args:
+        folder: the run.
         shown: whether what it prints is to be seen; errors always are.
+        **env: environment variables to add.
     """
-    environment = os.environ | {PARENT: str(os.getpid())} | env
-    out = None if shown else subprocess.DEVNULL
-    return subprocess.Popen(command(folder), env=environment, stdout=out, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitlab", str(folder.path)],
+        env=os.environ | {PARENT: str(os.getpid())} | env,
+        stdout=None if shown else subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
-def run_job(folder: RunFolder) -> None:
-    """Run one job of a sweep in its own process.
-
-    One process a job: compiled networks do not pile up in one interpreter, and a job that crashes or
-    runs out of memory takes nothing with it.
+def start_and_wait(folder: RunFolder) -> None:
+    """Start a process on ``folder``, pass signals on to it, and return when it has finished.
 
     Raises:
-        UserError: the job failed; it has said why itself.
+        UserError: it failed; it has said why itself.
         Interrupted: Ctrl-C or SIGTERM, which end the sweep and not one job.
     """
-    job = start(folder)
-    with on_signal(job.send_signal):
-        code = job.wait()
-    if code - 128 in STOPS:
+    process = start(folder)
+    with on_signal(process.send_signal):
+        code = process.wait()
+    if code - 128 in STOP_SIGNALS:
         raise Interrupted(code - 128)
     if code:
         raise UserError(f"{folder} ended with status {code}, see {folder.log}")
 
 
-def watch_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the one that started it is gone (kill -9), rather than train on unseen."""
     expected = os.environ.get(PARENT)
     if expected is None:
@@ -139,13 +78,15 @@ def rank_in_environment() -> int | None:
 
 
 @contextlib.contextmanager
-def ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], Any]) -> Iterator[None]:
+def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], object]) -> Iterator[None]:
     """Start ranks 1 … count-1 on ``folder``; this process is rank 0.
 
     Lightning takes its ranks from LOCAL_RANK, MASTER_ADDR and MASTER_PORT when they are set, and then
     launches nothing itself.
 
     Args:
+        folder: the run.
+        count: ranks in all. Nothing is started for one, nor where something else started the ranks.
         threads: CPU threads for each rank.
         on_loss: called when a rank dies early, before this process ends with status 1: a collective
             that waits for a dead peer may never return.
@@ -153,30 +94,16 @@ def ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], Any
     if count == 1 or rank_in_environment() is not None:
         yield
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
     peers = [
-        start(folder, shown=True, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
+        start(folder, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
         for rank in range(1, count)
     ]
     ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.5):
-            if lost := [rank for rank, peer in enumerate(peers, 1) if peer.poll() not in (None, 0)]:
-                time.sleep(2)  # let this rank's own, better message come first
-                if not ended.is_set():
-                    print(f"error: rank {lost[0]} ended early; see {folder.log}", file=sys.stderr)
-                    on_loss()
-                    for peer in peers:
-                        peer.kill()
-                    os._exit(1)
-
+    watch = threading.Thread(target=_watch_peers, args=(folder, peers, ended, on_loss), daemon=True)
     before = dict(os.environ)
     os.environ.update(shared, LOCAL_RANK="0")
-    threading.Thread(target=watch, daemon=True).start()
+    watch.start()
     try:
         yield
         for peer in peers:
@@ -189,3 +116,28 @@ def ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], Any
                 peer.kill()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _watch_peers(
+    folder: RunFolder,
+    peers: Sequence[subprocess.Popen[bytes]],
+    ended: threading.Event,
+    on_loss: Callable[[], object],
+) -> None:
+    while not ended.wait(0.5):
+        lost = [rank for rank, peer in enumerate(peers, 1) if peer.poll() not in (None, 0)]
+        if not lost:
+            continue
+        time.sleep(2)  # let this rank's own, better message come first
+        if not ended.is_set():
+            print(f"error: rank {lost[0]} ended early; see {folder.log}", file=sys.stderr)
+            on_loss()
+            for peer in peers:
+                peer.kill()
+            os._exit(1)

@@ -25,8 +25,8 @@ from vitlab.config.types import like, show
 from vitlab.core.console import say
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted, on_signal
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted, on_signal
 from vitlab.sweep.progress import Progress, show_results, unfinished
 from vitlab.sweep.record import Sweep
 from vitlab.sweep.worker import Session, run_one

@@ -19,9 +19,10 @@ from vitlab.core.console import duration, say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.processes import STOPS, Interrupted, on_signal, run_job, start
+from vitlab.core.processes import start, start_and_wait
 from vitlab.core.provenance import commit, versions
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import STOP_SIGNALS, Interrupted, on_signal
 from vitlab.sweep.record import OBJECTIVE
 from vitlab.sweep.space import Space, checked
 from vitlab.sweep.study import Trials
@@ -189,8 +190,8 @@ class Search:
         """Take down how a trial ended."""
         summary = Summary(job.folder)
         value = summary.data.get("metrics", {}).get(OBJECTIVE)
-        signum = {128 + s: s for s in STOPS}.get(code, -code)
-        stopped = signum in STOPS
+        signum = {128 + s: s for s in STOP_SIGNALS}.get(code, -code)
+        stopped = signum in STOP_SIGNALS
         if stopped and not job.pruned:
             # The search ends as a whole, whether it or this trial alone was told to.
             if self.stop is None:
@@ -275,6 +276,6 @@ class Search:
             write_atomic(folder.config, text.encode())
             # A run whose training is done goes on with its test.
             Summary(folder).update(status="interrupted")
-            run_job(folder)
+            start_and_wait(folder)
             metrics = Summary(folder).data["metrics"]
         return f", test/accuracy {metrics['test/accuracy']:.4f}" if "test/accuracy" in metrics else ""

@@ -16,8 +16,9 @@ from typing import Any
 
 from vitlab.core.cpu_count import SHARE, cores
 from vitlab.core.files import is_locked, try_lock
-from vitlab.core.processes import STOPS, start
+from vitlab.core.processes import start
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import STOP_SIGNALS
 
 ORPHAN = 30  # seconds that the job of a killed sweep has to end by itself
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
@@ -135,7 +136,7 @@ def run_one(folder: RunFolder, session: Session) -> None:
             return
         with session.share(folder.read_config()["trainer"]["devices"]) as share:
             code = _wait(start(folder, shown=session.shown, **share), session)
-        if code - 128 in STOPS:  # Ctrl-C or SIGTERM end the sweep and not one job
+        if code - 128 in STOP_SIGNALS:  # Ctrl-C or SIGTERM end the sweep and not one job
             session.stop(code - 128)
         elif code and not session.stopped():
             summary = Summary(folder)

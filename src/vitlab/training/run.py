@@ -20,9 +20,10 @@ from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import Screen
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
-from vitlab.core.processes import Interrupted, StopSignal, rank_in_environment, ranks, watch_parent
+from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
 from vitlab.core.provenance import commit, versions
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.models.flops import count_parameters, count_trainable
 from vitlab.training import report
 from vitlab.training.build import build
@@ -45,7 +46,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
     config = folder.read_config()
     check_targets(config)
     rank = rank_in_environment() or 0
-    watch_parent()
+    end_with_parent()
     screen = Screen(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
@@ -76,7 +77,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
                 summary.update(status="running", device=hardware.device_name(kind))
                 lost = functools.partial(summary.update, status="failed", error="a rank ended early")
                 matmul = hardware.matmul_precision(config["matmul_precision"])
-                with ranks(folder, processes, threads, lost), matmul:
+                with start_ranks(folder, processes, threads, lost), matmul:
                     _run(folder, config, processes, resumes, summary, screen, started)
         except (Interrupted, KeyboardInterrupt) as stop:
             if rank > 0:

@@ -8,8 +8,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlab.core.console import Screen
 from vitlab.core.errors import UserError
-from vitlab.core.processes import StopSignal
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.signals import StopSignal
 from vitlab.training.build import Job
 from vitlab.training.callbacks import (
     EMA,

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
-from vitlab.core.processes import Interrupted, StopSignal
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.signals import Interrupted, StopSignal
 
 MONITOR = "val/accuracy"
 

@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM: how a run, a sweep and a benchmark stop with what they have."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+# Set for the processes that vitlab starts: the process that they must not outlive.
+PARENT = "VITLAB_PARENT"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop and has kept what it had.
+
+    Like KeyboardInterrupt no `Exception`: Hydra would count it as a failed job and continue the sweep.
+
+    Attributes:
+        exit_code: 128 + the signal's number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a flag that the training loop reads between optimizer steps.
+
+    An exception raised in the middle of a step would tear optimizer and weights apart. A second
+    signal ends the process at once; what the last checkpoint holds is then what is kept.
+
+    Args:
+        say: prints a sentence when the first signal comes.
+
+    Attributes:
+        received: the signal's number; None until one came.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.received: int | None = None
+        self._say = say
+
+    def install(self) -> None:
+        """Take over both signals (again: Lightning puts its own SIGTERM handler in place)."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in STOP_SIGNALS:
+                signal.signal(signum, self._handle)
+            if PARENT in os.environ:  # SLURM warns every process of a job; the parent passes it on, once
+                signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            if sys.stdout.isatty():
+                sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
+                sys.stdout.flush()
+            os._exit(128 + signum)
+        self.received = signum
+        self._say("stopping at the next optimizer step; press again to stop at once, without a checkpoint")
+
+
+@contextlib.contextmanager
+def on_signal(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call ``handle`` with the number of every Ctrl-C and SIGTERM that comes meanwhile."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets them
+        yield
+        return
+    before = {s: signal.signal(s, lambda signum, frame: handle(signum)) for s in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
