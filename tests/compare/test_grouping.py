@@ -9,7 +9,6 @@ from tests.compare.folders import make_grid, make_run
 from vitlab.compare.groups import Comparison, make_comparison, row
 from vitlab.compare.read import read_runs
 from vitlab.core.errors import UserError
-from vitlab.sweep.record import shorten
 
 
 def compared(folder: Path, *baseline: str) -> Comparison:
@@ -68,26 +67,6 @@ def test_of_many_keys_only_what_is_not_usual_is_named(tmp_path: Path) -> None:
     assert sorted(names(compared(tmp_path))) == [
         *("base", "dropout=0.1", "label_smoothing=0", "lr=0.01", "pool=cls"),
     ]
-
-
-def test_keys_are_shown_without_their_group() -> None:
-    keys = (
-        "model.depth",
-        "task.depth",
-        "model.patch_size",
-        "callbacks.ema.decay",
-        "model/tokenizer",
-        "data.seed",
-    )
-    assert shorten([*keys, "seed"]) == {
-        "model.depth": "model.depth",
-        "task.depth": "task.depth",
-        "model.patch_size": "patch_size",
-        "callbacks.ema.decay": "ema.decay",
-        "model/tokenizer": "tokenizer",
-        "data.seed": "data.seed",
-        "seed": "seed",
-    }
 
 
 def test_only_finished_runs_count(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
 from vitlab.compare.statistics import Difference, Spread, paired, spread
 from vitlab.config.ignored_keys import under
+from vitlab.config.labels import shorten_keys
 from vitlab.core.errors import UserError, nearest
-from vitlab.sweep.record import shorten
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 SPLITS = {"val": VAL, "test": TEST}
@@ -171,7 +171,7 @@ def _name(groups: Sequence[Group]) -> dict[str, str]:
             break
         if _parts(tables, [*keys, key]) > _parts(tables, keys):
             keys.append(key)
-    short = shorten(keys)
+    short = shorten_keys(keys)
     shared = {key: commonest(tables, key) for key in keys} if len(keys) > MOST_KEYS else {}
     names = [_say(table, short, shared) for table in tables]
     whole = [_say(table, short, {}) for table in tables]

@@ -11,13 +11,14 @@ from hydra.types import RunMode
 
 from vitlab.config import Combination, combinations, report, to_plain
 from vitlab.config.composer import Composer
+from vitlab.config.labels import label
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.launchers import check_launcher, run_jobs
 from vitlab.sweep.progress import show_results
-from vitlab.sweep.record import RECORD, Job, Sweep, folder_name, label, newest, own_overrides
+from vitlab.sweep.record import RECORD, Job, Sweep, folder_name, newest, own_overrides
 from vitlab.training.launch import Arguments, check_folder, data_problems, record
 
 

@@ -9,7 +9,6 @@ A job is known by its overrides, in whatever order. What state it is in follows 
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,30 +31,6 @@ STATES = ("waiting", "running", "finished", "failed", "interrupted", "skipped")
 def own_overrides(overrides: Iterable[str]) -> list[str]:
     """Return the overrides that say what is trained: without Hydra's and those of the sweep itself."""
     return [o for o in overrides if not o.startswith(("hydra.", "hydra/", "sweep.", "sweep="))]
-
-
-def shorten(keys: Iterable[str]) -> dict[str, str]:
-    """Return how each key is shown: ``model.patch_size`` → ``patch_size``, without its group.
-
-    With the group where two would look alike, and where what is left says too little.
-    """
-    dotted = {key: key.replace("/", ".") for key in keys}
-    inner = {key: whole.partition(".")[2] or whole for key, whole in dotted.items()}
-    vague = {"seed", "_target_"}  # `seed` alone is the run's
-    vague |= {text for text, times in Counter(inner.values()).items() if times > 1}
-    return {key: dotted[key] if text in vague else text for key, text in inner.items()}
-
-
-def label(overrides: Iterable[str], keys: Iterable[str]) -> str:
-    """Return what sets a job apart, such as ``"patch_size=2 depth=4"``.
-
-    Args:
-        overrides: of the job.
-        keys: that were swept.
-    """
-    short = shorten(keys)
-    pairs = (override.lstrip("+").partition("=") for override in overrides)
-    return " ".join(f"{short[key]}={value}" for key, _, value in pairs if key in short)
 
 
 def folder_name(text: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:

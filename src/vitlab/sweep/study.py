@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitlab.config.labels import label
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive
-from vitlab.sweep.record import OBJECTIVE, RECORD, folder_name, label
+from vitlab.sweep.record import OBJECTIVE, RECORD, folder_name
 from vitlab.sweep.space import Space
 
 if TYPE_CHECKING:

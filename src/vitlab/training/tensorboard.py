@@ -8,8 +8,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
+from vitlab.config.labels import label
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep.record import label
 
 # One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
 # (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
