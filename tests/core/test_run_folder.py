@@ -30,6 +30,11 @@ def test_find_takes_the_folder_or_a_file_in_it_and_suggests_a_neighbour(tmp_path
         RunFolder.find(tmp_path / "study")
 
 
+def test_a_folder_at_the_root_is_refused_without_a_search_of_the_whole_disk() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        RunFolder.find("/nowhere-at-all")
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"a: [", b"\xff\xfe\x00"])
 def test_an_unreadable_config_is_said_plainly(tmp_path: Path, content: bytes) -> None:
     run = RunFolder.create(tmp_path / "run", {})

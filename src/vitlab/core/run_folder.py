@@ -102,7 +102,11 @@ class RunFolder:
                 f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."
             )
         parent = given.parent if given.parent.is_dir() else Path("outputs")
-        runs = [str(run.parent) for run in parent.glob("**/config.yaml")]
+        runs: list[str] = []
+        # Two levels: a study and its runs. All below may be a whole disk, and files that vanish meanwhile.
+        for pattern in ("*/config.yaml", "*/*/config.yaml"):
+            with contextlib.suppress(OSError):
+                runs += [str(run.parent) for run in parent.glob(pattern)]
         what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
         raise UserError(f"{key}={path}: {given} {what}{nearest(str(given), runs)}.")
 
