@@ -20,10 +20,10 @@ from tests.benchmark.test_checks import config
 from tests.conftest import ROOT
 from vitlab.benchmark import measure as measuring
 from vitlab.benchmark.baselines import fit, inputs, plain, tutorial
+from vitlab.benchmark.figures import plot_throughput
 from vitlab.benchmark.measure import Benchmark, measure
 from vitlab.benchmark.references import tutorial_net
 from vitlab.benchmark.timing import Sample
-from vitlab.core import plots
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.build import Job, build
@@ -266,7 +266,7 @@ def test_the_figure_says_rates_and_ratios() -> None:
         "vitlab": {"images_per_second": spread, "ratio": None},
         "other": {"images_per_second": spread, "ratio": {"median": 3.456, "min": 3, "max": 4}},
     }
-    figure = plots.throughput({"one": rows, "two": rows}, "title")
+    figure = plot_throughput({"one": rows, "two": rows}, "title")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "two"]
     bars = figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == [2000.0, 2000.0]

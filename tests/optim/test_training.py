@@ -11,14 +11,13 @@ import torch
 
 from tests.conftest import TINY, checkpoint, same_weights, summary, verb
 from vitlab.config import CONF, compose, to_plain
-from vitlab.core import plots
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
-from vitlab.training import report
+from vitlab.training import figures, report
 from vitlab.training.build import build
 from vitlab.training.run import run
 
@@ -185,13 +184,13 @@ def test_the_figure_of_the_schedule_is_drawn_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    real = plots.learning_rate
+    real = figures.plot_learning_rate
 
     def recorded(*arguments: Any) -> Any:
         drawn.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(plots, "learning_rate", recorded)
+    monkeypatch.setattr(figures, "plot_learning_rate", recorded)
     report.draw_learning_rate(RunFolder(tmp_path), job("scheduler.warmup_epochs=0.5"), None)
     ((curves, warmup, title),) = drawn
     (curve,) = curves.values()

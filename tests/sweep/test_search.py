@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 
 from tests.conftest import ROOT, summary, verb
 from tests.sweep.test_space import PLAIN, RATE
-from vitlab.core import plots
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
+from vitlab.sweep import figures
 from vitlab.sweep import search_loop as course
 from vitlab.sweep import study as record
 from vitlab.sweep import worker as session
@@ -356,8 +356,8 @@ def test_figures_say_what_the_star_is() -> None:
         for n, state in enumerate(("finished", "pruned", "finished"))
     ]
     for figure in (
-        plots.search_trials(trials, "val/accuracy", "title"),
-        plots.search_values(trials, {"optimizer.lr": True}, "val/accuracy", "title"),
+        figures.plot_trials(trials, "val/accuracy", "title"),
+        figures.plot_values(trials, {"optimizer.lr": True}, "val/accuracy", "title"),
     ):
         assert "best" in [text.get_text() for text in figure.legends[0].get_texts()]
 

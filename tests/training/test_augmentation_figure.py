@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from vitlab.augment import Compose
 from vitlab.augment.erase import Cutout, RandomErasing
 from vitlab.config import preflight, to_plain
-from vitlab.core import plots
+from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
-from vitlab.training import report
+from vitlab.training import figures, report
 from vitlab.training.build import build
 
 SMALL = [
@@ -35,7 +35,9 @@ def drawn(monkeypatch):
         folder.figures.mkdir(exist_ok=True)
         (folder.figures / f"{name}.png").touch()
 
-    monkeypatch.setattr(plots, "augmentations", lambda rows, classes, title: calls.append((rows, title)))
+    monkeypatch.setattr(
+        figures, "plot_augmentations", lambda rows, classes, title: calls.append((rows, title))
+    )
     monkeypatch.setattr(report, "save", save)
     return calls
 
@@ -100,7 +102,7 @@ def test_a_sheet_shows_pixels_and_targets(channels):
     images[1, :, 2, 3] = 200
     soft = np.array([[0.63, 0.37, 0.0], [0.002, 0.0, 0.998]])
     rows = [(images, np.eye(3)[[0, 2]]), (images / np.float32(255), soft)]
-    figure = plots.augmentations(rows, ["cat", "dog", "x" * 40], "what it is")
+    figure = figures.plot_augmentations(rows, ["cat", "dog", "x" * 40], "what it is")
     (axes,) = figure.axes
     sheet = np.asarray(axes.images[0].get_array())
     assert sheet.dtype == np.uint8
@@ -112,7 +114,7 @@ def test_a_sheet_shows_pixels_and_targets(channels):
     assert "cat 63%\ndog 37%" in texts
     assert sum(text.startswith("xxx") and len(text) < 20 for text in texts) == 2, "a trace is not shown"
     assert {"original", "draw 1"} <= set(texts)
-    assert plots.rasterize(figure).shape[2] == 3
+    assert rasterize(figure).shape[2] == 3
 
 
 def notes(*ops, overrides=(), processes=1):
@@ -151,8 +153,8 @@ def test_options_of_mixing_without_effect_are_said(train, capsys):
 
 def test_names_with_dollars_and_tall_images_are_drawn():
     rows = [(np.zeros((2, 3, 128, 4), np.uint8), np.eye(2))] * 3
-    figure = plots.augmentations(rows, ["$a_{$", "$$$"], "of $b_{$")
+    figure = figures.plot_augmentations(rows, ["$a_{$", "$$$"], "of $b_{$")
     _, height = figure.get_size_inches()
     assert height < 8
-    pixels = plots.rasterize(figure)
+    pixels = rasterize(figure)
     assert pixels.shape[2] >= 3

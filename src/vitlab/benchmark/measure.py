@@ -18,9 +18,10 @@ from torchvision.transforms import v2
 
 from vitlab.benchmark import checks, references
 from vitlab.benchmark.baselines import AUTOCAST, fit, inputs, plain, tutorial
+from vitlab.benchmark.figures import plot_throughput
 from vitlab.benchmark.report import show
 from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
-from vitlab.core import hardware, plots
+from vitlab.core import hardware
 from vitlab.core.console import WIDTH
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
@@ -344,7 +345,7 @@ class Benchmark:
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}
         choice = self.job.config["choices"]["augment"]
         title = f"{self.record['device']}, {self.job.precision}, augment={choice}, batch {self.batch_size}"
-        figure = plots.throughput(layers, title)
+        figure = plot_throughput(layers, title)
         figure.savefig(self.folder / "benchmark.png", dpi=110, bbox_inches="tight")
 
     @property

@@ -1,14 +1,13 @@
-"""The figures of a comparison. Needs matplotlib alone."""
+"""The figures of a comparison."""
 
 import itertools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -20,15 +19,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from vitlab.compare.groups import VAL, Comparison, Group
 from vitlab.compare.statistics import pareto
 from vitlab.compare.table import SHOWN_COSTS, count
+from vitlab.core.plotting import GREY, new_figure, numbers_first, shorten_name, style_axes
 
-matplotlib.rcParams["text.parse_math"] = False  # names may hold a $
 NAMES = ("differences", "curves", "heatmap", *(f"accuracy_{key}" for key in SHOWN_COSTS))  # of all files
 COLOURED = 10  # lines that an eye can tell apart
 LABELLED = 12  # points of a figure that are all named; of more, only the front
 MOST_CELLS = 400
 MOST_ROWS = 40  # of differences
-LONGEST = 34  # characters of a name in a figure
-GREY = "#b8bec6"
+_short = partial(shorten_name, longest=34)
+DPI = 110  # of the files: labels are placed by the pixel
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,11 @@ def draw(comparison: Comparison) -> list[Picture]:
         ]
 
 
-def _figure(*, width: float, height: float) -> Figure:
-    # The resolution of the file: labels are placed by the pixel.
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
 def _picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
     out = BytesIO()
     # Without the version of matplotlib in it, the same numbers make the same file.
     figure.savefig(out, format="png", metadata={"Software": None})
     return Picture(name, caption, alt, out.getvalue())
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _percent(axes: Axes) -> None:
@@ -93,7 +78,7 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
         shown = [*found[: MOST_ROWS // 2], *found[-MOST_ROWS // 2 :]]
     if not shown:
         return
-    figure = _figure(width=7.5, height=1.3 + 0.3 * len(shown))
+    figure = new_figure(width=7.5, height=1.3 + 0.3 * len(shown), dpi=DPI)
     axes = figure.subplots()
     origin = base.by_seed(VAL)
     sure = 0
@@ -117,7 +102,7 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
     axes.set_yticks(range(len(shown)), [_short(group.name) for group, _ in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"points of val accuracy over {_short(base.name)}, the same seeds")
-    _tidy(axes)
+    style_axes(axes)
     caption = (
         f"What each group has over {base.name}, by validation accuracy: a dot is a seed that both have, the "
         "diamond the mean with its 95 % interval (Student's). Blue: the interval is all on one side of zero."
@@ -136,7 +121,7 @@ def _curves(comparison: Comparison) -> Iterator[Picture]:
     shown = [(group, curves) for group, curves in done if curves]
     if not shown:
         return
-    figure = _figure(width=8, height=4.4)
+    figure = new_figure(width=8, height=4.4, dpi=DPI)
     axes = figure.subplots()
     for place, (group, curves) in reversed([*enumerate(shown)]):
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -152,7 +137,7 @@ def _curves(comparison: Comparison) -> Iterator[Picture]:
     axes.set(xlabel="epoch", ylabel="val accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _percent(axes)
-    _tidy(axes)
+    style_axes(axes)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
     caption = (
@@ -171,20 +156,12 @@ def _curves(comparison: Comparison) -> Iterator[Picture]:
     yield _picture("curves", caption, alt, figure)
 
 
-def _order(value: str) -> tuple[bool, float, str]:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    return (True, 0.0, value) if math.isnan(number) else (False, number, value)
-
-
 def _heatmap(comparison: Comparison) -> Iterator[Picture]:
     if len(comparison.keys) != 2 or not any(group.spread("val") for group in comparison.groups):
         return
     (row, row_name), (column, column_name) = comparison.keys.items()
     cells = {(g.settings.get(row, "–"), g.settings.get(column, "–")): g for g in comparison.groups}
-    rows, columns = (sorted({cell[i] for cell in cells}, key=_order) for i in (0, 1))
+    rows, columns = (sorted({cell[i] for cell in cells}, key=numbers_first) for i in (0, 1))
     if len(cells) < len(comparison.groups) or min(len(rows), len(columns)) < 2:
         return  # several groups a cell, as with two data sets; or nothing but a line
     if len(rows) * len(columns) > MOST_CELLS:
@@ -193,7 +170,9 @@ def _heatmap(comparison: Comparison) -> Iterator[Picture]:
     for (r, c), group in cells.items():
         if found := group.spread("val"):
             grid[rows.index(r), columns.index(c)] = 100 * found.mean
-    figure = _figure(width=2.2 + 1.25 * max(3, len(columns)), height=1.4 + 0.85 * max(2, len(rows)))
+    figure = new_figure(
+        width=2.2 + 1.25 * max(3, len(columns)), height=1.4 + 0.85 * max(2, len(rows)), dpi=DPI
+    )
     axes = figure.subplots()
     low, high = np.nanmin(grid), np.nanmax(grid)
     colours = colormaps["viridis"].with_extremes(bad="#eceef0")
@@ -237,7 +216,7 @@ def _cost(comparison: Comparison, groups: Sequence[Group], key: str, name: str) 
     costs = [g.cost(key) or 0.0 for g in groups]
     spreads = [s for g in groups if (s := g.spread("val"))]
     means = [s.mean for s in spreads]
-    figure = _figure(width=6.5, height=4.4)
+    figure = new_figure(width=6.5, height=4.4, dpi=DPI)
     axes = figure.subplots()
     front: set[int] = set()
     for place, data in enumerate(dict.fromkeys(g.data for g in groups)):  # no front over different images
@@ -269,7 +248,7 @@ def _cost(comparison: Comparison, groups: Sequence[Group], key: str, name: str) 
     )
     axes.set_ylabel("val accuracy")
     _percent(axes)
-    _tidy(axes)
+    style_axes(axes)
     axes.margins(x=0.12, y=0.12)
     figure.legend(frameon=False, fontsize=8, loc="outside upper right")
     named = [*range(len(groups))] if len(groups) <= LABELLED else sorted(front, key=lambda i: costs[i])

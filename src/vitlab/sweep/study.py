@@ -161,7 +161,7 @@ class Trials:
 
     def draw(self) -> None:
         """Write trials.png and values.png."""
-        from vitlab.core import plots
+        from vitlab.sweep import figures
 
         trials = [
             {"number": t.number, "state": _end(t), "value": _reached(t), "params": t.params}
@@ -171,8 +171,8 @@ class Trials:
         log = {key: getattr(drawn, "log", False) for key, drawn in self.space.distributions.items()}
         title = f"{len(trials)} trials by TPE, pruner {self.settings['pruner']}"
         for name, figure in (
-            ("trials", plots.search_trials(trials, OBJECTIVE, title)),
-            ("values", plots.search_values(trials, log, OBJECTIVE, title)),
+            ("trials", figures.plot_trials(trials, OBJECTIVE, title)),
+            ("values", figures.plot_values(trials, log, OBJECTIVE, title)),
         ):
             figure.savefig(self.folder / f"{name}.png", dpi=120)
 

@@ -13,15 +13,17 @@ from torch import nn
 
 from vitlab.augment.erase import Erase
 from vitlab.augment.mix import MixupCutmix
-from vitlab.core import hardware, plots
+from vitlab.core import hardware
 from vitlab.core.console import Screen, duration
 from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
 from vitlab.models.pretrained import Loaded
+from vitlab.training import figures
 from vitlab.training.build import Job
 from vitlab.training.callbacks.ema import decay_at
 from vitlab.training.teacher import Teacher
@@ -297,12 +299,12 @@ def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) ->
     title += f" on {job.dataset.name}, seed {config['seed']}"
     if smoothing := config["task"]["label_smoothing"]:
         title += f"; targets before label smoothing {smoothing:g}"
-    figure = plots.augmentations(
+    figure = figures.plot_augmentations(
         [(_array(pixels), _array(soft)) for pixels, soft in rows], job.data.classes, title
     )
     save(figure, folder, "augmentations")
     if logger:
-        logger.experiment.add_image("augmentations", plots.rasterize(figure), dataformats="HWC")
+        logger.experiment.add_image("augmentations", rasterize(figure), dataformats="HWC")
 
 
 def _array(values: torch.Tensor) -> np.ndarray:
@@ -323,10 +325,10 @@ def draw_learning_rate(folder: RunFolder, job: Job, logger: RunLogger | None) ->
         f"{config['choices']['scheduler']} for {config['choices']['optimizer']}: peak {max(rates):.3g}, "
         f"last {rates[-1]:.2g}; {plan.total_steps:,} steps, batch {plan.effective_batch}"
     )
-    figure = plots.learning_rate(curves, plan.warmup_steps * plan.epochs / plan.total_steps, title)
+    figure = figures.plot_learning_rate(curves, plan.warmup_steps * plan.epochs / plan.total_steps, title)
     save(figure, folder, "learning_rate")
     if logger:
-        logger.experiment.add_image("learning_rate", plots.rasterize(figure), dataformats="HWC")
+        logger.experiment.add_image("learning_rate", rasterize(figure), dataformats="HWC")
 
 
 def _rates(job: Job, peak: float, steps: int) -> list[tuple[float, float]]:
@@ -341,19 +343,19 @@ def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) 
     config = job.config
     title = f"{config['choices']['model']} on {job.dataset.name}, seed {config['seed']}"
     rate = _rates(job, config["optimizer"]["lr"], steps)
-    save(plots.history(read_metrics(folder), rate, title), folder, "history")
+    save(figures.plot_history(read_metrics(folder), rate, title), folder, "history")
     if not metrics:
         return
     title += f": test accuracy {metrics['test/accuracy']:.2%}"
     counts = job.task.confusion_counts.cpu().numpy()
-    save(plots.confusion_matrix(counts, job.data.classes, title), folder, "confusion_matrix")
+    save(figures.plot_confusion_matrix(counts, job.data.classes, title), folder, "confusion_matrix")
     # Drawn at random, the same in every run, and not picked by how they turn out: the grid shows
     # mistakes as often as they are made.
     places = torch.randperm(job.data.num_test, generator=torch.Generator().manual_seed(0))[:GRID]
     images, labels = job.data.test_images(places)
     device = next(job.net.parameters()).device
     grid = predict_some(job.net, job.data.preprocess, images, labels, device)
-    save(plots.predictions(*grid, job.data.classes, title), folder, "predictions")
+    save(figures.plot_predictions(*grid, job.data.classes, title), folder, "predictions")
 
 
 def accuracy_per_class(job: Job) -> dict[str, float]:

@@ -1,0 +1,176 @@
+"""Figures of a run, from plain numbers and arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitlab.core.plotting import RATE, RIGHT, TRAIN, VAL, WRONG, new_figure, shorten_name, style_axes
+
+
+def plot_history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]], title: str) -> Figure:
+    """Draw loss, accuracy and learning rate over the epochs.
+
+    Args:
+        rows: of ``metrics.csv``.
+        rate: (epoch, learning rate) along the run.
+        title: says what was trained on what.
+    """
+    figure = new_figure(width=12, height=3.6)
+    loss, accuracy, learning_rate = figure.subplots(1, 3)
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        for split, colour in (("train", TRAIN), ("val", VAL)):
+            points = [(r["epoch"], r[f"{split}/{name}"]) for r in rows if f"{split}/{name}" in r]
+            if points:
+                marker = "o" if len(points) < 30 else ""
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    label=split,
+                    marker=marker,
+                    markersize=3,
+                )
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.legend(frameon=False)
+    if any("val/accuracy" in r for r in rows):
+        best = max((r for r in rows if "val/accuracy" in r), key=lambda r: r["val/accuracy"])
+        accuracy.plot(best["epoch"], best["val/accuracy"], "*", color=VAL, markersize=11)
+        accuracy.set_title(f"best val {best['val/accuracy']:.1%} at epoch {best['epoch']}", fontsize=9)
+    # Training accuracy is measured on augmented images and with dropout: it can lie under validation.
+    loss.set_title("train: augmented, smoothed targets", fontsize=9)
+    learning_rate.plot(*zip(*rate, strict=True), color=RATE)
+    learning_rate.set(xlabel="epoch", ylabel="learning rate")
+    learning_rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    learning_rate.set_ylim(bottom=0)
+    for axes in figure.axes:
+        style_axes(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_learning_rate(
+    curves: Mapping[str, Sequence[tuple[float, float]]], warmup: float, title: str
+) -> Figure:
+    """Draw a schedule over the epochs.
+
+    Args:
+        curves: name of a layer → (epoch, learning rate) along the run; one alone needs no name.
+        warmup: its length in epochs, 0 for none.
+    """
+    figure = new_figure(width=7, height=3.4)
+    axes = figure.subplots()
+    if warmup:
+        axes.axvspan(0, warmup, color=VAL, alpha=0.12, label=f"warmup: {warmup:.3g} epoch(s)")
+    for (name, points), colour in zip(curves.items(), (RATE, TRAIN), strict=False):
+        label = f"{name}, peak {max(rate for _, rate in points):.3g}" if len(curves) > 1 else None
+        axes.plot(*zip(*points, strict=True), color=colour, label=label)
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    axes.set_xlim(0, max(epoch for points in curves.values() for epoch, _ in points))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    style_axes(axes)
+    if warmup or len(curves) > 1:
+        axes.legend(frameon=False)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw ``counts`` (K, K), rows the truth and columns the prediction, shaded by the share of the row."""
+    k = len(classes)
+    classes = [shorten_name(name) for name in classes]
+    size = min(24.0, 2.5 + 0.55 * k) if k <= 40 else 12.0
+    figure = new_figure(width=size + 0.8, height=size)
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if k <= 40:
+        font = 9 if k <= 12 else 6
+        axes.set_xticks(range(k), classes, rotation=45, ha="right", fontsize=font)
+        axes.set_yticks(range(k), classes, fontsize=font)
+        for row, column in np.ndindex(k, k):
+            if counts[row, column]:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                text = f"{counts[row, column]:d}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
+    return figure
+
+
+def plot_predictions(
+    images: np.ndarray,
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    title: str,
+    columns: int = 8,
+) -> Figure:
+    """Draw a grid of images (N, C, H, W) uint8 with truth, prediction and confidence; mistakes in red.
+
+    Args:
+        labels: N true classes.
+        probabilities: (N, K), the softmax of the logits.
+    """
+    rows = -(-len(images) // columns)
+    classes = [shorten_name(name) for name in classes]
+    aspect = images.shape[2] / images.shape[3]
+    figure = new_figure(width=1.6 * columns, height=(1.5 * aspect + 0.5) * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, label, probability in zip(grid, images, labels, probabilities, strict=False):
+        predicted = int(probability.argmax())
+        right = predicted == label
+        axes.axis("on")
+        axes.set(xticks=[], yticks=[])
+        gray = image.shape[0] == 1
+        pixels = image[0] if gray else image.transpose(1, 2, 0)
+        axes.imshow(pixels, cmap="gray" if gray else None, vmin=0, vmax=255)
+        for spine in axes.spines.values():
+            spine.set(color=RIGHT if right else WRONG, linewidth=1.5 if right else 3)
+        text = f"{classes[predicted]} {probability[predicted]:.0%}"
+        text += "" if right else f"\n✗ is {classes[label]}"
+        axes.set_title(text, fontsize=8, color=RIGHT if right else WRONG, pad=3)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_augmentations(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[str], title: str
+) -> Figure:
+    """Draw training images, a column each: the first row as they are stored, then draw by draw.
+
+    Args:
+        rows: images (N, C, H, W), uint8 or float 0..1, and their soft targets (N, K). A caption names the
+            classes that have at least half a percent.
+    """
+    number, _, height, width = rows[0][0].shape
+    space, gap = -(-width // 4), -(-width // 16)  # pixels: over an image for its caption, between two
+    # One picture, not a pair of axes an image: that would take seconds, and every run starts with this.
+    sheet = np.full((len(rows) * (space + height), number * (width + gap) - gap, 3), 255, np.uint8)
+    inches = 1.45 / max(height, width)  # for each pixel
+    figure = new_figure(width=sheet.shape[1] * inches + 0.5, height=sheet.shape[0] * inches + 0.7)
+    axes = figure.subplots()
+    for row, (images, targets) in enumerate(rows):
+        top = row * (space + height) + space
+        label = f"draw {row}" if row else "original"
+        axes.text(-1.5 * gap, top + height / 2, label, rotation=90, ha="center", va="center", fontsize=9)
+        for column, (image, target) in enumerate(zip(images, targets, strict=True)):
+            left = column * (width + gap)
+            levels = image if image.dtype == np.uint8 else np.round(255 * image)
+            sheet[top : top + height, left : left + width] = levels.transpose(1, 2, 0)  # gray is repeated
+            shares = [
+                (target[k], shorten_name(classes[k])) for k in target.argsort()[::-1] if target[k] >= 0.005
+            ]
+            text = "\n".join(f"{name} {share:.0%}" for share, name in shares) if shares[1:] else shares[0][1]
+            axes.text(left + width / 2, top - space / 12, text, ha="center", va="bottom", fontsize=8)
+    axes.imshow(sheet)
+    axes.axis("off")
+    figure.suptitle(title, fontsize=10)
+    return figure
