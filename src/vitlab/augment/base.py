@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 
 
 class Augmentation(nn.Module):
@@ -73,7 +74,7 @@ class Compose(nn.Module):
         for place, name in enumerate(ops):
             if name not in augmentations:
                 raise UserError(
-                    f"augment.ops names '{name}', which is no augmentation{nearest(name, augmentations)}. "
+                    f"augment.ops names '{name}', which is no augmentation{suggest(name, augmentations)}. "
                     f"There are {', '.join(augmentations) or 'none'}."
                 )
             if name in ops[:place]:

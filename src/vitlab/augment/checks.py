@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 
 
 def check_number(owner: object, name: str, value: Any, low: float, high: float = math.inf) -> None:
@@ -54,5 +55,5 @@ def check_word(owner: object, name: str, value: Any, words: Sequence[str]) -> No
     if value not in words:
         raise UserError(
             f"{name} of {type(owner).__name__} must be one of {', '.join(words)}, but is "
-            f"{value!r}{nearest(str(value), words)}."
+            f"{value!r}{suggest(str(value), words)}."
         )

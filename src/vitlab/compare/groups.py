@@ -9,9 +9,10 @@ from typing import Any
 
 from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
 from vitlab.compare.statistics import Difference, Spread, paired, spread
-from vitlab.config.ignored_keys import under
+from vitlab.config.keys import under
 from vitlab.config.labels import shorten_keys
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 SPLITS = {"val": VAL, "test": TEST}
@@ -210,7 +211,7 @@ def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
         if not sign or not keys:
             raise UserError(
                 f"--baseline {said}: expected key=value or the name of a group, found {pair}"
-                f"{nearest(said, names) or nearest(name, comparison.keys.values())}. Groups: {_few(names)}."
+                f"{suggest(said, names) or suggest(name, comparison.keys.values())}. Groups: {_few(names)}."
             )
         groups = [group for group in groups if any(group.settings.get(key) == value for key in keys)]
     if len(groups) == 1:

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from vitlab.config import ignored_keys as effect
-from vitlab.config.ignored_keys import under
-from vitlab.core.errors import UserError, nearest
+from vitlab.config.keys import under
+from vitlab.core.errors import UserError
 from vitlab.core.files import is_locked
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.suggest import suggest
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # any of these makes a folder that of a run
 SWEEP = "sweep.json"
@@ -97,7 +98,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             what = "is a file" if given.exists() else "does not exist"
             raise UserError(
                 f"{given}: expected a folder with runs, such as outputs/STUDY; it {what}"
-                f"{nearest(str(given), there)}."
+                f"{suggest(str(given), there)}."
             )
         prefix = plain(given.resolve().name) if len(folders) > 1 else ""
         for run in _below(given):

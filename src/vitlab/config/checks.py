@@ -7,13 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitlab.config import keys
 from vitlab.config.composer import compose
 from vitlab.config.cross_checks import misfits
 from vitlab.config.schema import OPEN_NODES, is_open, rule
-from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
+from vitlab.config.suggest import suggest_key
 from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
 from vitlab.config.types import Kind, found, like, show
 from vitlab.core.errors import UserError
+from vitlab.core.suggest import did_you_mean, nearest
 
 Problems = dict[str, str]  # key -> sentence; one a key, the first found
 
@@ -24,7 +26,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError where a value is missing (``???``) or an interpolation leads nowhere.
     """
     plain = unresolved(cfg)
-    missing = [key for key, value in leaves(plain, "") if value == "???"]
+    missing = [key for key, value in keys.leaves(plain) if value == "???"]
     if missing:
         raise UserError("\n".join(f"{key} has no value yet: add {key}=…" for key in missing))
     try:
@@ -80,22 +82,13 @@ def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = Non
     """
     problems: Problems = {}
     if base is not None:
-        problems |= dict(_strangers(plain, base, "", list(dotted_keys(base))))
+        problems |= dict(_strangers(plain, base, "", list(keys.walk(base))))
         problems |= dict(_unknown_ops(plain, base))
     for key, sentence in (*_bad_values(plain, base, ""), *bad_targets(plain)):
         problems.setdefault(key, sentence)
     for key, sentence in misfits(plain, set(problems)):
         problems.setdefault(key, sentence)
     return problems
-
-
-def has_key(plain: Any, key: str) -> bool:
-    """Whether a dotted key is in nested mappings, whatever its value."""
-    for part in key.split("."):
-        if not isinstance(plain, Mapping) or part not in plain:
-            return False
-        plain = plain[part]
-    return True
 
 
 def lacking(record: Mapping[str, Any]) -> list[str]:
@@ -106,23 +99,8 @@ def lacking(record: Mapping[str, Any]) -> list[str]:
         return []
     whole |= {"choices": {}, "overrides": [], "swept": []}
     # As in `launch.record`, which leaves these two out.
-    return [k for k in dotted_keys(whole) if not has_key(record, k) and not k.startswith(("resume", "sweep"))]
-
-
-def leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, scalar) for everything below a value."""
-    if isinstance(value, Mapping):
-        for part, item in value.items():
-            yield from leaves(item, _join(at, part))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from leaves(item, _join(at, index))
-    else:
-        yield at, value
-
-
-def _join(key: str, part: Any) -> str:
-    return f"{key}.{part}" if key else str(part)
+    lacks = (key for key in keys.walk(whole) if not keys.has(record, key))
+    return [key for key in lacks if not keys.under(key, ("resume", "sweep"))]
 
 
 def _strangers(
@@ -133,7 +111,7 @@ def _strangers(
     top: all dotted keys of the YAML files.
     """
     for part, value in plain.items():
-        key = _join(at, part)
+        key = keys.join(at, part)
         if is_open(key) or (rule(key) is not None and part in base):
             continue
         if part not in base:
@@ -153,8 +131,7 @@ def _unknown_ops(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[
     there = [key for key, value in augment.items() if isinstance(value, Mapping)]
     for place, name in enumerate(ops if isinstance(ops, list) else []):
         if name not in there:
-            match = near(str(name), there)
-            hint = did_you_mean([match]) if match else f" there are {', '.join(there)}"
+            hint = did_you_mean(nearest(str(name), there)) or f" there are {', '.join(there)}"
             yield "augment.ops", f"augment.ops={show(ops)}: there is no augmentation '{name}';{hint}"
         elif name in ops[:place]:
             yield "augment.ops", f"augment.ops={show(ops)}: {name} stands there twice"
@@ -173,14 +150,14 @@ def _bad_values(plain: Any, base: Any, at: str) -> Iterator[tuple[str, str]]:
     elif kind is None and isinstance(plain, Mapping):
         for part, value in plain.items():
             below = base.get(part) if isinstance(base, Mapping) else None
-            yield from _bad_values(value, below, _join(at, part))
+            yield from _bad_values(value, below, keys.join(at, part))
         return
     kind = kind or like(base)
     if kind is not None and not kind.accepts(plain):
         sentence = f"{at}={show(plain)}: expected {kind.says}, found {found(plain)}"
         yield at, sentence + _hint(at, plain, kind)
         return
-    for key, value in leaves(plain, at):
+    for key, value in keys.leaves(plain, at):
         if isinstance(value, float) and not math.isfinite(value):
             yield key, f"{key}={show(value)}: expected a finite number, found {show(value)}"
 

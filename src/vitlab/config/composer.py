@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vitlab.config.suggest import did_you_mean, near
 from vitlab.core.errors import UserError
+from vitlab.core.suggest import did_you_mean, nearest
 
 # conf/hydra/launcher/ has options of the same names as the launcher plugins. Hydra checks ours by theirs,
 # which is welcome, and calls it deprecated.
@@ -118,6 +118,5 @@ def reason(error: BaseException) -> str:
     options = getattr(error, "options", None)
     if options:
         _, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-        match = near(name, options)
-        said += f";{did_you_mean([match] if match else [])} the options are {', '.join(options)}"
+        said += f";{did_you_mean(nearest(name, options))} the options are {', '.join(options)}"
     return said

@@ -1,6 +1,4 @@
-"""Which keys of a config cannot matter: for runs that are compared, and for one that goes on. Torch-free."""
-
-from collections.abc import Sequence
+"""Which keys of a config cannot matter: for runs that are compared, and for one that goes on."""
 
 # What changes nothing that is learned or measured: where things lie, what is shown, how images are held.
 WITHOUT_EFFECT = (
@@ -11,8 +9,3 @@ WITHOUT_EFFECT = (
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams"),
     "trainer.detect_anomaly",
 )
-
-
-def under(key: str, prefixes: Sequence[str]) -> bool:
-    """Say whether ``key`` is one of ``prefixes`` or a key inside one of them."""
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -15,12 +15,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.config.checks import find_problems, has_key, names, to_plain, unresolved
+from vitlab.config import keys
+from vitlab.config.checks import find_problems, names, to_plain, unresolved
 from vitlab.config.composer import CONF, Composer, reason, without_hydra
 from vitlab.config.schema import OPEN_NODES, is_open
-from vitlab.config.suggest import did_you_mean, dotted_keys, near, suggest_key
+from vitlab.config.suggest import suggest_key
 from vitlab.config.types import show
 from vitlab.core.errors import UserError
+from vitlab.core.suggest import did_you_mean, nearest
 
 MOST_JOBS = 10_000
 
@@ -161,16 +163,16 @@ class _Preflight:
 
     def _refuse_launcher(self) -> None:
         """Raise for a key that the chosen launcher does not have."""
-        keys = [line.partition("=")[0].lstrip("+") for line in self.hydra]
-        typed = [key.removeprefix("hydra.launcher.") for key in keys if key.startswith("hydra.launcher.")]
+        set_here = [line.partition("=")[0].lstrip("+") for line in self.hydra]
+        typed = [key.removeprefix("hydra.launcher.") for key in set_here if key.startswith("hydra.launcher.")]
         if not typed:
             return
         chosen = self.composer.compose(tuple(line for line in self.hydra if line.startswith("hydra/"))).hydra
         there = [str(key) for key in chosen.launcher]
         for key in typed:
             if key.partition(".")[0] not in there:
-                match, name = near(key, there), chosen.runtime.choices["hydra/launcher"]
-                hint = did_you_mean([match]) if match else f" its keys are {names(chosen.launcher)}"
+                name = chosen.runtime.choices["hydra/launcher"]
+                hint = did_you_mean(nearest(key, there)) or f" its keys are {names(chosen.launcher)}"
                 raise UserError(f"hydra.launcher.{key}: hydra/launcher={name} has no such key;{hint}")
 
     def _malformed(self, item: Override, line: str, key: str) -> list[str]:
@@ -198,11 +200,11 @@ class _Preflight:
 
     def _added(self, line: str, key: str) -> str:
         typed = line.lstrip("+")
-        keys = list(dotted_keys(unresolved(self.composer.compose(self.hydra))))
-        if key in self.groups or key in keys:
+        known = list(keys.walk(unresolved(self.composer.compose(self.hydra))))
+        if key in self.groups or key in known:
             return f"{line}: {key} is there already; write {typed} without the plus"
         return f"{line}: keys can be added under {' or '.join(OPEN_NODES)} alone;" + (
-            did_you_mean(suggest_key(key, keys, self.groups)) or f" '{key}' is no key of the config"
+            did_you_mean(suggest_key(key, known, self.groups)) or f" '{key}' is no key of the config"
         )
 
     def _bad_options(self, item: Override, line: str, key: str) -> list[str]:
@@ -224,8 +226,7 @@ class _Preflight:
                     else f"{key}=null: {key} is needed; {self._choose(key)}"
                 )
             elif str(value) not in options:
-                match = near(str(value), options)
-                hint = did_you_mean([match] if match else [])
+                hint = did_you_mean(nearest(str(value), options))
                 choose = self._choose(key)
                 problems.append(f"{key}={value}:{hint} {choose[0].upper() + choose[1:] if hint else choose}")
         return problems
@@ -327,7 +328,7 @@ class _Preflight:
         """Set one value in `cfg` as Hydra does; return what stands in the way. known: its keys."""
         line, key = str(item.input_line), item.key_or_group
         adds = item.is_add() or item.is_force_add()
-        if not adds and not has_key(known, key):
+        if not adds and not keys.has(known, key):
             return {key: self._unknown(line, key, known, choices)}
         try:
             OmegaConf.update(cfg, key, item.value(), merge=True, force_add=adds)
@@ -340,13 +341,13 @@ class _Preflight:
         part, _, below = rest.partition(".")
         if below and f"{group}/{part}" in choices:
             group, rest = f"{group}/{part}", below
-        if is_open(key) and has_key(known, OPEN_NODES[0]):
+        if is_open(key) and keys.has(known, OPEN_NODES[0]):
             return f"{line}: a key of your own under {OPEN_NODES[0]} takes a plus: +{line}"
         inside = bool(rest) and group in choices
         place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
         files = {name: CONF / group / f"{name}.yaml" for name in self.groups[group]} if inside else {}
         having = [f"{group}={name}" for name, file in files.items() if rest in OmegaConf.load(file)]
-        hint = did_you_mean(having or suggest_key(key, dotted_keys(known), self.groups))
+        hint = did_you_mean(having or suggest_key(key, keys.walk(known), self.groups))
         if not hint:
             node: Any = known
             for name in group.split("/") if inside else ():

@@ -7,6 +7,7 @@ a slip of the keyboard (depth 10**6), not an ambition.
 
 from fnmatch import fnmatchcase
 
+from vitlab.config import keys
 from vitlab.config.types import (
     Kind,
     either,
@@ -275,4 +276,4 @@ def rule(key: str) -> Kind | None:
 
 def is_open(key: str) -> bool:
     """Whether a dotted key lies in a node that takes keys of the user's own."""
-    return any(key == node or key.startswith(f"{node}.") for node in OPEN_NODES)
+    return keys.under(key, OPEN_NODES)

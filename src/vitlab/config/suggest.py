@@ -1,10 +1,8 @@
-"""What was probably meant: the nearest key or option for one that does not exist. Torch-free."""
+"""What was probably meant: the nearest key or option for one that does not exist."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from vitlab.config.types import alternatives
+from vitlab.core.suggest import nearest
 
 # Keys are short words in one vocabulary: at 0.6, `depth` would be taken for `width`.
 KEY_CUTOFF = 0.7
@@ -31,21 +29,6 @@ SYNONYMS = {
     "wd": "optimizer.weight_decay",
     "workers": "data.num_workers",
 }
-
-
-def dotted_keys(node: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Yield every key of a nested mapping in dotted form, nodes before what is below them."""
-    for part, value in node.items():
-        key = f"{at}.{part}" if at else str(part)
-        yield key
-        if isinstance(value, Mapping):
-            yield from dotted_keys(value, key)
-
-
-def near(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the closest of `choices`, or None if none is close."""
-    close = get_close_matches(word, list(choices), n=1, cutoff=cutoff)
-    return close[0] if close else None
 
 
 def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[str]]) -> list[str]:
@@ -75,28 +58,18 @@ def _nearest_keys(key: str, keys: Iterable[str], options: Mapping[str, Iterable[
         return same
     if parent in known:
         below = {name.removeprefix(f"{parent}."): name for name in keys if name.startswith(f"{parent}.")}
-        match = near(last, below, KEY_CUTOFF) or _longer(last, below)
-        if match:
-            return [below[match]]
-        return []
-    if not parent and (match := near(last, options, KEY_CUTOFF)):
-        return [match]
+        return [below[match] for match in nearest(last, below, KEY_CUTOFF) or _longer(last, below)]
+    if not parent and (matches := nearest(last, options, KEY_CUTOFF)):
+        return matches
     endings: dict[str, str] = {}
     for name in keys:
         endings.setdefault(name.rpartition(".")[2], name)
-    match = near(key, known, KEY_CUTOFF) if parent else None
-    if match:
-        return [match]
-    ending = near(last, endings, KEY_CUTOFF) or _longer(last, endings)
-    return [endings[ending]] if ending else []
+    if parent and (matches := nearest(key, known, KEY_CUTOFF)):
+        return matches
+    return [endings[ending] for ending in nearest(last, endings, KEY_CUTOFF) or _longer(last, endings)]
 
 
-def _longer(word: str, choices: Iterable[str]) -> str | None:
-    """Return the shortest choice that contains the word: `norm` for `patch_norm`."""
+def _longer(word: str, choices: Iterable[str]) -> list[str]:
+    """Return the shortest choice that contains the word, in a list: `norm` for `patch_norm`."""
     longer = [choice for choice in choices if len(word) >= 4 and word in choice]
-    return min(longer, key=len) if longer else None
-
-
-def did_you_mean(matches: list[str]) -> str:
-    """Return ``" did you mean a or b?"``, or nothing."""
-    return f" did you mean {alternatives(matches[:3])}?" if matches else ""
+    return sorted(longer, key=len)[:1]

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.suggest import did_you_mean, near
+from vitlab.config import keys
 from vitlab.config.types import alternatives, show
+from vitlab.core.suggest import did_you_mean, nearest
 
 ALLOWED_TARGETS = (
     "vitlab.models.",
@@ -34,7 +35,7 @@ def bad_targets(
     """Yield (key, sentence) for every ``_target_`` below that may not, or cannot, be built."""
     if isinstance(node, Mapping):
         for part, value in node.items():
-            key = f"{at}.{part}" if at else str(part)
+            key = keys.join(at, part)
             if part == "_target_":
                 reason = _objection(value, tuple(allowed))
                 if reason:
@@ -43,7 +44,7 @@ def bad_targets(
                 yield from bad_targets(value, key, allowed)
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from bad_targets(value, f"{at}.{index}", allowed)
+            yield from bad_targets(value, keys.join(at, index), allowed)
 
 
 def _objection(target: Any, allowed: tuple[str, ...]) -> str | None:
@@ -62,8 +63,7 @@ def _objection(target: Any, allowed: tuple[str, ...]) -> str | None:
         return f"{module} is no Python, see its line {error.lineno}"
     if len(parts) == 1 and parts[0] in names:
         return None
-    match = near(parts[0], names) if parts else None
-    hint = did_you_mean([f"{module}.{match}"] if match else [])
+    hint = did_you_mean([f"{module}.{match}" for part in parts[:1] for match in nearest(part, names)])
     return f"{module} does not define {'.'.join(parts) or 'it'};{hint}".rstrip(";")
 
 

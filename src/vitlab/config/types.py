@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vitlab.core.suggest import join_or
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -168,4 +170,4 @@ def alternatives(values: Iterable[Any], limit: int = 12) -> str:
     words = [show(value) for value in values]
     if len(words) > limit:
         return ", ".join(words[:limit]) + " …"
-    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+    return join_or(words)

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
 from vitlab.core.files import is_locked, try_lock, write_atomic
+from vitlab.core.suggest import suggest
 
 TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
 
@@ -108,7 +109,7 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 runs += [str(run.parent) for run in parent.glob(pattern)]
         what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
-        raise UserError(f"{key}={path}: {given} {what}{nearest(str(given), runs)}.")
+        raise UserError(f"{key}={path}: {given} {what}{suggest(str(given), runs)}.")
 
     def is_locked(self) -> bool:
         """Say whether a process trains in this folder."""

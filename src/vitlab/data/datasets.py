@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 from vitlab.data.decode import Images, check_channels, image_shape
 from vitlab.data.split import split_count
 
@@ -86,7 +87,7 @@ def build(cfg: Mapping[str, Any]) -> Dataset:
         )
     else:
         raise UserError(
-            f"data.kind={kind} is not known{nearest(str(kind), KINDS)}. It may be one of: {', '.join(KINDS)}."
+            f"data.kind={kind} is not known{suggest(str(kind), KINDS)}. It may be one of: {', '.join(KINDS)}."
         )
     _check(dataset, cfg)
     dataset.notes += _without_effect(dataset, cfg)
@@ -122,7 +123,7 @@ def fixed_normalization(normalization: Any, channels: int) -> tuple[list[float],
     if normalization == "half":
         return [0.5] * channels, [0.5] * channels
     if not isinstance(normalization, Mapping) or set(normalization) != {"mean", "std"}:
-        hint = nearest(normalization, ["dataset", "half"]) if isinstance(normalization, str) else ""
+        hint = suggest(normalization, ["dataset", "half"]) if isinstance(normalization, str) else ""
         raise UserError(f"data.normalization must be {ways}, but is {normalization}{hint}.")
     given = []
     for key, low in (("mean", -1e-9), ("std", 0.0)):

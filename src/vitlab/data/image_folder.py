@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive
+from vitlab.core.suggest import suggest
 from vitlab.data.cache import TAG, cached
 from vitlab.data.decode import SHOWN, ImageFiles, Images
 from vitlab.data.split import split_count, stratified_split
@@ -114,7 +115,7 @@ class Files:
                 label, number = unknown.most_common(1)[0]
                 raise UserError(
                     f"{self.name}: class '{label}' has {number} images in {split} and none in train"
-                    f"{nearest(label, self.classes)}. Classes to train on: {_few(self.classes)}."
+                    f"{suggest(label, self.classes)}. Classes to train on: {_few(self.classes)}."
                 )
             absent = sorted(set(self.classes) - {label for _, label in listing})
             if absent:
@@ -237,7 +238,7 @@ def _read_list(file: Path) -> dict[str, Listing]:
             for needed in ("path", "label"):
                 if needed not in columns:
                     raise UserError(
-                        f"{file} has no column '{needed}'{nearest(needed, columns)}. Expected a first line "
+                        f"{file} has no column '{needed}'{suggest(needed, columns)}. Expected a first line "
                         f"'path,label' or 'path,label,split', found '{','.join(columns)}'."
                     )
             for row in reader:
@@ -248,7 +249,7 @@ def _read_list(file: Path) -> dict[str, Listing]:
                     problems.append(f"{place}: no {'path' if not path else 'label'}")
                 elif split not in SPLITS:
                     problems.append(
-                        f"{place}: split '{split}' is none of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
+                        f"{place}: split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
                     )
                 elif not (full := file.parent / path).is_file():
                     problems.append(f"{place}: {full} does not exist")
@@ -279,7 +280,7 @@ def _rename(
     for key in new:
         if key not in known:
             raise UserError(
-                f"data.labels: '{key}' is not a class of {name}{nearest(key, known)}. "
+                f"data.labels: '{key}' is not a class of {name}{suggest(key, known)}. "
                 f"Its classes: {_few(_natural_order(known))}."
             )
     return {

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 
 Size = int | Sequence[int]
 Part = TypeVar("Part")
@@ -40,7 +41,7 @@ def choose(name: str, value: str, choices: Mapping[str, Part]) -> Part:
     """Look ``value`` up; an unknown one raises a UserError that lists the choices."""
     if value not in choices:
         known = ", ".join(choices)
-        raise UserError(f"{name} must be one of {known}, found {value!r}{nearest(str(value), choices)}.")
+        raise UserError(f"{name} must be one of {known}, found {value!r}{suggest(str(value), choices)}.")
     return choices[value]
 
 

@@ -10,7 +10,8 @@ import timm
 from timm.models import group_parameters, resolve_pretrained_cfg
 from torch import nn
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Images, Loaded, Weights, load_pretrained
@@ -98,7 +99,7 @@ def find(name: str, **overlay: Any) -> Any:
     choices = getattr(timm, listing)()
     if name not in choices:
         raise UserError(
-            f"timm has no model called {name!r}{nearest(name, choices)}; "
+            f"timm has no model called {name!r}{suggest(name, choices)}; "
             f"model.name must be one of timm.{listing}()."
         )
     return resolve_pretrained_cfg(name, **overlay)

@@ -11,7 +11,8 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_url
 from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Images, Weights, load_pretrained
@@ -137,13 +138,13 @@ def find(name: str) -> tuple[str, Any]:
     if architecture not in choices:
         raise UserError(
             f"torchvision has no model called {architecture!r} that fits here"
-            f"{nearest(architecture, choices)}; model.name must be one of {', '.join(choices)}."
+            f"{suggest(architecture, choices)}; model.name must be one of {', '.join(choices)}."
         )
     weights: Any = models.get_model_weights(architecture)
     tags = list(weights.__members__)
     if tag and tag not in tags:
         raise UserError(
-            f"torchvision has no weights {tag!r} of {architecture}{nearest(tag, tags)}; model.name must be "
+            f"torchvision has no weights {tag!r} of {architecture}{suggest(tag, tags)}; model.name must be "
             f"{architecture}, or {architecture}. and one of {', '.join(tags)}."
         )
     return architecture, weights[tag or "DEFAULT"]

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
 
 
 def warmup_cosine(step: int, total_steps: int, *, warmup_steps: int, final_ratio: float) -> float:
@@ -112,7 +113,7 @@ def warmup_stable_decay(
     """
     if shape not in SHAPES:
         raise UserError(
-            f"scheduler.shape={shape}: expected {' or '.join(SHAPES)}{nearest(shape, list(SHAPES))}."
+            f"scheduler.shape={shape}: expected {' or '.join(SHAPES)}{suggest(shape, list(SHAPES))}."
         )
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

@@ -15,9 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock, write_atomic
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.suggest import suggest
 
 RECORD = "sweep.json"
 LONGEST = 80  # characters of a job's folder name
@@ -107,7 +108,7 @@ class Sweep:
             there = [str(record.parent) for record in Path("outputs").glob(f"**/{RECORD}")]
             raise UserError(
                 f"sweep.resume={path}: expected the folder of a sweep, found no {RECORD} in it"
-                f"{nearest(str(given), there)}."
+                f"{suggest(str(given), there)}."
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / RECORD} cannot be read: {error!r}") from None

@@ -10,10 +10,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from vitlab.config.plan import make_plan
-from vitlab.core.errors import UserError, nearest
+from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.provenance import commit, versions
 from vitlab.core.run_folder import RunFolder, Summary, claimed, teacher_file
+from vitlab.core.suggest import suggest
 
 
 def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
@@ -92,7 +93,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     for flag in flags:
         if flag.split("=")[0] not in FLAGS:
             key = flag.lstrip("-")
-            hint = f"write {key}, without dashes" if "=" in key else nearest(flag, FLAGS).strip(" ()")
+            hint = f"write {key}, without dashes" if "=" in key else suggest(flag, FLAGS).strip(" ()")
             raise UserError(f"there is no flag {flag}{f': {hint}' if hint else ''}. See --help.")
     resume = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
     if resume and len(arguments) > 1:

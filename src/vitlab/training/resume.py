@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import lacking
-from vitlab.config.ignored_keys import WITHOUT_EFFECT, under
+from vitlab.config import keys, lacking
+from vitlab.config.ignored_keys import WITHOUT_EFFECT
+from vitlab.config.keys import under
 from vitlab.config.types import show
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.errors import UserError
@@ -101,7 +102,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> dic
     """Return, for each dotted key in which two configs differ, ``old → new`` as YAML writes the values."""
     found: dict[str, str] = {}
     for part in dict.fromkeys((*old, *new)):
-        key = f"{at}.{part}" if at else str(part)
+        key = keys.join(at, part)
         was, now = old.get(part, MISSING), new.get(part, MISSING)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             found |= changes(was, now, key)

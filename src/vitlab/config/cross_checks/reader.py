@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vitlab.config import keys
+
 Misfits = Iterator[tuple[str, str]]  # key, and the sentence about it
 
 
@@ -13,14 +15,7 @@ class Reader:
         self.plain, self._bad = plain, bad
 
     def __call__(self, key: str) -> Any:
-        if key in self._bad:
-            return None
-        node: Any = self.plain
-        for part in key.split("."):
-            if not isinstance(node, Mapping) or part not in node:
-                return None
-            node = node[part]
-        return node
+        return None if key in self._bad else keys.get(self.plain, key)
 
     def sound(self, *groups: str) -> bool:
         """Whether nothing is known to be wrong in these groups."""
