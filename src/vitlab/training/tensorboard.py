@@ -1,1 +1,115 @@
 """TensorBoard, with an HParams tab that compares runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard.summary import hparams
+
+from vitlab.config import keys
+from vitlab.config.labels import label
+from vitlab.core.run_folder import RunFolder
+
+# One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
+# (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
+SWEPT = "swept"
+HPARAMS = (
+    "data.batch_size",
+    "data.image_size",
+    "data.val_size",
+    "model.patch_size",
+    "model.dim",
+    "model.depth",
+    "model.heads",
+    "model.mlp_ratio",
+    "model.pool",
+    "model.dropout",
+    "model.drop_path",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "task.label_smoothing",
+    "callbacks.ema.decay",
+    "trainer.max_epochs",
+    "trainer.accumulate_grad_batches",
+    "seed",
+)
+CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
+# TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
+SHOWN, BESIDE = 5, ("model", "data", "optimizer.lr", "trainer.max_epochs")
+METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")
+
+
+class RunLogger(TensorBoardLogger):
+    """Write TensorBoard events into the run folder itself, so a run is named by its path under ``outputs``.
+
+    Args:
+        purge_step: of a resumed run, the step it starts at: TensorBoard then hides the events that the
+        run repeats.
+    """
+
+    def __init__(self, folder: RunFolder, purge_step: int | None) -> None:
+        # Lightning's two minutes between flushes are what a kill -9 would lose.
+        super().__init__(
+            folder.path,
+            name="",
+            version="",
+            default_hp_metric=False,
+            purge_step=purge_step,
+            flush_secs=10,
+        )
+
+    def save(self) -> None:
+        """Leave out Lightning's hparams.yaml: config.yaml says it."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Keep the file open between training and test: a second one would purge the first once more."""
+        self.save()
+
+    @rank_zero_only
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Announce the run's hyperparameters and the metrics that it will be compared by."""
+        experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
+        shown = [*dict.fromkeys((SWEPT, *_swept(config), *BESIDE))]
+        shown = shown[: max(SHOWN, 1 + len(_swept(config)))]
+        content = experiment.value[0].metadata.plugin_data
+        columns = HParamsPluginData.FromString(content.content)
+        for info in columns.experiment.hparam_infos:
+            info.differs = info.name in shown  # those come first, then the alphabet
+        content.content = columns.SerializeToString()
+        for summary in (experiment, session):
+            self.experiment.file_writer.add_summary(summary)
+
+    @rank_zero_only
+    def end(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Write the final values of ``METRICS``; one that was not measured is left out."""
+        for name in METRICS:
+            if (value := metrics.get(name)) is not None:
+                self.experiment.add_scalar(name, value, step)
+        self.experiment.file_writer.add_summary(hparams({}, {})[2])
+        self.experiment.flush()
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters as flat scalars: the choices, the fixed keys, and those that were swept."""
+    flat: dict[str, Any] = {group: config["choices"].get(group, "-") for group in CHOICES}
+    flat[SWEPT] = label(config.get("overrides", []), _swept(config)) or "-"
+    for key in (*HPARAMS, *_swept(config)):
+        if key not in flat:
+            flat[key] = config["choices"].get(key) or _scalar(keys.get(config, key))
+    return flat
+
+
+def _swept(config: Mapping[str, Any]) -> list[str]:
+    return [key.lstrip("+") for key in config.get("swept", [])]
+
+
+def _scalar(value: Any) -> Any:
+    if value is None:
+        return "-"
+    if isinstance(value, bool | str):
+        return value
+    return value if isinstance(value, int | float) else str(value)
