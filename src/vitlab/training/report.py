@@ -14,7 +14,7 @@ from torch import nn
 from vitlab.augment.erase import Erase
 from vitlab.augment.mix import MixupCutmix
 from vitlab.core import hardware
-from vitlab.core.console import Screen, duration
+from vitlab.core.console import RunConsole, duration
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
@@ -74,7 +74,7 @@ def predict_some(
     return images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
 
 
-def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
+def describe(screen: RunConsole, lines: Sequence[tuple[str, str]]) -> None:
     """Print a block of ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
@@ -84,7 +84,7 @@ def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
     screen.print(grid)
 
 
-def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+def results(screen: RunConsole, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Print what the run reached and where to look next."""
     metrics, train = summary["metrics"], summary["train"]
     lines = []
@@ -115,7 +115,7 @@ def watched(folder: RunFolder) -> str:
 
 
 def announce(
-    screen: Screen,
+    screen: RunConsole,
     folder: RunFolder,
     job: Job,
     model: dict[str, Any],
