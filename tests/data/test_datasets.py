@@ -129,7 +129,7 @@ def test_other_mistakes_are_found_in_the_config(typed):
 
 @pytest.mark.parametrize("typed", ["data=image_folder", "data=image_list", "data=cifar10 data.root=null"])
 def test_a_config_must_say_where_the_images_are(typed):
-    with pytest.raises(UserError, match="add data.root="):
+    with pytest.raises(UserError, match=r"add data\.root="):
         preflight(typed.split())
 
 
