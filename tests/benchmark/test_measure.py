@@ -26,7 +26,7 @@ from vitlab.benchmark.references import tutorial_net
 from vitlab.benchmark.timing import Sample
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.training.build import Job, build
+from vitlab.training.build import Components, build
 from vitlab.training.run import quieten
 
 # Four batches an epoch, so that a few steps meet its end.
@@ -47,7 +47,7 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return plain | {"choices": {"model": "vit_tiny", "augment": "basic"}, "swept": []}
 
 
-def job(*overrides: str) -> Job:
+def job(*overrides: str) -> Components:
     plain = resolved(*overrides)
     return build(plain | {"trainer": plain["trainer"] | {"limit_val_batches": 0}})
 

@@ -81,5 +81,5 @@ def test_a_folder_that_is_moved_under_its_run_is_named(tmp_path: Path) -> None:
     summary = Summary(run)
     summary.update(status="running")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"run was moved or deleted .* resume=<there> goes on"):
+    with pytest.raises(UserError, match=r"run was moved or deleted .* continue with resume=<there>"):
         summary.update(status="failed")

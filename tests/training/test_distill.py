@@ -207,10 +207,10 @@ def test_a_run_keeps_the_record_of_the_teacher_and_nothing_else_of_it(
     assert kept[0].mean.flatten().tolist() == pytest.approx(meta["mean"])
     assert kept[0].std.flatten().tolist() == pytest.approx(meta["std"])
     # It stayed in evaluation mode and as it was, BatchNorm's statistics included.
-    classifier = kept[0].classifier
-    assert not any(module.training for module in classifier.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in classifier.parameters())
-    assert all(torch.equal(value, before[f"net.{n}"]) for n, value in classifier.net.state_dict().items())
+    net = kept[0].net
+    assert not any(module.training for module in net.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
+    assert all(torch.equal(value, before[f"net.{n}"]) for n, value in net.state_dict().items())
     assert copy.deepcopy({"teacher": kept[0]})["teacher"] is kept[0]
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitlab.benchmark.timing import SETTLE, Sample
-from vitlab.core.console import RunConsole
+from vitlab.core.console import Screen
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import StopSignal
 from vitlab.data.loader import Batch
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
-from vitlab.training.build import Job
+from vitlab.training.build import Components
 from vitlab.training.callbacks import Throughput
 from vitlab.training.tensorboard import RunLogger
 from vitlab.training.trainer import make_trainer
@@ -51,7 +51,9 @@ class Repeat(L.LightningDataModule):
         return self
 
 
-def fit(job: Job, stop: StopSignal, steps: int, batch: Batch | None = None, settle: int = SETTLE) -> Sample:
+def fit(
+    job: Components, stop: StopSignal, steps: int, batch: Batch | None = None, settle: int = SETTLE
+) -> Sample:
     """Train as ``train.py`` does, in a folder that is thrown away, and time ``steps`` steps.
 
     The clock is that of a run's ``images_per_second``: Lightning, callbacks, progress and TensorBoard are
@@ -76,16 +78,14 @@ def fit(job: Job, stop: StopSignal, steps: int, batch: Batch | None = None, sett
         logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
         clock = Throughput(time.monotonic(), warmup_steps=settle)
         now = replace(job, data=data, plan=plan)
-        trainer, _ = make_trainer(
-            folder, now, 1, summary, RunConsole(folder, quiet=True), stop, clock, logger
-        )
+        trainer, _ = make_trainer(folder, now, 1, summary, Screen(folder, quiet=True), stop, clock, logger)
         trainer.fit(job.task, datamodule=data)
         if logger:
             logger.experiment.close()
     return Sample(clock.images, clock.seconds)
 
 
-def inputs(job: Job) -> Iterator[Batch]:
+def inputs(job: Components) -> Iterator[Batch]:
     """Yield the batches that a run of ``job`` trains on, from the first epoch on, without an end."""
     data = copy.copy(job.data)  # Lightning hangs the original on its Trainers; the images are shared
     data._stream_readers = {}  # workers of its own, where images are streamed: a stream has one reader
@@ -99,7 +99,7 @@ def inputs(job: Job) -> Iterator[Batch]:
             yield data.on_after_batch_transfer(on_device, 0)
 
 
-def plain(job: Job, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
+def plain(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
     """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
     task, options = job.task, job.config["trainer"]
     optimizer = task.make_optimizer(net)

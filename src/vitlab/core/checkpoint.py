@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -12,6 +12,25 @@ from vitlab.core.files import sha256, sync_folder, write_atomic
 
 # In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.
 RAW = "raw_state_dict"
+
+
+class CheckpointMeta(TypedDict):
+    """What a checkpoint carries as ``vitlab``, beside the weights and the state of training.
+
+    Attributes:
+        config: of the run, resolved.
+        classes: K names, in the order of the logits.
+        mean, std: the normalisation, a value a channel, on the 0..1 scale.
+        input_size: height and width of the images that the network takes.
+        teacher: the record of the teacher that the network learned from, under ``task=distill``.
+    """
+
+    config: dict[str, Any]
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    input_size: list[int]
+    teacher: NotRequired[dict[str, Any]]
 
 
 def checksum_file(checkpoint: Path) -> Path:
@@ -43,8 +62,12 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     publish(temporary, target)
 
 
-def verify(checkpoint: Path) -> None:
+def verify(checkpoint: Path, digest: str | None = None) -> None:
     """Check ``checkpoint`` against its recorded checksum, if it has one.
+
+    Args:
+        checkpoint: the file.
+        digest: its SHA-256, where that is known already.
 
     Raises:
         UserError: the file changed since it was written.
@@ -52,10 +75,10 @@ def verify(checkpoint: Path) -> None:
     record = checksum_file(checkpoint)
     if not record.exists():
         return
-    if sha256(checkpoint) not in record.read_text().split():
+    if (digest or sha256(checkpoint)) not in record.read_text().split():
         other = checkpoint.with_name("best.ckpt")
         way = (
-            f"To go on from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
+            f"To resume from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
             if checkpoint.name != "best.ckpt" and other.exists()
             else ""
         )
@@ -65,15 +88,19 @@ def verify(checkpoint: Path) -> None:
         )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in it can name code to run.
+
+    Args:
+        path: the file.
+        digest: its SHA-256, where that is known already.
 
     Raises:
         UserError: the file is missing, damaged or not a checkpoint.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}.")
-    verify(path)
+    verify(path, digest)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …

@@ -1,23 +1,22 @@
-"""What the verbs share: how they end."""
+"""What the verbs share: how they end. Torch-free."""
 
 import sys
 from collections.abc import Callable
 
-from vitlab.core.console import printable
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
 
 
 def finish(work: Callable[[], object]) -> int:
-    """Do ``work``; an error that is not the user's is a fault of vitlab's, and keeps its traceback.
+    """Do ``work`` and return the exit status: 0, 1 with one line for a mistake of the user's, 128 + n
+    for signal n.
 
-    Returns:
-        The exit status: 0; 1 with one line for a mistake of the user's; 128 + n for signal n.
+    Anything else is a fault of vitlab's, and keeps its traceback.
     """
     try:
         work()
     except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:
         return stop.exit_code

@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -207,19 +207,115 @@ def teacher_file(task: Mapping[str, Any]) -> Path:
     return file
 
 
+class ModelSummary(TypedDict, total=False):
+    """The network: its name, how large it is, and multiply-adds x 2 of a forward pass."""
+
+    name: str
+    parameters: int
+    trainable_parameters: int
+    flops_per_image: int
+
+
+class DataSummary(TypedDict):
+    """The name of the data set, and how many images of it are trained, validated and tested on."""
+
+    name: str
+    train: int
+    val: int
+    test: int
+
+
+class TrainSummary(TypedDict, total=False):
+    """How far the training came and what it cost.
+
+    Attributes:
+        epochs, optimizer_steps: done.
+        skipped_steps: of these, without effect because float16 overflowed; None where nothing is scaled.
+        images_per_second: of training alone, see `vitlab.training.callbacks.Throughput`.
+        wall_seconds: of all sessions that kept work, everything included.
+        peak_memory_bytes: of one process, in the session that ran last: on the ``host`` and the ``device``.
+        resumed_at: the optimizer step at each resume.
+    """
+
+    epochs: int
+    optimizer_steps: int
+    skipped_steps: int | None
+    images_per_second: float | None
+    wall_seconds: float
+    peak_memory_bytes: dict[str, int | None] | None
+    resumed_at: list[int]
+
+
+class TeacherRecord(TypedDict):
+    """Who a student learns from: as given, its file and that file's hash, and how good and large it is."""
+
+    path: str
+    checkpoint: str
+    sha256: str
+    model: str
+    metrics: dict[str, float]
+    parameters: int
+    flops_per_image: int
+
+
+class SummaryData(TypedDict, total=False):
+    """The keys of ``summary.json``.
+
+    Attributes:
+        status: running, finished, failed, interrupted or, in a search, pruned.
+        error: why it failed, in a sentence.
+        error_kind: what kind of failure: ``diverged``, ``user`` (a mistake that a person can mend), ``rank``
+            (another process of the run ended) or ``fault`` (anything else: see train.log).
+        metrics: ``val/…`` of the best epoch and ``test/…``.
+        model, data, train, teacher: see their own types.
+        seed, overrides: what was asked for.
+        device, versions, commit: what it ran on.
+        precision, matmul_precision, compiled: how it computed.
+        tested: which weights were tested.
+        per_class: the test accuracy of each class, 0..1.
+    """
+
+    status: str
+    error: str
+    error_kind: str
+    metrics: dict[str, float]
+    model: ModelSummary
+    data: DataSummary
+    train: TrainSummary
+    teacher: TeacherRecord
+    seed: int
+    overrides: list[str]
+    device: str | None
+    versions: dict[str, str]
+    commit: str | None
+    precision: str
+    matmul_precision: str
+    compiled: bool
+    tested: str
+    per_class: dict[str, float]
+
+
 class Summary:
-    """``summary.json``: what is known about the run, rewritten atomically at every change."""
+    """``summary.json``: what is known about the run, rewritten atomically at every change.
+
+    Args:
+        folder: the run.
+        writable: False to read only: one process of a run writes.
+
+    Attributes:
+        data: the content; empty where there is no such file, or none that can be read.
+    """
 
     def __init__(self, folder: RunFolder, *, writable: bool = True) -> None:
         self.path = folder.summary
-        self.writable = writable  # one process of a run writes
-        self.data: dict[str, Any] = {}
+        self.writable = writable
+        self.data: SummaryData = {}
         if self.path.exists():
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
                 self.data = json.loads(self.path.read_text())
 
     def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
-        """Write what is known before the run; the rest stands there as null until it is measured."""
+        """Write what is known before the run; the rest is null until it is measured."""
         self.update(
             status="running",
             metrics={},
@@ -245,11 +341,12 @@ class Summary:
         Raises:
             UserError: the run folder is gone.
         """
+        data: dict[str, Any] = self.data  # type: ignore[assignment]
         for key, value in changes.items():
-            if isinstance(value, dict) and isinstance(self.data.get(key), dict):
-                self.data[key] |= value
+            if isinstance(value, dict) and isinstance(data.get(key), dict):
+                data[key] |= value
             else:
-                self.data[key] = value
+                data[key] = value
         if not self.writable:
             return
         # allow_nan=False: a NaN would make a file that other JSON readers refuse.
@@ -258,6 +355,6 @@ class Summary:
             write_atomic(self.path, (text + "\n").encode())
         except FileNotFoundError:
             raise UserError(
-                f"{self.path.parent} was moved or deleted while its run was going on, which ends. What it "
-                "had saved is where the folder is now: resume=<there> goes on."
+                f"{self.path.parent} was moved or deleted during its run, which therefore ends. What it "
+                "had saved is where the folder is now: continue with resume=<there>."
             ) from None

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from vitlab.core.console import duration, make_console, say
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.console import duration, say
+from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
 ROWS = 20  # of the table at the end
@@ -27,7 +28,7 @@ class Progress:
         self._sweep, self._say = sweep, say
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._done: dict[Job, dict[str, Any]] = {}  # finished ones, with their summaries
+        self._done: dict[Job, SummaryData] = {}  # finished ones, with their summaries
         self._before: dict[Job, int] = {}  # open ones, with the age of their summaries
         self._states: dict[Job, str] = {}
         self.failed: list[Job] = []
@@ -150,7 +151,7 @@ def show_results(sweep: Sweep) -> None:
     if len(rows) > ROWS:
         table.caption = f"and {len(rows) - ROWS} more"
     say(f"{sweep}, best {OBJECTIVE} first")  # no title of the table, which would break it to its own width
-    make_console().print(table, soft_wrap=False)
+    Console().print(table)
     say(f"more: python compare.py {sweep}")
 
 

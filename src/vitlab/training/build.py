@@ -27,7 +27,7 @@ from vitlab.training.teacher import Teacher, load_teacher
 
 
 @dataclass(frozen=True)
-class Job:
+class Components:
     """Everything that a run consists of, built from its config."""
 
     config: dict[str, Any]
@@ -43,7 +43,7 @@ class Job:
     teacher: Teacher | None  # of task=distill
 
 
-def build(config: dict[str, Any], processes: int = 1) -> Job:
+def build(config: dict[str, Any], processes: int = 1) -> Components:
     """Build data, network and task from a resolved config.
 
     Raises:
@@ -96,7 +96,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Job:
         meta=meta,
         **taught,
     )
-    return Job(config, dataset, data, net, task, plan, kind, precision, compiled, flops, teacher)
+    return Components(config, dataset, data, net, task, plan, kind, precision, compiled, flops, teacher)
 
 
 def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:

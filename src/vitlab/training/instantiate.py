@@ -1,4 +1,4 @@
-"""From a node of the config to the object that it describes."""
+"""From a node of the config, or from a checkpoint, to the object that it describes."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,17 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
+from vitlab.config import check_targets
+from vitlab.core.checkpoint import RAW, CheckpointMeta, read_checkpoint
 from vitlab.core.errors import UserError
 
 
 def instantiate(node: dict[str, Any], **options: Any) -> Any:
     """Build what a config node describes.
+
+    Args:
+        node: with a ``_target_``.
+        **options: of `hydra.utils.instantiate`, or further arguments of the constructor.
 
     Raises:
         UserError: its constructor refuses the values.
@@ -45,8 +51,34 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     return net
 
 
-def without_start(config: dict[str, Any]) -> dict[str, Any]:
+def without_initial_weights(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config whose network is built without the weights that it once started from."""
-    start = {"pretrained": False, "checkpoint_path": None}
+    initial = {"pretrained": False, "checkpoint_path": None}
     model = config["model"]
-    return config | {"model": model | {key: value for key, value in start.items() if key in model}}
+    return config | {"model": model | {key: value for key, value in initial.items() if key in model}}
+
+
+def load_net(path: Path, *, raw: bool = False, digest: str | None = None) -> tuple[nn.Module, CheckpointMeta]:
+    """Return the trained network of a checkpoint file, and what the file says of it.
+
+    On the CPU and in eval mode. Reading a checkpoint runs no code that it names: only plain types are
+    read, and the classes it may build are vitlab's own.
+
+    Args:
+        path: the file.
+        raw: of a run with ``callbacks.ema``, take the weights as the optimizer left them, not their average.
+        digest: the file's SHA-256, where that is known already.
+
+    Raises:
+        UserError: there is no checkpoint there, it is damaged, or it is not one of vitlab's.
+    """
+    checkpoint = read_checkpoint(path, digest)
+    if "vitlab" not in checkpoint:
+        raise UserError(f"{path} was not written by vitlab: it carries no configuration.")
+    meta: CheckpointMeta = checkpoint["vitlab"]
+    check_targets(meta["config"])
+    net = build_net(without_initial_weights(meta["config"]))  # the weights are in the checkpoint
+    prefix = "net."
+    weights = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
+    net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return net.eval(), meta

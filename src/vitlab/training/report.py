@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import nn
 
-from vitlab.augment.base import RunFacts
+from vitlab.augment.erase import Erase
+from vitlab.augment.mix import MixupCutmix
 from vitlab.core import hardware
-from vitlab.core.console import RunConsole, duration
+from vitlab.core.console import Screen, duration
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
@@ -23,9 +24,8 @@ from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
 from vitlab.models.pretrained import Loaded
 from vitlab.training import figures
-from vitlab.training.build import Job
+from vitlab.training.build import Components
 from vitlab.training.callbacks.ema import decay_at
-from vitlab.training.teacher import Teacher
 from vitlab.training.tensorboard import RunLogger
 
 # What the groups of `vitlab.optim.parameter_groups` are called in the table.
@@ -37,6 +37,9 @@ GROUPS = {
 }
 GRID = 40  # images in predictions.png
 SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
+# Of an image by one box: where DeiT, by timm's default, ends. Zhong et al. went to 0.4, but for networks that
+# look at pixels: a ViT of few patches loses whole ones.
+MOST_ERASED = 1 / 3
 SMALL_DATA = 5120  # training images under which a batch of 512 would leave too few steps
 
 
@@ -70,7 +73,7 @@ def predict_some(
     return images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
 
 
-def describe(screen: RunConsole, lines: Sequence[tuple[str, str]]) -> None:
+def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
     """Print a block of ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
@@ -80,7 +83,7 @@ def describe(screen: RunConsole, lines: Sequence[tuple[str, str]]) -> None:
     screen.print(grid)
 
 
-def results(screen: RunConsole, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Print what the run reached and where to look next."""
     metrics, train = summary["metrics"], summary["train"]
     lines = []
@@ -111,9 +114,9 @@ def watched(folder: RunFolder) -> str:
 
 
 def announce(
-    screen: RunConsole,
+    screen: Screen,
     folder: RunFolder,
-    job: Job,
+    job: Components,
     model: dict[str, Any],
     processes: int,
     step: int | None,
@@ -149,7 +152,7 @@ def announce(
     ]
     if job.teacher:
         lines.append(("teacher", job.teacher.describe()))
-        lines.append(("distillation", _distillation(job, job.teacher)))
+        lines.append(("distillation", job.teacher.describe_task(config["task"], job.flops)))
     if (ema := config["callbacks"]["ema"])["decay"] is not None:
         last = decay_at(plan.total_steps - 1, **ema)
         ramp = f" (warmup: {last:.4g} at the last step)" if last < ema["decay"] else ""
@@ -169,7 +172,13 @@ def announce(
     notes += average_notes(job)
     if job.kind == "cpu":
         notes += matmul_notes(config["matmul_precision"])
-    notes += distillation_notes(job)
+    if job.teacher:
+        notes += job.teacher.all_notes(config["task"], config["overrides"])
+    elif isinstance(job.net, DistilledViT):
+        notes.append(
+            f"the second head of {config['choices']['model']} learns the same as the first without a "
+            "teacher; task=distill gives it one."
+        )
     notes += optimizer_notes(job, groups, starts=step is None)
     if loaded:
         notes += loaded.notes(data.mean, data.std, pair("model.image_size", config["model"]["image_size"]))
@@ -199,7 +208,7 @@ def _group_table(groups: Sequence[Mapping[str, Any]], net: nn.Module) -> Table:
     return table
 
 
-def optimizer_notes(job: Job, groups: Sequence[Mapping[str, Any]], *, starts: bool) -> Iterator[str]:
+def optimizer_notes(job: Components, groups: Sequence[Mapping[str, Any]], *, starts: bool) -> Iterator[str]:
     """Yield what is doubtful about the optimizer and about freezing, or without effect."""
     model, task = job.config["model"], job.config["task"]
     if job.config["optimizer"]["_target_"].endswith(".Muon") and not any("stacked" in g for g in groups):
@@ -212,7 +221,7 @@ def optimizer_notes(job: Job, groups: Sequence[Mapping[str, Any]], *, starts: bo
         )
 
 
-def average_notes(job: Job) -> Iterator[str]:
+def average_notes(job: Components) -> Iterator[str]:
     """Yield what is doubtful about the average of the weights, or without effect."""
     ema, steps = job.config["callbacks"]["ema"], job.plan.total_steps
     if ema["decay"] is None:
@@ -232,45 +241,28 @@ def matmul_notes(name: str) -> Iterator[str]:
         yield f"matmul_precision={name} has no effect on this processor: its float32 is float32."
 
 
-def augmentation_notes(job: Job, processes: int) -> Iterator[str]:
+def augmentation_notes(job: Components, processes: int) -> Iterator[str]:
     """Yield what is doubtful about the augmentation, or without effect."""
     model = job.config["model"]
-    patches = None
-    if "patch_size" in model:
-        (height, width), (down, right) = (pair(f"model.{k}", model[k]) for k in ("image_size", "patch_size"))
-        patches = (height // down) * (width // right)
-    facts = RunFacts(job.dataset.shape, patches, job.plan.epochs, job.data.batch_size // processes)
-    yield from job.data.augment.notes(facts)
+    for name, op in getattr(job.data.augment, "ops", {}).items():
+        key = f"augment.{name}"
+        if isinstance(op, Erase) and (share := op.largest_share(*job.dataset.shape)) > MOST_ERASED:
+            text = f"{key} may erase {share:.0%} of an image"
+            if "patch_size" in model:
+                (height, width), (down, right) = (
+                    pair(f"model.{k}", model[k]) for k in ("image_size", "patch_size")
+                )
+                patches = (height // down) * (width // right)
+                text += f", as much as {round(share * patches)} of its {patches} patches"
+            yield f"{text}; lower {key}.{op.extent} to keep the object in sight (at most a third is usual)."
+        last = getattr(op, "off_after_epoch", None)
+        if last is not None and last >= job.plan.epochs:
+            yield f"{key}.off_after_epoch={last} has no effect: the run has {job.plan.epochs} epoch(s)."
+        if isinstance(op, MixupCutmix) and job.data.batch_size == processes:
+            yield f"{key} has no effect: a batch of one image has no partner in it."
 
 
-def _distillation(job: Job, teacher: Teacher) -> str:
-    task = job.config["task"]
-    how = f"soft, temperature {task['temperature']:g}" if task["kind"] == "soft" else "hard"
-    share = teacher.flops / (3 * job.flops)  # backward costs two forwards
-    return f"{how}, weight {task['weight']:g}; asking the teacher costs {share:.0%} of the student's own step"
-
-
-def distillation_notes(job: Job) -> Iterator[str]:
-    """Yield what the teacher's file tells, and what of the distillation is without effect."""
-    task = job.config["task"]
-    if job.teacher is None:
-        if isinstance(job.net, DistilledViT):
-            yield (
-                f"the second head of {job.config['choices']['model']} learns the same as the first without a "
-                "teacher; task=distill gives it one."
-            )
-        return
-    yield from job.teacher.notes
-    typed = any(override.startswith("task.temperature=") for override in job.config["overrides"])
-    if typed and task["kind"] == "hard":
-        yield "task.temperature has no effect with task.kind=hard."
-    if task["weight"] == 0:
-        yield "task.weight=0: the teacher is asked and has no effect; task=classify trains the same for less."
-    if task["weight"] == 1 and task["label_smoothing"]:
-        yield "task.label_smoothing has no effect with task.weight=1: the labels have no part in the loss."
-
-
-def draw_augmentations(folder: RunFolder, job: Job, logger: RunLogger | None) -> None:
+def draw_augmentations(folder: RunFolder, job: Components, logger: RunLogger | None) -> None:
     """Write what the augmentation makes of a few training images, drawn as in training; once a run."""
     if (folder.figures / "augmentations.png").exists():  # of before a resume
         return
@@ -298,7 +290,7 @@ def _array(values: torch.Tensor) -> np.ndarray:
     return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
-def draw_learning_rate(folder: RunFolder, job: Job, logger: RunLogger | None) -> None:
+def draw_learning_rate(folder: RunFolder, job: Components, logger: RunLogger | None) -> None:
     """Write the curve of the learning rate, which is known before the first step; once a run."""
     if (folder.figures / "learning_rate.png").exists():  # of before a resume
         return
@@ -317,14 +309,14 @@ def draw_learning_rate(folder: RunFolder, job: Job, logger: RunLogger | None) ->
         logger.experiment.add_image("learning_rate", rasterize(figure), dataformats="HWC")
 
 
-def _rates(job: Job, peak: float, steps: int) -> list[tuple[float, float]]:
+def _rates(job: Components, peak: float, steps: int) -> list[tuple[float, float]]:
     """Return (epoch, learning rate) along the first ``steps`` optimizer steps, the last among them."""
     total = job.plan.total_steps
     shown = sorted({*range(0, steps, max(1, steps // 500)), steps - 1} - {-1})
     return [((s + 1) * job.plan.epochs / total, peak * job.task.schedule(s, total)) for s in shown]
 
 
-def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) -> None:
+def draw(folder: RunFolder, job: Components, metrics: Mapping[str, float], steps: int) -> None:
     """Write the run's figures; those of the test only if there was one (``metrics``)."""
     config = job.config
     title = f"{config['choices']['model']} on {job.dataset.name}, seed {config['seed']}"
@@ -344,7 +336,7 @@ def draw(folder: RunFolder, job: Job, metrics: Mapping[str, float], steps: int) 
     save(figures.plot_predictions(*grid, job.data.classes, title), folder, "predictions")
 
 
-def accuracy_per_class(job: Job) -> dict[str, float]:
+def accuracy_per_class(job: Components) -> dict[str, float]:
     """Return the test accuracy of each class, 0..1."""
     counts = job.task.confusion_counts
     share = counts.diagonal() / counts.sum(1).clamp(min=1)

@@ -17,25 +17,25 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from vitlab.config import check_targets
 from vitlab.core import hardware
 from vitlab.core.checkpoint import read_checkpoint
-from vitlab.core.console import RunConsole
+from vitlab.core.console import Screen
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
 from vitlab.core.provenance import commit, versions
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.models.flops import count_parameters, count_trainable
 from vitlab.training import report
 from vitlab.training.build import build
 from vitlab.training.callbacks import Throughput
 from vitlab.training.grad_scaler import skipped_steps
-from vitlab.training.instantiate import without_start
+from vitlab.training.instantiate import without_initial_weights
 from vitlab.training.resume import Begun, complete
 from vitlab.training.tensorboard import RunLogger
 from vitlab.training.trainer import make_trainer
 
 
-def run(folder: RunFolder) -> dict[str, Any]:
+def run(folder: RunFolder) -> SummaryData:
     """Train and test the run in ``folder``, from its last checkpoint if it has one; return its summary.
 
     Raises:
@@ -47,7 +47,7 @@ def run(folder: RunFolder) -> dict[str, Any]:
     check_targets(config)
     rank = rank_in_environment() or 0
     end_with_parent()
-    screen = RunConsole(folder, quiet=rank > 0)
+    screen = Screen(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
         summary = Summary(folder, writable=rank == 0)
@@ -101,14 +101,14 @@ def _run(
     processes: int,
     resumes: bool,
     summary: Summary,
-    screen: RunConsole,
+    screen: Screen,
     started: float,
 ) -> None:
     last = folder.last if folder.last.exists() else None
     begun = Begun.read(last) if last else None
     notes = begun.hold(folder, config) if begun else []
     if begun:  # the weights come from the run's own checkpoint; nothing is fetched twice
-        config = without_start(config)
+        config = without_initial_weights(config)
     job = build(config, processes)
     if begun:
         learned_from = job.teacher.record["sha256"] if job.teacher else None
@@ -144,7 +144,7 @@ def _run(
     if job.compiled:
         job.net.compile(dynamic=False)  # in place: the state's keys stay as they are
         if job.teacher:
-            job.teacher.classifier.net.compile(dynamic=False)
+            job.teacher.net.compile(dynamic=False)
 
     logger = (
         RunLogger(folder, purge_step=step if resumes else None) if config["logger"]["tensorboard"] else None

@@ -6,11 +6,11 @@ import lightning as L
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitlab.core.console import RunConsole
+from vitlab.core.console import Screen
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import StopSignal
-from vitlab.training.build import Job
+from vitlab.training.build import Components
 from vitlab.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
@@ -28,10 +28,10 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 def make_trainer(
     folder: RunFolder,
-    job: Job,
+    job: Components,
     processes: int,
     summary: Summary,
-    screen: RunConsole,
+    screen: Screen,
     stop: StopSignal,
     throughput: Throughput,
     logger: RunLogger | None,
