@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder, State, Summary
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
@@ -83,3 +84,22 @@ def test_a_folder_that_is_moved_under_its_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"run was moved or deleted .* continue with resume=<there>"):
         summary.update(status="failed")
+
+
+@pytest.mark.parametrize(
+    ("summary", "state"),
+    [
+        *((None, State.WAITING), ({}, State.WAITING), ({"status": []}, State.INTERRUPTED)),
+        *(({"status": s}, s) for s in (State.FINISHED, State.FAILED, State.INTERRUPTED, State.PRUNED)),
+        ({"status": "running"}, State.INTERRUPTED),  # killed
+    ],
+)
+def test_the_state_follows_from_the_summary_and_the_locks(
+    tmp_path: Path, summary: dict[str, Any] | None, state: State
+) -> None:
+    folder = RunFolder(tmp_path)
+    if summary is not None:
+        folder.summary.write_text(json.dumps(summary))
+    assert folder.state() == state
+    with folder.lock():
+        assert folder.state() == (state if state in ("finished", "pruned") else State.RUNNING)

@@ -20,6 +20,7 @@ from vitlab.compare.groups import VAL, Comparison, Group
 from vitlab.compare.statistics import pareto
 from vitlab.compare.table import SHOWN_COSTS, count
 from vitlab.core.plotting import GREY, new_figure, numbers_first, shorten_name, style_axes
+from vitlab.core.run_folder import State
 
 NAMES = ("differences", "curves", "heatmap", *(f"accuracy_{key}" for key in SHOWN_COSTS))  # of all files
 COLOURED = 10  # lines that an eye can tell apart
@@ -148,7 +149,7 @@ def _curves(comparison: Comparison) -> Iterator[Picture]:
         caption += f" The best {COLOURED} of {len(shown)} groups are in colour, the others grey."
     if partly:
         caption += " No run has finished: these are as far as they are."
-    elif any(run.curve and run.state != "finished" for run in comparison.runs):
+    elif any(run.curve and run.state != State.FINISHED for run in comparison.runs):
         caption += " Finished runs only."
     alt = (
         f"Line chart of validation accuracy over epochs, {len(shown)} groups; the table has the best epochs."

@@ -12,6 +12,7 @@ from vitlab.compare.statistics import Difference, Spread, paired, spread
 from vitlab.config.keys import under
 from vitlab.config.labels import shorten_keys
 from vitlab.core.errors import UserError
+from vitlab.core.run_folder import State
 from vitlab.core.suggest import suggest
 
 VAL, TEST = "val/accuracy", "test/accuracy"
@@ -40,7 +41,7 @@ class Group:
 
     @property
     def finished(self) -> list[Run]:
-        return [run for run in self.runs if run.state == "finished"]
+        return [run for run in self.runs if run.state == State.FINISHED]
 
     def by_seed(self, metric: str) -> dict[str, float]:
         """Return seed → value of the finished runs.
@@ -88,7 +89,7 @@ class Comparison:
 
     @property
     def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if run.state != "finished"]
+        return [run for run in self.runs if run.state != State.FINISHED]
 
     @property
     def loose(self) -> list[Run]:
@@ -242,7 +243,7 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         for seed, count in Counter(run.seed for run in group.finished).items():
             if count > 1:
                 twice.append(f"{group.name}: seed {seed} was run {count} times")
-        few = [run for run in group.runs if run.state in ("failed", "interrupted", "pruned")]
+        few = [run for run in group.runs if run.state in (State.FAILED, State.INTERRUPTED, State.PRUNED)]
         if few and group.finished:
             partly.append(f"{group.name}: {group.states}")
     for found, remedy in (

@@ -15,13 +15,13 @@ import yaml
 from vitlab.config import ignored_keys as effect
 from vitlab.config.keys import under
 from vitlab.core.errors import UserError
-from vitlab.core.files import is_locked
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.suggest import suggest
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # any of these makes a folder that of a run
 SWEEP = "sweep.json"
-STATES = ("finished", "running", "waiting", "interrupted", "failed", "pruned", "skipped", "broken")
+BROKEN = "broken"  # a file of the run is missing or damaged
+STATES = (*State, BROKEN)
 COSTS = ("parameters", "flops_per_image", "images_per_second", "wall_seconds")
 MOST_EPOCHS = 1e9  # a number beyond is damage
 DEEPEST = 40  # nodes inside nodes; a file that refers to itself has no end
@@ -138,7 +138,7 @@ def _below(top: Path) -> Iterator[Run]:
         folders.sort()
     for error in unlisted:
         path = Path(error.filename)
-        yield Run(path, plain(str(path)), "broken", f"the folder cannot be read: {error.strerror}")
+        yield Run(path, plain(str(path)), BROKEN, f"the folder cannot be read: {error.strerror}")
 
 
 def _skipped(folder: Path, name: str) -> Iterator[Run]:
@@ -147,14 +147,14 @@ def _skipped(folder: Path, name: str) -> Iterator[Run]:
         jobs = [j for j in json.loads((folder / SWEEP).read_text()).get("jobs", []) if not j["folder"]]
         for job in jobs:
             label = "/".join(filter(None, (name, plain(str(job["label"])))))
-            yield Run(folder / plain(str(job["label"])), label, "skipped", plain(str(job["reason"])))
+            yield Run(folder / plain(str(job["label"])), label, State.SKIPPED, plain(str(job["reason"])))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # for reading runs this file only adds a word
 
 
 def read_run(path: Path, name: str) -> Run:
     """Read one run; a file that is missing or damaged makes it a broken one, and never an error."""
-    run = Run(path, name, "broken")
+    run = Run(path, name, BROKEN)
     try:
         _read_config(run)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -165,33 +165,19 @@ def read_run(path: Path, name: str) -> Run:
     except (OSError, ValueError, RecursionError) as error:
         run.reason = f"summary.json: {_why(error)}"
         return run
-    run.state = _state(run, summary.get("status"))
+    run.state = RunFolder(path).state(summary)
     try:
         _read_curve(run)
     except (OSError, ValueError, csv.Error) as error:
         run.reason = run.reason or f"metrics.csv: {_why(error)}"
-    if run.state == "failed":
+    if run.state == State.FAILED:
         run.reason = plain(str(summary.get("error") or "no reason on record"))
-    elif run.state not in ("finished", "waiting"):
+    elif run.state not in (State.FINISHED, State.WAITING):
         planned = run.config.get("trainer.max_epochs", "?")
         run.reason = f"after epoch {run.epochs} of {planned}"
         if run.curve:
             run.reason += f", best val accuracy so far {100 * max(run.curve.values()):.2f} %"
     return run
-
-
-def _state(run: Run, status: Any) -> str:
-    if status in ("finished", "pruned"):
-        return status
-    folder = RunFolder(run.path)
-    try:
-        held = folder.is_locked() or is_locked(folder.claim)
-    except OSError:
-        held = status == "running"
-    if held:
-        return "running"
-    # One that was killed could not say so.
-    return "waiting" if status is None else "failed" if status == "failed" else "interrupted"
 
 
 def _read_config(run: Run) -> None:
@@ -249,7 +235,7 @@ def _node(value: Any) -> dict[str, Any]:
 def _read_curve(run: Run) -> None:
     path = run.path / "metrics.csv"
     if not path.exists():
-        if run.state == "finished":
+        if run.state == State.FINISHED:
             run.reason = "metrics.csv is missing: no curve"
         return
     with open(path, newline="", encoding="utf-8") as file:

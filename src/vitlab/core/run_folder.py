@@ -13,6 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,6 +24,18 @@ from vitlab.core.files import is_locked, try_lock, write_atomic
 from vitlab.core.suggest import suggest
 
 TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
+
+
+class State(StrEnum):
+    """What became of a run, or of a job or trial that has no run folder yet; the good ones first."""
+
+    FINISHED = "finished"
+    RUNNING = "running"
+    WAITING = "waiting"  # it has a folder, and nobody has begun with it
+    INTERRUPTED = "interrupted"  # stopped or killed: it can be resumed
+    FAILED = "failed"
+    PRUNED = "pruned"  # by a search, before its last epoch
+    SKIPPED = "skipped"  # a combination that cannot be trained: it has no folder
 
 
 def claimed(folder: "RunFolder") -> UserError:
@@ -115,17 +128,25 @@ class RunFolder:
         """Say whether a process trains in this folder."""
         return is_locked(self._lock)
 
-    def state(self) -> str:
-        """Return what is with the run: waiting, running, finished, failed, or interrupted.
+    def state(self, summary: Mapping[str, Any] | None = None) -> State:
+        """Return what became of the run.
 
-        A run that was killed could not say so; its lock went with it.
+        Args:
+            summary: what ``summary.json`` holds, where it has been read already.
         """
-        status = Summary(self, writable=False).data.get("status")
-        if status == "finished":
-            return "finished"
-        if self.is_locked() or is_locked(self.claim):
-            return "running"
-        return {None: "waiting", "failed": "failed"}.get(status, "interrupted")
+        status = (Summary(self, writable=False).data if summary is None else summary).get("status")
+        if status in (State.FINISHED, State.PRUNED):
+            return State(status)
+        try:
+            locked = self.is_locked() or is_locked(self.claim)
+        except OSError:  # a file that only its owner can read
+            locked = status == State.RUNNING
+        if locked:
+            return State.RUNNING
+        # A run that was killed could not record that; its lock went with it.
+        if status is None:
+            return State.WAITING
+        return State.FAILED if status == State.FAILED else State.INTERRUPTED
 
     def read_config(self) -> dict[str, Any]:
         """Return the resolved configuration.
