@@ -9,11 +9,9 @@ import argparse
 import sys
 from typing import NoReturn
 
-from rich.console import Console
-
 from vitlab.compare import compare
 from vitlab.core.cli import finish
-from vitlab.core.console import WIDTH
+from vitlab.core.console import make_console
 from vitlab.core.errors import UserError
 
 
@@ -43,10 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="where to write; by default report/ in the folder")
     arguments = parser.parse_args()
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=WIDTH)
-    compare(arguments.folders, arguments.baseline, arguments.out, console)
+    compare(arguments.folders, arguments.baseline, arguments.out, make_console())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from vitlab.augment import Compose
+from vitlab.augment.base import RunFacts
 from vitlab.augment.erase import VALUES, Cutout, RandomErasing
-from vitlab.core.errors import UserError
 
 BOXES = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [0, 0, 6, 7], [5, 6, 1, 1]])
 
@@ -141,21 +142,16 @@ def test_the_largest_share_is_what_a_draw_can_erase():
     assert Cutout(size=16, p=1.0, value="zero").largest_share(8, 32) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: erasing(p=2), "p of RandomErasing must be a number from 0 to 1"),
-        (
-            lambda: erasing(min_area=0.5, max_area=0.1),
-            "min_area=0.5 of RandomErasing is more than max_area=0.1",
-        ),
-        (lambda: erasing(max_area=1.1), "max_area"),
-        (lambda: erasing(min_ratio=0), "min_ratio"),
-        (lambda: erasing(value="maen"), "did you mean 'mean'"),
-        (lambda: Cutout(size=0, p=1.0, value="zero"), "size of Cutout"),
-        (lambda: Cutout(size=2.5, p=1.0, value="zero"), "size of Cutout"),
-    ],
-)
-def test_bad_values_are_refused(make, message):
-    with pytest.raises(UserError, match=message):
-        make()
+def test_a_note_says_when_erasing_leaves_too_little():
+    def notes(op, patches=None):
+        return list(Compose(ops=["op"], op=op).notes(RunFacts((16, 16), patches, 10, 8)))
+
+    assert notes(erasing(max_area=1 / 3)) == notes(Cutout(size=8, p=1.0, value="zero")) == []
+    (one,) = notes(erasing(max_area=0.5), patches=32)
+    assert one.startswith(
+        "augment.op may erase 50% of an image, as much as 16 of its 32 patches; lower augment"
+    )
+    (two,) = notes(Cutout(size=12, p=1.0, value="zero"), patches=32)
+    assert "may erase 56% of an image, as much as 18 of its 32 patches; lower augment.op.size" in two
+    (resnet,) = notes(erasing(max_area=0.4))
+    assert "patches" not in resnet

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.config import CONF, OPEN_NODES, check_targets, compose, preflight, to_plain
-from vitlab.config.cross_checks.data import CLASSES, DEFAULT_HELD_OUT
 from vitlab.config.schema import RULES, rule
+from vitlab.core.data_protocol import DEFAULT_VAL_SIZE, NUM_CLASSES
 
 ROOTS = sorted(CONF.glob("*.yaml"))  # one a verb, and the augmentations
 FILES = sorted(CONF.glob("*/**/*.yaml"))
@@ -109,7 +109,6 @@ def test_every_precision_of_lightning_is_known() -> None:
 def test_the_words_of_the_rules_are_those_of_the_code() -> None:
     from vitlab.augment.pixels import INTERPOLATIONS
     from vitlab.augment.policies import POLICIES, SPACES
-    from vitlab.data.datasets import KINDS
     from vitlab.models.initialization import INITS
     from vitlab.models.pooling import POOLINGS
     from vitlab.models.positions import POSITIONS
@@ -119,7 +118,6 @@ def test_the_words_of_the_rules_are_those_of_the_code() -> None:
         ("model.pool", POOLINGS),
         ("model.position", POSITIONS),
         ("model.init", INITS),
-        ("data.kind", KINDS),
         ("scheduler.shape", SHAPES),
         ("augment.*.interpolation", INTERPOLATIONS),
         ("augment.*.policy", POLICIES),
@@ -130,10 +128,10 @@ def test_the_words_of_the_rules_are_those_of_the_code() -> None:
 
 def test_what_is_known_of_the_data_is_so() -> None:
 
-    for name, number in CLASSES.items():
+    for name, number in NUM_CLASSES.items():
         assert to_plain(compose([f"data={name}"]))["data"]["num_classes"] == number
     from vitlab.data import datasets
 
     shapes = datasets.build(to_plain(compose(["data=shapes"]))["data"])
-    assert len(shapes.classes) == CLASSES["shapes"]
-    assert datasets.part_sizes(shapes, None)["val"] == DEFAULT_HELD_OUT * shapes.sizes["train"]
+    assert len(shapes.classes) == NUM_CLASSES["shapes"]
+    assert datasets.describe(shapes, None).num_val == DEFAULT_VAL_SIZE * shapes.sizes["train"]

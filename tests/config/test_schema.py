@@ -38,11 +38,27 @@ def test_augmentations_are_listed_and_only_those_are_kept() -> None:
         ("optimizer.betas=0.9", "expected a list of two"),
         ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
         ("augment.ops=3", "augment.ops=3: expected a list"),
+        ("augment.crop.padding=1.5", "augment.crop.padding=1.5: expected a whole number from 0"),
+        ("augment.crop.padding_mode=reflekt", "expected zero or reflect"),
+        ("augment=mixup_cutmix augment.mix.cutmix_alpha='1'", "without quotes"),
+        ("augment=mixup_cutmix augment.mix.mixup_alpha=-1", "expected null, or a number from 0"),
+        ("augment=mixup_cutmix augment.mix.off_after_epoch=0", "expected null, or a whole number from 1"),
+        ("augment=randaugment augment.randaugment.space=papr", "expected paper or timm"),
+        ("augment=randaugment augment.randaugment.num_ops=0", "expected a whole number from 1"),
+        ("augment=randaugment augment.randaugment.interpolation=bicubic", "expected nearest or bilinear"),
+        ("augment=randaugment augment.randaugment.fill=256", "expected a whole number from 0 to 255"),
+        ("augment=autoaugment augment.autoaugment.policy=cifar", "expected cifar10 or imagenet"),
+        ("augment=trivialaugment augment.trivialaugment.num_levels=1", "expected a whole number from 2"),
+        ("augment=three_augment augment.jitter.contrast=1.5", "expected a number from 0 to 1"),
+        ("augment.ops=[cutout] augment.cutout.size=2.5", "expected a whole number from 1"),
+        ("augment.ops=[erase] augment.erase.max_area=1.1", "expected a number from 0 to 1"),
+        ("augment.ops=[erase] augment.erase.min_ratio=0", "expected a number above 0"),
+        ("augment.ops=[erase] augment.erase.value=maen", "expected zero or mean or random"),
         ("model.kwargs=3", "model=vit_small has no key 'kwargs'"),
     ],
 )
 def test_a_value_of_a_wrong_kind_is_refused(typed: str, said: str) -> None:
-    assert said in refused(typed)
+    assert said in refused(*typed.split())
 
 
 @pytest.mark.parametrize(

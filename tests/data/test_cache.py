@@ -247,12 +247,6 @@ def test_two_that_start_together_decode_once(root, reads, capfd, monkeypatch):
     assert len(found) == 4
 
 
-def test_a_config_from_before_there_was_a_cache_decodes_as_it_did(root):
-    cfg = config("image_folder", root=str(root), image_size=8, batch_size=1, val_size=0)
-    del cfg["cache"]
-    assert isinstance(datasets.build(cfg).load("train")[0], ImageFiles)
-
-
 def test_a_cache_beside_the_classes_is_not_a_class(tmp_path):
     root = image_tree(tmp_path / "set", {"a": 10, "b": 10})
     inside = {"cache": str(root / "cache")}

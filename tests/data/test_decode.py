@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.helpers import save
 from vitlab.core.errors import UserError
 from vitlab.data import decode as module
-from vitlab.data.decode import ImageFiles, image_shape, read_image, resize_images
+from vitlab.data.decode import ImageFiles, read_image, resize_images
 
 
 def pixel(path, channels=3):
@@ -103,7 +103,7 @@ def test_the_order_is_that_of_the_paths(tmp_path, workers):
 
 @pytest.fixture
 def by_processes(monkeypatch):
-    monkeypatch.setattr(module, "MANY", 1)
+    monkeypatch.setattr(module, "MIN_FILES_FOR_PROCESSES", 1)
     monkeypatch.setattr(module, "CHUNK", 4)
 
 
@@ -142,14 +142,3 @@ def test_memory_is_looked_at_before_decoding(tmp_path, monkeypatch):
         ImageFiles([path], (32, 32), 3, 1).decode_all()
     monkeypatch.setattr(module, "available_memory", lambda: None)
     assert len(ImageFiles([path], (32, 32), 3, 1).decode_all()) == 1
-
-
-@pytest.mark.parametrize("size", [0, -1, 1.5, "32", True, None, [32], [32, 0], [32, 32, 3], "33"])
-def test_sizes_that_are_none(size):
-    with pytest.raises(UserError, match="image_size"):
-        image_shape(size)
-
-
-def test_sizes():
-    assert image_shape(32) == (32, 32)
-    assert image_shape([24, 32]) == (24, 32)

@@ -152,7 +152,7 @@ def test_a_state_that_agrees_with_the_trainer(state, at):
 def test_a_state_that_does_not_is_no_small_matter(at):
     loader = train_loader(at=at)
     loader.load_state_dict({"epoch": 1, "batch": 3})
-    with pytest.raises(RuntimeError, match="loader stood at epoch 1, batch 3"):
+    with pytest.raises(RuntimeError, match="loader was at epoch 1, batch 3"):
         next(iter(loader))
 
 

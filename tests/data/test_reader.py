@@ -11,13 +11,13 @@ import torch
 
 from tests.data.helpers import save
 from vitlab.core.errors import UserError
-from vitlab.data.decode import ImageFiles, StoredImages
+from vitlab.data.decode import ImageFiles, LazyImages
 from vitlab.data.reader import StreamReader
 
 PLAN = torch.arange(24).view(6, 4)
 
 
-class Numbers(StoredImages):
+class Numbers(LazyImages):
     """Images that hold their number; asked for image ``fatal``, the process that reads dies."""
 
     shape = (24, 1, 2, 2)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from tests.data.helpers import config
-from vitlab.core.errors import UserError
 from vitlab.data import datasets
 
 
@@ -40,7 +39,7 @@ def test_the_images_are_a_function_of_the_seed_and_the_split():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(UserError, match="num_test must be an integer of at least 10"):
+    with pytest.raises(ValueError, match="must be 10 or more"):
         shapes(num_test=5)
 
 

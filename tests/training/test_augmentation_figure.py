@@ -5,8 +5,6 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-from vitlab.augment import Compose
-from vitlab.augment.erase import Cutout, RandomErasing
 from vitlab.config import preflight, to_plain
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
@@ -115,40 +113,6 @@ def test_a_sheet_shows_pixels_and_targets(channels):
     assert sum(text.startswith("xxx") and len(text) < 20 for text in texts) == 2, "a trace is not shown"
     assert {"original", "draw 1"} <= set(texts)
     assert rasterize(figure).shape[2] == 3
-
-
-def notes(*ops, overrides=(), processes=1):
-    some = job(*overrides)
-    some.data.augment = Compose(
-        ops=[f"op{i}" for i in range(len(ops))], **{f"op{i}": op for i, op in enumerate(ops)}
-    )
-    return list(report.augmentation_notes(some, processes))
-
-
-def erasing(most):
-    return RandomErasing(p=0.5, min_area=0.02, max_area=most, min_ratio=0.3, max_ratio=3.3, value="zero")
-
-
-def test_a_note_says_when_erasing_leaves_too_little():
-    assert notes(erasing(1 / 3), Cutout(size=8, p=1.0, value="zero")) == []
-    one, two = notes(erasing(0.5), Cutout(size=12, p=1.0, value="zero"), overrides=["model.patch_size=[4,2]"])
-    assert "augment.op0 may erase 50% of an image, as much as 16 of its 32 patches" in one
-    assert "augment.op0.max_area" in one
-    assert "56%" in two
-    assert "18 of its 32 patches" in two
-    assert "augment.op1.size" in two
-    (resnet,) = notes(erasing(0.4), overrides=["model=resnet18"])
-    assert "patches" not in resnet
-
-
-def test_options_of_mixing_without_effect_are_said(train, capsys):
-    train("augment=mixup_cutmix", "augment.mix.off_after_epoch=2", "trainer.max_epochs=1")
-    assert "augment.mix.off_after_epoch=2 has no effect: the run has 1 epoch" in " ".join(
-        capsys.readouterr().out.split()
-    )
-    small = job("augment=mixup_cutmix", "augment.mix.off_after_epoch=2")
-    assert list(report.augmentation_notes(small, 1)) == []
-    assert "no partner" in next(report.augmentation_notes(small, small.data.batch_size))
 
 
 def test_names_with_dollars_and_tall_images_are_drawn():

@@ -1,13 +1,28 @@
 """What an augmentation is, and how several make one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
-from vitlab.core.suggest import suggest
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What an augmentation may know of the run, to say what of it is doubtful or without effect.
+
+    Attributes:
+        image_size: height and width of the images.
+        num_patches: patches of an image; None where the model has none.
+        epochs: of the whole run.
+        images_per_process: in a batch.
+    """
+
+    image_size: tuple[int, int]
+    num_patches: int | None
+    epochs: int
+    images_per_process: int
 
 
 class Augmentation(nn.Module):
@@ -27,6 +42,17 @@ class Augmentation(nn.Module):
         drawn = self.draw(images, generator)
         return self.apply_to(images, targets, *(d.to(images.device, non_blocking=True) for d in drawn))
 
+    def notes(self, key: str, facts: RunFacts) -> Iterator[str]:
+        """Yield what of the settings is doubtful in this run, or has no effect.
+
+        Args:
+            key: of the augmentation in the config, such as ``augment.mix``.
+            facts: what the run is like.
+        """
+        if self.off_after_epoch is not None and self.off_after_epoch >= facts.epochs:
+            last = self.off_after_epoch
+            yield f"{key}.off_after_epoch={last} has no effect: the run has {facts.epochs} epoch(s)."
+
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw a batch's parameters from its shape alone: tensors of length B on the CPU."""
         raise NotImplementedError
@@ -40,6 +66,7 @@ class ImageOp(Augmentation):
     """An augmentation of the images alone: a subclass writes ``draw`` and ``transform``."""
 
     def apply_to(self, images: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
+        """Return the images transformed, and the targets as they are."""
         return self.transform(images, *drawn), targets
 
     def transform(self, images: Tensor, *drawn: Any) -> Tensor:
@@ -64,22 +91,17 @@ class Compose(nn.Module):
     Args:
         ops: names of the augmentations to apply, in order.
         augmentations: those there are, by name; the ones not listed in ``ops`` are not kept.
-
-    Raises:
-        UserError: ``ops`` names one that is not there, or one twice.
     """
 
-    def __init__(self, *, ops: Sequence[str], **augmentations: nn.Module) -> None:
+    def __init__(self, *, ops: Sequence[str], **augmentations: Augmentation) -> None:
         super().__init__()
-        for place, name in enumerate(ops):
-            if name not in augmentations:
-                raise UserError(
-                    f"augment.ops names '{name}', which is no augmentation{suggest(name, augmentations)}. "
-                    f"There are {', '.join(augmentations) or 'none'}."
-                )
-            if name in ops[:place]:
-                raise UserError(f"augment.ops names '{name}' twice; an augmentation is applied once.")
+        assert len({*ops}) == len(ops)
         self.ops = nn.ModuleDict({name: augmentations[name] for name in ops})
+
+    def notes(self, facts: RunFacts) -> Iterator[str]:
+        """Yield the notes of the augmentations, in order; see `Augmentation.notes`."""
+        for name, op in self.ops.items():
+            yield from op.notes(f"augment.{name}", facts)  # type: ignore[operator]
 
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, epoch: int = 0
@@ -90,7 +112,6 @@ class Compose(nn.Module):
             epoch: of the run, from 0; operations with ``off_after_epoch`` end by it.
         """
         for op in self.ops.values():
-            last = getattr(op, "off_after_epoch", None)
-            if last is None or epoch < last:
+            if op.off_after_epoch is None or epoch < op.off_after_epoch:  # type: ignore[operator]
                 images, targets = op(images, targets, generator)
         return images, targets

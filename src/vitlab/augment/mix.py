@@ -1,12 +1,12 @@
 """Mixup and cutmix: every image with its neighbour in the batch, and the targets by the same share."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from vitlab.augment.base import Augmentation, to_pixels
+from vitlab.augment.base import Augmentation, RunFacts, to_pixels
 from vitlab.augment.boxes import inside, place_around, size_of
-from vitlab.augment.checks import check_number, check_whole
-from vitlab.core.errors import UserError
 
 
 class MixupCutmix(Augmentation):
@@ -28,7 +28,7 @@ class MixupCutmix(Augmentation):
         off_after_epoch: epochs after which nothing is mixed any more; None for never.
 
     Raises:
-        UserError: for a value out of its range, or if both alphas are off.
+        ValueError: both alphas are off.
     """
 
     def __init__(
@@ -41,28 +41,25 @@ class MixupCutmix(Augmentation):
         off_after_epoch: int | None,
     ) -> None:
         super().__init__()
-        check_number(self, "mixup_alpha", mixup_alpha or 0, 0)
-        check_number(self, "cutmix_alpha", cutmix_alpha or 0, 0)
-        check_number(self, "p", p, 0, 1)
-        check_number(self, "switch_p", switch_p, 0, 1)
-        if off_after_epoch is not None:
-            check_whole(self, "off_after_epoch", off_after_epoch, 1)
         if not mixup_alpha and not cutmix_alpha:
-            raise UserError(
-                "mixup_alpha and cutmix_alpha of MixupCutmix are both off, so nothing would be mixed. Give "
-                "one of them a number above 0, or leave mix out of augment.ops."
-            )
+            raise ValueError("mixup_alpha and cutmix_alpha are both off")
         self.mixup_alpha = mixup_alpha or 0
         self.cutmix_alpha = cutmix_alpha or 0
         self.p = p
         self.switch_p = switch_p if self.mixup_alpha and self.cutmix_alpha else float(self.cutmix_alpha > 0)
         self.off_after_epoch = off_after_epoch
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw mixup's share λ of the own image (B,) and cutmix's box (B, 4), int64: top, left, height,
-        width.
+    def notes(self, key: str, facts: RunFacts) -> Iterator[str]:
+        """Say where a batch has no partner for an image."""
+        yield from super().notes(key, facts)
+        if facts.images_per_process == 1:
+            yield f"{key} has no effect: a batch of one image has no partner in it."
 
-        The share is 1 where an image is not mixed by mixup, the box empty where it is not by cutmix.
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw mixup's share λ of the own image (B,) and cutmix's box (B, 4), int64.
+
+        A box is top, left, height, width. The share is 1 where an image is not mixed by mixup, the box
+        empty where it is not by cutmix.
         """
         number, size = len(images), size_of(images)
         chance, switch = torch.rand(2, number, generator=generator)

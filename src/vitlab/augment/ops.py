@@ -9,11 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp
-from vitlab.augment.checks import check_number, check_whole, check_word
 from vitlab.augment.pixels import reflected
-from vitlab.core.errors import UserError
-
-PADDING_MODES = ("zero", "reflect")
 
 
 class RandomCrop(ImageOp):
@@ -27,13 +23,11 @@ class RandomCrop(ImageOp):
             border pixels).
 
     Raises:
-        UserError: for another mode, a negative padding, or a reflection wider than the image.
+        ValueError: when called, for a reflection wider than the image.
     """
 
     def __init__(self, *, padding: int, padding_mode: str) -> None:
         super().__init__()
-        check_whole(self, "padding", padding, 0)
-        check_word(self, "padding_mode", padding_mode, PADDING_MODES)
         self.padding = padding
         self.padding_mode = padding_mode
 
@@ -69,24 +63,16 @@ class RandomCrop(ImageOp):
         # By index: reflection in torch knows no uint8.
         height, width = images.shape[-2:]
         if p >= min(height, width):
-            raise UserError(
-                f"padding={p} of RandomCrop with padding_mode=reflect must be less than the "
-                f"image's side ({min(height, width)} pixels)."
-            )
+            raise ValueError(f"a reflection of {p} pixels is wider than images of {height} x {width}")
         padded = images.index_select(2, reflected(height, p, images.device))
         return padded.index_select(3, reflected(width, p, images.device))
 
 
 class RandomFlip(ImageOp):
-    """Mirror each image left to right with probability ``p``.
-
-    Raises:
-        UserError: unless 0 <= p <= 1.
-    """
+    """Mirror each image left to right with probability ``p``."""
 
     def __init__(self, *, p: float) -> None:
         super().__init__()
-        check_number(self, "p", p, 0, 1)
         self.p = p
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:

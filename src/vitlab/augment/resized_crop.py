@@ -6,7 +6,6 @@ from torch import Tensor
 
 from vitlab.augment.base import ImageOp, to_pixels
 from vitlab.augment.boxes import draw_sides, place, size_of
-from vitlab.augment.checks import check_range
 
 
 class RandomResizedCrop(ImageOp):
@@ -18,17 +17,14 @@ class RandomResizedCrop(ImageOp):
     other implementations offer would change nothing.
 
     Args:
-        min_area, max_area: share of the image's area, uniform between them; 0.08 to 1 in the paper.
-        min_ratio, max_ratio: width over height, log-uniform between them; 3/4 to 4/3 in the paper.
-
-    Raises:
-        UserError: for a value out of its range.
+        min_area: smallest share of the image's area, 0.08 in the paper; uniform up to ``max_area``.
+        max_area: largest share, 1 in the paper.
+        min_ratio: smallest width over height, 3/4 in the paper; log-uniform up to ``max_ratio``.
+        max_ratio: largest ratio, 4/3 in the paper.
     """
 
     def __init__(self, *, min_area: float, max_area: float, min_ratio: float, max_ratio: float) -> None:
         super().__init__()
-        check_range(self, "area", min_area, max_area, 0.0001, 1)
-        check_range(self, "ratio", min_ratio, max_ratio, 0.001, 1000)
         self.area = min_area, max_area
         self.ratio = min_ratio, max_ratio
 

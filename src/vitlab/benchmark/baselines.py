@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitlab.benchmark.timing import SETTLE, Sample
-from vitlab.core.console import Screen
+from vitlab.core.console import RunConsole
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import StopSignal
 from vitlab.data.loader import Batch
@@ -78,7 +78,9 @@ def fit(
         logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
         clock = Throughput(time.monotonic(), warmup_steps=settle)
         now = replace(job, data=data, plan=plan)
-        trainer, _ = make_trainer(folder, now, 1, summary, Screen(folder, quiet=True), stop, clock, logger)
+        trainer, _ = make_trainer(
+            folder, now, 1, summary, RunConsole(folder, quiet=True), stop, clock, logger
+        )
         trainer.fit(job.task, datamodule=data)
         if logger:
             logger.experiment.close()

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from lightning.fabric.utilities.throughput import get_available_flops
 from rich.console import Console
+from rich.text import Text
 from torchvision.transforms import v2
 
 from vitlab.benchmark import checks, references
@@ -22,7 +23,7 @@ from vitlab.benchmark.figures import plot_throughput
 from vitlab.benchmark.report import show
 from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
 from vitlab.core import hardware
-from vitlab.core.console import WIDTH
+from vitlab.core.console import make_console
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
@@ -49,9 +50,7 @@ def measure(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         UserError: the config cannot be built, or the hardware cannot do what is asked.
         Interrupted: Ctrl-C or SIGTERM; what was measured by then is kept.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=WIDTH)
+    console = make_console()
     quieten()
     try:
         with plain_errors(), hardware.matmul_precision(config["matmul_precision"]):
@@ -139,7 +138,7 @@ class Benchmark:
             ("measured", f"{options['rounds']} rounds of {options['seconds']:g} s each, taken in turn"),
         ]
         for name, value in lines:
-            self.console.print(f"[bold cyan]{name:<9}[/] {value}")
+            self.console.print(Text.assemble((f"{name:<9}", "bold cyan"), f" {value}"))
         notes = list(job.data.notes)
         notes += [f"benchmark.against={n} does nothing in these layers" for n in checks.idle(job.config)]
         for note in notes:

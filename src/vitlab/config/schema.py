@@ -23,6 +23,7 @@ from vitlab.config.types import (
     whole,
     word,
 )
+from vitlab.core.data_protocol import KINDS, NUM_CLASSES
 
 # Below these keys an experimenter may add keys of their own with `+`: they go to another library.
 OPEN_NODES = ("model.kwargs",)
@@ -167,7 +168,7 @@ RULES: dict[str, Kind] = {
     "scheduler.shape": word("sqrt", "linear"),
     "scheduler.*_ratio": _probability,
     # data
-    "data.kind": word("cifar10", "cifar100", "image_folder", "image_list", "shapes"),
+    "data.kind": word(*KINDS),
     "data.root": either(null(), text()),
     "data.url": either(null(), text()),
     "data.md5": either(null(), text()),
@@ -177,8 +178,8 @@ RULES: dict[str, Kind] = {
     "data.batch_size": whole(1, 1_000_000),
     "data.val_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
     "data.test_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
-    "data.num_train": whole(1, 100_000_000),
-    "data.num_test": whole(1, 100_000_000),
+    "data.num_train": whole(NUM_CLASSES["shapes"], 100_000_000),
+    "data.num_test": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.seed": whole(0, 2**32 - 1),
     "data.split_seed": whole(0, 2**32 - 1),
     "data.in_memory": _auto_flag,
@@ -202,14 +203,14 @@ RULES: dict[str, Kind] = {
     "augment.*.policy": word("cifar10", "imagenet"),
     "augment.*.num_levels": whole(2, 1000),
     "augment.*.threshold": whole(0, 256),
-    "augment.*.min_sigma": real(0, 2, above=True),
-    "augment.*.max_sigma": real(0, 2, above=True),
+    "augment.*.m??_sigma": real(0.01, 2),
     "augment.*.brightness": _probability,
     "augment.*.contrast": _probability,
     "augment.*.color": _probability,
     "augment.*.padding": whole(0, 1024),
+    "augment.resized_crop.m??_area": real(0.0001, 1),
     "augment.*.m??_area": _probability,
-    "augment.*.m??_ratio": real(0, 1000, above=True),
+    "augment.*.m??_ratio": real(0.001, 1000),
     "augment.*.value": word("zero", "mean", "random"),
     "augment.*.*_alpha": either(null(), real(0, 1000)),
     "augment.*.switch_p": _probability,

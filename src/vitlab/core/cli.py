@@ -1,22 +1,23 @@
-"""What the verbs share: how they end. Torch-free."""
+"""What the verbs share: how they end."""
 
 import sys
 from collections.abc import Callable
 
+from vitlab.core.console import printable
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
 
 
 def finish(work: Callable[[], object]) -> int:
-    """Do ``work`` and return the exit status: 0, 1 with one line for a mistake of the user's, 128 + n
-    for signal n.
+    """Do ``work``; an error that is not the user's is a fault of vitlab's, and keeps its traceback.
 
-    Anything else is a fault of vitlab's, and keeps its traceback.
+    Returns:
+        The exit status: 0; 1 with one line for a mistake of the user's; 128 + n for signal n.
     """
     try:
         work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except Interrupted as stop:
         return stop.exit_code

@@ -1,16 +1,27 @@
-"""The terminal and train.log, as one place to print to. Torch-free."""
+"""The terminal and train.log, as one place to print to.
+
+What a person typed, or a class or a folder is called, is text: its brackets are no markup of Rich's, and its
+control characters reach no terminal. Style comes from Rich's own objects, such as ``Text`` and ``Table``.
+"""
 
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from vitlab.core.run_folder import RunFolder
 
 WIDTH = 120  # of lines in files
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with a harmless sign for each control character but line breaks and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def say(text: str) -> None:
-    print(text, flush=True)  # another process may write to the same screen, or read this line by line
+    """Print a line at once: another process may write to the same terminal, or read this line by line."""
+    print(printable(text), flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -20,7 +31,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Screen:
+class PlainConsole(Console):
+    """A console that takes every string for text, those in the cells of a table too."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
+def make_console(**options: Any) -> Console:
+    """Return a console for what people read; where it is no terminal, its lines have one width everywhere."""
+    console = PlainConsole(highlight=False, soft_wrap=True, **options)
+    if not console.is_terminal and "width" not in options:
+        console.width = WIDTH
+    return console
+
+
+class RunConsole:
     """Print to the terminal and, the same lines, to ``train.log``.
 
     Args:
@@ -28,17 +54,17 @@ class Screen:
     """
 
     def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=WIDTH)
+        self.console = make_console(quiet=quiet)
         self._file = None if quiet else open(folder.log, "a", encoding="utf-8")  # noqa: SIM115
-        self._log = Console(file=self._file, width=WIDTH, quiet=quiet, highlight=False, soft_wrap=True)
+        self._log = make_console(file=self._file, width=WIDTH, quiet=quiet)
 
     def print(self, *objects: Any) -> None:
+        """Print to both."""
         self.console.print(*objects)
         self.log(*objects)
 
     def log(self, *objects: Any) -> None:
-        self._log.print(*objects, markup=False)
+        """Print to ``train.log`` alone."""
+        self._log.print(*objects)
         if self._file is not None:
             self._file.flush()

@@ -3,10 +3,13 @@
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -40,7 +43,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def try_lock(file: IO[str], *, patience: float = 0, shared: bool = False) -> bool:
+def try_lock(file: IO[Any], *, patience: float = 0, shared: bool = False) -> bool:
     """Lock an open file and say whether that went well within ``patience`` seconds.
 
     The lock is the operating system's: it goes when the file is closed or its process ends, however.
@@ -53,6 +56,20 @@ def try_lock(file: IO[str], *, patience: float = 0, shared: bool = False) -> boo
         if time.monotonic() >= until:
             return False
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on the file at ``path``, which is created if needed and left behind; waits for it.
+
+    On a file system without locks the block runs without one.
+    """
+    with path.open("a") as file:
+        with contextlib.suppress(OSError):
+            if not try_lock(file):
+                print(f"Waiting for another process that holds {path} …", file=sys.stderr)
+                try_lock(file, patience=math.inf)
+        yield
 
 
 def is_locked(path: Path) -> bool:

@@ -1,13 +1,12 @@
-"""Image files decoded once: one ``.npy`` file a split, from which later starts read. Torch-free.
+"""Image files decoded once: one ``.npy`` file a split, from which later starts read.
 
-The name of a cache says what it was made of: ``<set>-<its folder>-<split>-<H>x<W>x<C>-<key>.npy``. The
-key hashes the paths, sizes and times of the files and the rules of decoding, so a cache of other
+The name of a cache says what it was made from: ``<set>-<its folder>-<split>-<H>x<W>x<C>-<key>.npy``.
+The key hashes the paths, sizes and times of the files and the rules of decoding, so a cache of other
 pixels has another name and is not found. Deleting the folder is safe: caches are made again.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -19,22 +18,23 @@ from typing import Any
 import numpy as np
 import PIL
 
-from vitlab.data.decode import RULES_VERSION, ImageFiles, StoredImages, format_bytes
-from vitlab.data.download import locked
+from vitlab.core.files import locked, try_lock
+from vitlab.data.decode import RULES_VERSION, ImageFiles, LazyImages, format_bytes
 
-# By this file backup programs know a cache (https://bford.info/cachedir/), and `folder` knows not to
-# take ours for a class of images.
+# This file tells backup programs that a folder is a cache (https://bford.info/cachedir/), and
+# `image_folder` that it is not a class of images.
 TAG = "CACHEDIR.TAG"
 TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Decoded images; deleting them is safe.\n"
 
 
-class CachedImages(StoredImages):
-    """A cache file as a memory map: what is asked for is read, and all processes share what was.
+class CachedImages(LazyImages):
+    """A cache file as a memory map, which is read where it is indexed; processes share what was read.
 
-    The file is marked as in use for as long as the object lives.
+    The file is locked as in use for as long as the object lives.
 
     Raises:
-        OSError, ValueError: it is not there, or not a whole uint8 array of this shape.
+        OSError: the file is not there.
+        ValueError: it is not a complete uint8 array of this shape.
     """
 
     def __init__(self, file: Path, shape: tuple[int, int, int, int]) -> None:
@@ -42,7 +42,7 @@ class CachedImages(StoredImages):
         self.shape = shape
         self._handle = file.open("rb")
         with contextlib.suppress(OSError):  # a file system without locks: a map outlives its file's removal
-            fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            try_lock(self._handle, shared=True)
         try:
             self._array = np.load(file, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises many kinds
@@ -57,40 +57,40 @@ class CachedImages(StoredImages):
         return CachedImages, (self.file, self.shape)
 
 
-def cached(
+def load_cached(
     files: ImageFiles, *, folder: Path, root: Path, listed: Path, split: str, notes: list[str]
-) -> StoredImages:
+) -> LazyImages:
     """Return the images of ``files`` from their cache in ``folder``, decoding them into it first if needed.
 
-    Where there can be none (no space, no permission) the files themselves are returned, with a note.
-    Two processes that start together decode once: the other waits. A cache of the same split at the
-    same size whose files have changed since is removed, unless it is in use.
+    Where no cache can be made (no space, no permission) the files themselves are returned, with a note.
+    Of two processes that start together one decodes and the other waits. A cache of the same split at
+    the same size whose files have changed since is removed, unless it is in use.
 
     Args:
         files: of one split, in order.
         folder: holds the caches.
         root: of the data set; the part of the paths that its caches do not depend on.
         listed: what names the files: the folder itself, or a list.
-        split: its name, with what its choice of files hangs on.
-        notes: for what the reader of the log should know.
+        split: its name, with whatever determines its choice of files.
+        notes: gets what the reader of the log should know.
 
     Raises:
-        UserError: for files that cannot be read as images.
+        UserError: files cannot be read as images.
     """
     _, channels, height, width = files.shape
-    place = hashlib.sha256(str(listed.resolve()).encode()).hexdigest()[:8]
+    location = hashlib.sha256(str(listed.resolve()).encode()).hexdigest()[:8]
     title = re.sub(r"[^A-Za-z0-9]+", "_", listed.stem)
-    slot = f"{title}-{place}-{split}-{height}x{width}x{channels}"
+    prefix = f"{title}-{location}-{split}-{height}x{width}x{channels}"
     try:
-        file = folder / f"{slot}-{_key(files, root)}.npy"
-        if found := _open(file, files):  # before the lock: the folder may be one that others keep
+        file = folder / f"{prefix}-{_key(files, root)}.npy"
+        if found := _open(file, files):  # before the lock: the folder may be read-only
             return found
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TAG).write_text(TAG_TEXT)
-        with locked(folder / f".{slot}.lock"):
+        with locked(folder / f".{prefix}.lock"):
             if found := _open(file, files):  # made by the process that held the lock
                 return found
-            _clear(folder, slot)
+            _remove_old(folder, prefix)
             _build(file, files)
             return CachedImages(file, files.shape)
     except (OSError, ValueError) as error:
@@ -113,37 +113,32 @@ def _key(files: ImageFiles, root: Path) -> str:
 def _open(file: Path, files: ImageFiles) -> CachedImages | None:
     try:
         return CachedImages(file, files.shape)
-    except (OSError, ValueError):  # none, or a damaged one: it is made (again)
+    except (OSError, ValueError):  # missing or damaged: it is made (again)
         return None
 
 
-def _clear(folder: Path, slot: str) -> None:
-    """Remove what earlier states of the same files left, and the rest of a build that was killed."""
-    for left in folder.glob(f".{slot}-*.tmp"):
+def _remove_old(folder: Path, prefix: str) -> None:
+    """Remove caches of earlier states of the same files, and what a killed build left."""
+    for left in folder.glob(f".{prefix}-*.tmp"):
         left.unlink(missing_ok=True)
-    for old in folder.glob(f"{slot}-*.npy"):
-        with old.open("rb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # in use
-                continue
-            old.unlink(missing_ok=True)
+    for old in folder.glob(f"{prefix}-*.npy"):
+        with old.open("rb") as handle, contextlib.suppress(OSError):
+            if try_lock(handle):  # not in use
+                old.unlink(missing_ok=True)
 
 
 def _build(file: Path, files: ImageFiles) -> None:
-    """Decode into a file beside ``file``, which takes its name when it is whole and on the disk."""
+    """Decode into a temporary file, which is renamed to ``file`` when it is complete and on the disk."""
     needed, free = math.prod(files.shape), shutil.disk_usage(file.parent).free
     if needed > free:
-        raise OSError(
-            errno.ENOSPC, f"it needs {format_bytes(needed)}, and {format_bytes(free)} of disk is free"
-        )
+        raise OSError(errno.ENOSPC, f"{format_bytes(needed)} needed, {format_bytes(free)} of disk free")
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as out:
             header = {"descr": "|u1", "fortran_order": False, "shape": files.shape}
             np.lib.format.write_array_header_1_0(out, header)
-            # Writing and not mapping: a disk that fills up is an error then, and not a bus error.
-            files.decode(lambda place, pixels: out.write(pixels.tobytes()))
+            # Written, not mapped: a full disk is then an error, and not a bus error.
+            files.decode(lambda first, pixels: out.write(pixels.tobytes()))
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)

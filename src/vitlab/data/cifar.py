@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009). Torch-free."""
+"""CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009)."""
 
 import gzip
 import io
@@ -14,17 +14,29 @@ from typing import Any
 import numpy as np
 
 from vitlab.core.errors import UserError
+from vitlab.core.files import locked
 from vitlab.data.decode import resize_images
-from vitlab.data.download import DownloadError, fetch, locked, md5_of
+from vitlab.data.download import DownloadError, download, md5_of
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive of this format is called and holds."""
+    """An archive and its contents.
 
-    name: str  # of the data set, for titles
+    Attributes:
+        name: of the data set, for titles.
+        file: name of the archive.
+        folder: in the archive, and beside it when extracted.
+        train: files with training images.
+        test: files with test images.
+        meta: file with the names of the classes.
+        label_key: key of the labels in a file with images.
+        names_key: key of the names in ``meta``.
+    """
+
+    name: str
     file: str
-    folder: str  # in the archive, and beside it when extracted
+    folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
@@ -33,6 +45,7 @@ class Archive:
 
     @property
     def members(self) -> tuple[str, ...]:
+        """All files that the data set needs."""
         return (*self.train, *self.test, self.meta)
 
 
@@ -64,7 +77,8 @@ SIDE = 32  # pixels of the stored images
 class Cifar:
     """CIFAR-10 or CIFAR-100, found in ``root`` or downloaded to it.
 
-    Looked for in this order: the extracted folder, the archive, the network.
+    Looked for in this order: the extracted folder, the archive, the network. The files are read once,
+    to count and check what is in them; ``load`` hands over what was read.
 
     Args:
         archive: which of the two.
@@ -75,20 +89,13 @@ class Cifar:
         channels: 3 or 1.
 
     Raises:
-        UserError: if the data is not there and cannot be fetched, or is not what it should be.
+        UserError: the data is not there and cannot be downloaded, or is not what it should be.
     """
 
     on_disk = False
 
     def __init__(
-        self,
-        *,
-        archive: Archive,
-        root: Path,
-        url: str,
-        md5: str,
-        shape: tuple[int, int],
-        channels: int,
+        self, archive: Archive, *, root: Path, url: str, md5: str, shape: tuple[int, int], channels: int
     ) -> None:
         self.archive = archive
         self.name = archive.name
@@ -96,25 +103,28 @@ class Cifar:
         self.channels = channels
         self.notes: list[str] = []
         self.folder = root / archive.folder
-        _provide(archive, root, url, md5)
-        meta = self._read(archive.meta)
-        self.classes = _class_names(meta.get(archive.names_key), self.folder / archive.meta)
-        self.sizes = {
-            split: sum(len(self._batch(name)[1]) for name in names)
-            for split, names in (("train", archive.train), ("test", archive.test))
-        }
+        _ensure_extracted(archive, root, url, md5)
+        names = self._read_file(archive.meta).get(archive.names_key)
+        if not isinstance(names, list) or not names:
+            raise self._broken(archive.meta, "it holds no class names")
+        self.classes = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+        self._read = {split: self._read_split(split) for split in ("train", "test")}  # until it is loaded
+        self.sizes = {split: len(labels) for split, (_, labels) in self._read.items()}
 
     def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a split: uint8 (N, C, H, W) and int64 labels (N,)."""
-        names = {"train": self.archive.train, "test": self.archive.test}[split]
-        batches = [self._batch(name) for name in names]
-        images = np.concatenate([pixels for pixels, _ in batches])
-        labels = np.concatenate([labels for _, labels in batches])
+        images, labels = self._read.pop(split) if split in self._read else self._read_split(split)
         return resize_images(images, self.shape, self.channels), labels
 
-    def _batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return one file's images (N, 3, 32, 32) and labels (N,), or say what is wrong with it."""
-        content = self._read(name)
+    def _read_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return images (N, 3, 32, 32) and labels (N,) as they are in the files."""
+        names = {"train": self.archive.train, "test": self.archive.test}[split]
+        images, labels = zip(*(self._read_batch(name) for name in names), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+
+    def _read_batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return one file's images (n, 3, 32, 32) and labels (n,), or say what is wrong with it."""
+        content = self._read_file(name)
         pixels, labels = content.get(b"data"), content.get(self.archive.label_key)
         width = 3 * SIDE * SIDE
         if (
@@ -129,7 +139,7 @@ class Cifar:
             raise self._broken(name, f"it does not hold rows of {width} bytes with a label for each")
         return pixels.reshape(-1, 3, SIDE, SIDE), np.array(labels, dtype=np.int64)
 
-    def _read(self, name: str) -> dict[Any, Any]:
+    def _read_file(self, name: str) -> dict[Any, Any]:
         try:
             content = _BatchUnpickler((self.folder / name).read_bytes()).load()
         except Exception as error:  # a damaged pickle raises nearly anything
@@ -140,17 +150,16 @@ class Cifar:
 
     def _broken(self, name: str, reason: str) -> UserError:
         return UserError(
-            f"{self.folder / name} is not a {self.name} file: {reason}. Delete {self.folder}: it "
-            "is made again "
-            "from the archive."
+            f"{self.folder / name} is not a {self.name} file: {reason}. Delete {self.folder}, and it is "
+            "extracted from the archive again."
         )
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists and arrays, and refuses to name anything else.
+    """Reads dictionaries, lists and arrays, and refuses everything else.
 
-    A pickle can otherwise call any function. The files were written by Python 2, hence bytes for
-    its strings.
+    A pickle could otherwise call any function. The files were written by Python 2, so strings are
+    read as bytes.
     """
 
     ALLOWED = frozenset(
@@ -173,24 +182,18 @@ class _BatchUnpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _class_names(names: Any, file: Path) -> tuple[str, ...]:
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{file} holds no class names. Delete its folder: it is made again from the archive.")
-    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
+    """Download and extract what is not there yet; of several processes one does it."""
 
-
-def _provide(archive: Archive, root: Path, url: str, md5: str) -> None:
-    """See to it that the extracted files are there."""
-
-    def complete() -> bool:
+    def is_complete() -> bool:
         return all((root / archive.folder / name).is_file() for name in archive.members)
 
-    if complete():
+    if is_complete():
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / f".{archive.file}.lock"):
-            if complete():  # by the process that held the lock
+            if is_complete():  # thanks to the process that held the lock
                 return
             target = root / archive.file
             if not target.exists():
@@ -198,77 +201,71 @@ def _provide(archive: Archive, root: Path, url: str, md5: str) -> None:
             elif (found := md5_of(target)) != md5.lower():
                 raise UserError(
                     f"{target} is not the {archive.name} archive: its MD5 is {found}, expected {md5}. "
-                    "Put the right one in its place, or delete it to have it downloaded."
+                    "Replace it, or delete it to have it downloaded."
                 )
             _extract(archive, target, root)
     except OSError as error:
         raise UserError(
-            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that "
-            "can be written, or "
-            f"to one that holds {archive.folder}/."
+            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that can be "
+            f"written to, or to one that holds {archive.folder}/."
         ) from error
 
 
 def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
     try:
-        fetch(url, target, md5)
+        download(url, target, md5)
     except DownloadError as error:
         kept = ""
         if error.kept:
             size = f"{error.kept / 2**20:.1f} MiB"
-            kept = f"\nThe {size} that came are kept: running again continues from there."
+            kept = f"\nThe first {size} are kept: running again continues from there."
         raise UserError(
             f"{archive.name} is not in {target.parent.resolve()} and could not be downloaded from "
-            f"{url}: {error.reason}.{kept}\n"
-            "Ways on:\n"
-            f"  - put {archive.file} (or the extracted {archive.folder}/) there, or name its "
-            "folder: data.root=DIR\n"
+            f"{url}: {error}.{kept}\n"
+            "Options:\n"
+            f"  - put {archive.file} (or the extracted {archive.folder}/) there, or give the folder "
+            "that holds it: data.root=DIR\n"
             "  - download from elsewhere: data.url=ADDRESS\n"
-            "  - train on images of your own: data=image_folder data.root=DIR\n"
+            "  - train on your own images: data=image_folder data.root=DIR\n"
             "  - train on the built-in shapes, which need no download: data=shapes"
         ) from error
 
 
 def _extract(archive: Archive, file: Path, root: Path) -> None:
-    """Take the expected plain files out of the archive, each under its final name only when whole.
+    """Extract the expected plain files, each under its final name only when all are complete.
 
     No name in the archive becomes a path: they are compared with the expected ones.
     """
     folder = root / archive.folder
     wanted = {f"{archive.folder}/{name}": name for name in archive.members}
     extracted: dict[Path, Path] = {}  # temporary file → final name
+
+    def wrong(reason: str) -> UserError:
+        return UserError(f"{file} is not the {archive.name} archive: {reason}. Delete it.")
+
     try:
         with tarfile.open(file, "r:gz") as tar:
             folder.mkdir(exist_ok=True)
             for member in tar:
                 path = member.name.removeprefix("./")
                 if path.startswith("/") or ".." in path.split("/"):
-                    raise UserError(
-                        f"{file} is not the {archive.name} archive: it holds the path "
-                        f"'{member.name}', which leads "
-                        "out of its folder. Nothing of it is used; delete it."
-                    )
+                    raise wrong(f"its path '{member.name}' leads out of its folder; nothing of it was used")
                 if path not in wanted:
                     continue
                 stream = tar.extractfile(member) if member.isreg() else None
                 if stream is None:
-                    raise UserError(
-                        f"{file} is not the {archive.name} archive: {member.name} is no plain "
-                        "file. Delete it."
-                    )
+                    raise wrong(f"{member.name} is not a plain file")
                 name = wanted.pop(path)
-                beside = folder / f".{name}.{os.getpid()}"
-                extracted[beside] = folder / name
-                with stream, beside.open("wb") as out:
+                temporary = folder / f".{name}.{os.getpid()}"
+                extracted[temporary] = folder / name
+                with stream, temporary.open("wb") as out:
                     shutil.copyfileobj(stream, out)
         if wanted:
-            raise UserError(
-                f"{file} is not the {archive.name} archive: it lacks {', '.join(sorted(wanted))}. Delete it."
-            )
-        for beside, final in extracted.items():
-            os.replace(beside, final)
+            raise wrong(f"it lacks {', '.join(sorted(wanted))}")
+        for temporary, final in extracted.items():
+            os.replace(temporary, final)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} cannot be read as an archive: {error}. Delete it.") from error
     finally:
-        for beside in extracted:
-            beside.unlink(missing_ok=True)
+        for temporary in extracted:
+            temporary.unlink(missing_ok=True)

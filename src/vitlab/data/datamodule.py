@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitlab.core.cpu_count import cores
 from vitlab.core.seeding import derive
 from vitlab.data.cache import CachedImages
-from vitlab.data.datasets import Dataset, fixed_normalization, part_sizes
+from vitlab.data.datasets import Dataset, describe, fixed_normalization
 from vitlab.data.decode import ImageFiles, Images, available_memory, progress_bar
 from vitlab.data.loader import Batch, EvalLoader, TrainLoader
 from vitlab.data.memory import decide_in_memory
@@ -97,10 +97,10 @@ class ImageData(lightning.LightningDataModule):
         self.input_size = input_size
         self.seed = seed
         self.num_classes = num_classes
-        self.classes = dataset.classes
         self.device = device
-        sizes = part_sizes(dataset, val_size)
-        self.num_train, self.num_val, self.num_test = sizes["train"], sizes["val"], sizes["test"]
+        info = describe(dataset, val_size)
+        self.classes = info.classes
+        self.num_train, self.num_val, self.num_test = info.num_train, info.num_val, info.num_test
         if batch_size > self.num_train:
             raise ValueError(f"batch_size {batch_size} is more than the {self.num_train} training images")
         # Each process has its own tensor: on its GPU, or on the one machine that all share.

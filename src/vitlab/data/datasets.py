@@ -1,184 +1,157 @@
-"""What a data set is to the rest of the project, and how a config names one. Torch-free.
+"""What a data set is to the rest of the project, and how a config names one.
 
-Building a dataset finds (or downloads) the data and checks what is there; ``load`` makes it readable.
+Building a data set finds (or downloads) its files and checks what is there; ``load`` gives the images.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from vitlab.core.errors import UserError
-from vitlab.core.suggest import suggest
-from vitlab.data.decode import Images, check_channels, image_shape
-from vitlab.data.split import split_count
-
-KINDS = ("cifar10", "cifar100", "image_folder", "image_list", "shapes")
+from vitlab.data.decode import Images
+from vitlab.data.split import split_size
 
 
 class Dataset(Protocol):
-    """A labelled set of images with a training and a test part."""
+    """A labelled set of images with a training and a test part.
 
-    name: str  # for titles, as "CIFAR-10"
+    Attributes:
+        name: for titles, such as "CIFAR-10".
+        classes: names, in the order of the labels.
+        sizes: number of images of "train" and "test", and of "val" where the set has its own.
+        shape: (H, W) of the images in pixels.
+        channels: C of the images, 3 or 1.
+        on_disk: whether images can be read a batch at a time, without all of them in memory.
+        notes: what the reader of the log should know: options without effect, files left out.
+    """
+
+    name: str
     classes: tuple[str, ...]
-    sizes: dict[str, int]  # images of "train" and "test", and of "val" where the set brings its own
-    shape: tuple[int, int]  # (H, W) of the images in pixels
-    channels: int  # C of the images: 3 or 1
-    on_disk: bool  # whether images can be read a batch at a time, without all of them in memory
-    notes: list[str]  # what a reader of the log should know: options without effect, files left out
+    sizes: dict[str, int]
+    shape: tuple[int, int]
+    channels: int
+    on_disk: bool
+    notes: list[str]
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
-        """Return (images, labels) of a split in ``sizes``: uint8 (N, C, H, W) and int64 (N,).
+        """Return a split in ``sizes``.
 
-        Images on the disk come as `StoredImages`, which are read when they are asked for.
+        Returns:
+            Images, uint8 (N, C, H, W), and labels, int64 (N,). Images on the disk come as
+            `LazyImages`, which are read when they are indexed.
         """
         ...
 
 
-def build(cfg: Mapping[str, Any]) -> Dataset:
-    """Make the dataset that the ``data`` part of a config asks for.
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a config is checked against, without any image.
+
+    Attributes:
+        name: for titles.
+        classes: names, in the order of the labels.
+        num_train: images to train on.
+        num_val: images held out, or in the data set's own validation part; 0 for none.
+        num_test: test images.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    num_train: int
+    num_val: int
+    num_test: int
+
+
+def build(options: Mapping[str, Any]) -> Dataset:
+    """Make the data set that the ``data`` section of a config asks for.
+
+    What has been read to check it is kept for ``load``.
 
     Args:
-        cfg: the resolved ``data`` section as plain values; ``kind`` picks the dataset.
+        options: the resolved section as plain values.
 
     Raises:
-        UserError: if the data is not there and cannot be fetched, or does not fit the options.
+        UserError: the data is not there and cannot be downloaded, or does not fit the options.
     """
-    kind = cfg["kind"]
-    shape, channels = image_shape(cfg["image_size"]), check_channels(cfg["channels"])
-    fixed_normalization(cfg["normalization"], channels)
+    kind = options["kind"]
+    size = options["image_size"]
+    common: dict[str, Any] = {
+        "shape": (size, size) if isinstance(size, int) else tuple(size),
+        "channels": options["channels"],
+    }
     dataset: Dataset
-    if kind in ("cifar10", "cifar100"):
-        from vitlab.data.cifar import ARCHIVES, Cifar
-
-        dataset = Cifar(
-            archive=ARCHIVES[kind],
-            root=_folder(cfg["root"], kind),
-            url=cfg["url"],
-            md5=cfg["md5"],
-            shape=shape,
-            channels=channels,
-        )
-    elif kind in ("image_folder", "image_list"):
-        from vitlab.data.image_folder import ImageFolder, ImageList
-
-        files = ImageFolder if kind == "image_folder" else ImageList
-        dataset = files(
-            root=_folder(cfg["root"], kind),
-            shape=shape,
-            channels=channels,
-            labels=cfg["labels"],
-            test_size=cfg["test_size"],
-            split_seed=cfg["split_seed"],
-            num_workers=cfg["num_workers"],
-            # Not in the config of runs from before there was a cache.
-            cache=Path(cfg["cache"]).expanduser() if cfg.get("cache") else None,
-        )
-    elif kind == "shapes":
+    if kind == "shapes":
         from vitlab.data.shapes import Shapes
 
-        dataset = Shapes(
-            num_train=cfg["num_train"],
-            num_test=cfg["num_test"],
-            seed=cfg["seed"],
-            shape=shape,
-            channels=channels,
-        )
+        counts = {key: options[key] for key in ("num_train", "num_test", "seed")}
+        dataset = Shapes(**counts, **common)
     else:
-        raise UserError(
-            f"data.kind={kind} is not known{suggest(str(kind), KINDS)}. It may be one of: {', '.join(KINDS)}."
+        root = Path(str(options["root"])).expanduser()
+        if kind in ("image_folder", "image_list"):
+            from vitlab.data.image_folder import ImageFolder, ImageList
+
+            keys = ("labels", "test_size", "split_seed", "num_workers")
+            cache = Path(options["cache"]).expanduser() if options["cache"] else None
+            common |= {key: options[key] for key in keys} | {"cache": cache}
+            dataset = (ImageFolder if kind == "image_folder" else ImageList)(root=root, **common)
+        else:
+            from vitlab.data.cifar import ARCHIVES, Cifar
+
+            dataset = Cifar(ARCHIVES[kind], root=root, url=options["url"], md5=options["md5"], **common)
+    _check(dataset, options)
+    if kind == "shapes" and options["root"] is not None:
+        dataset.notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
+    if "val" in dataset.sizes and options["val_size"] is not None:
+        dataset.notes.append(
+            f"data.val_size has no effect: {dataset.name} has {dataset.sizes['val']} validation images of "
+            "its own."
         )
-    _check(dataset, cfg)
-    dataset.notes += _without_effect(dataset, cfg)
     return dataset
 
 
-def part_sizes(dataset: Dataset, val_size: int | float | None) -> dict[str, int]:
-    """Return how many images train, validate and test: keys "train", "val" (0 for none), "test".
-
-    The validation part is the dataset's own or is held out of the training images; ``val_size`` None
-    holds out a tenth.
+def describe(dataset: Dataset, val_size: int | float | None) -> DatasetInfo:
+    """Return name, classes and sizes of a data set as a run with this ``data.val_size`` uses it.
 
     Raises:
-        UserError: if ``val_size`` is not a count or a fraction that leaves images to train on.
+        UserError: ``val_size`` leaves no images to train on.
     """
-    total = dataset.sizes["train"]
-    if "val" in dataset.sizes:
-        return {"train": total, "val": dataset.sizes["val"], "test": dataset.sizes["test"]}
-    held = split_count(0.1 if val_size is None else val_size, total, "data.val_size")
-    return {"train": total - held, "val": held, "test": dataset.sizes["test"]}
+    train, val = dataset.sizes["train"], dataset.sizes.get("val")
+    if val is None:
+        val = split_size(val_size, train, "data.val_size")
+        train -= val
+    return DatasetInfo(dataset.name, dataset.classes, train, val, dataset.sizes["test"])
 
 
-def fixed_normalization(normalization: Any, channels: int) -> tuple[list[float], list[float]] | None:
-    """Return (mean, std), a value a channel on the 0..1 scale; None for the training images' own.
+def fixed_normalization(
+    normalization: str | Mapping[str, Sequence[float]], channels: int
+) -> tuple[list[float], list[float]] | None:
+    """Return (mean, std), a value a channel on the 0..1 scale; None to measure the training images.
 
-    Raises:
-        UserError: unless it is ``dataset``, ``half`` or {mean: [...], std: [...]} with as many
-            values as channels.
+    Args:
+        normalization: ``dataset``, ``half`` or {mean: [...], std: [...]}.
+        channels: number of values wanted.
     """
-    ways = "dataset, half or {mean: [...], std: [...]} with values on the 0..1 scale"
-    if normalization == "dataset":
-        return None
-    if normalization == "half":
-        return [0.5] * channels, [0.5] * channels
-    if not isinstance(normalization, Mapping) or set(normalization) != {"mean", "std"}:
-        hint = suggest(normalization, ["dataset", "half"]) if isinstance(normalization, str) else ""
-        raise UserError(f"data.normalization must be {ways}, but is {normalization}{hint}.")
-    given = []
-    for key, low in (("mean", -1e-9), ("std", 0.0)):
-        values = normalization[key]
-        if (
-            isinstance(values, str)
-            or not isinstance(values, Sequence)
-            or len(values) != channels
-            or not all(isinstance(v, int | float) and low < v <= 1 for v in values)
-        ):
-            bound = "from 0 to 1" if key == "mean" else "above 0, up to 1"
-            raise UserError(
-                f"data.normalization.{key} must be {channels} number(s) {bound} (one a channel; "
-                "data.channels is "
-                f"{channels}), but is {values}."
-            )
-        given.append([float(v) for v in values])
-    return given[0], given[1]
+    if isinstance(normalization, Mapping):
+        return [float(v) for v in normalization["mean"]], [float(v) for v in normalization["std"]]
+    return None if normalization == "dataset" else ([0.5] * channels, [0.5] * channels)
 
 
-def _folder(root: Any, kind: str) -> Path:
-    if root is None:
-        what = "data.root=FILE.csv" if kind == "image_list" else "data.root=DIR"
-        raise UserError(f"data={kind} needs to know where the images are: give {what}.")
-    return Path(str(root)).expanduser()
-
-
-def _check(dataset: Dataset, cfg: Mapping[str, Any]) -> None:
-    number = len(dataset.classes)
+def _check(dataset: Dataset, options: Mapping[str, Any]) -> None:
+    """Refuse what only the data can reveal."""
+    found = describe(dataset, options["val_size"])
+    number, asked, batch_size = len(found.classes), options["num_classes"], options["batch_size"]
     if number < 2:
-        raise UserError(f"{dataset.name} has {number} class ({', '.join(dataset.classes)}); two are needed.")
-    if cfg["num_classes"] is not None and cfg["num_classes"] != number:
+        raise UserError(f"{found.name} has {number} class ({', '.join(found.classes)}); two are needed.")
+    if asked is not None and asked != number:
         raise UserError(
-            f"data.num_classes={cfg['num_classes']}, but {dataset.name} has {number} classes. "
-            "Leave it out: it is found from the data."
+            f"data.num_classes={asked}, but {found.name} has {number} classes. Leave it out: it is found "
+            "from the data."
         )
-    seed = cfg["split_seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"data.split_seed must be an integer, but is {seed!r}.")
-    train = part_sizes(dataset, cfg["val_size"])["train"]
-    if cfg["batch_size"] > train:
+    if batch_size > found.num_train:
         raise UserError(
-            f"data.batch_size={cfg['batch_size']} is more than the {train} images there are to train on. "
-            f"Set it to {train} or less."
+            f"data.batch_size={batch_size} is more than the {found.num_train} training images. Set it to "
+            f"{found.num_train} or less."
         )
-
-
-def _without_effect(dataset: Dataset, cfg: Mapping[str, Any]) -> list[str]:
-    """Name the options that were set and change nothing: they corrupt comparisons."""
-    notes = []
-    kind = cfg["kind"]
-    if kind == "shapes" and cfg["root"] is not None:
-        notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
-    if "val" in dataset.sizes and cfg["val_size"] is not None:
-        notes.append(
-            f"data.val_size has no effect: {dataset.name} brings {dataset.sizes['val']} validation images."
-        )
-    return notes

@@ -1,15 +1,14 @@
-"""Image files and arrays to uint8 arrays of one size. Torch-free.
+"""Image files and arrays to uint8 arrays of one size.
 
-What happens to the many kinds of image that PIL reads:
+How the many kinds of image that PIL reads are converted:
 
 - EXIF orientation is applied.
 - 16-bit and 32-bit integer grayscale is read as 0..65535 and scaled to 0..255; floating-point
   images are refused, since nothing says what their range is.
-- Transparency (RGBA, LA, palettes) is laid over white.
+- Transparent images (RGBA, LA, palettes) are put on white.
 - Palette, CMYK and the like become RGB; ``channels=1`` takes the luma of ITU-R 601 (PIL's ``L``).
-- Of an animation the first frame is taken.
-- The image is resized to the size asked for without keeping its aspect, bilinear, with
-  antialiasing.
+- The first frame of an animation is used.
+- Images are resized without keeping their aspect ratio, bilinear, with antialiasing.
 """
 
 import contextlib
@@ -34,42 +33,18 @@ from PIL import Image, ImageOps
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 
-SHOWN = 5  # files named in a message; the rest are counted
-CHUNK = 64  # files decoded in one go
-MANY = 4096  # files from which on processes decode: they take about a second to start
-RULES_VERSION = 1  # of the rules above; raise it when they change, so that decoded caches are made again
-BAR_AFTER = 2048  # images; fewer are decoded before anyone could read the bar
+MAX_LISTED = 5  # files named in a message; the rest are counted
+CHUNK = 64  # files decoded in one call
+MIN_FILES_FOR_PROCESSES = 4096  # fewer are decoded by threads: processes take about a second to start
+RULES_VERSION = 1  # of the rules above; raise it when they change, so that caches are decoded again
+MIN_IMAGES_FOR_BAR = 2048  # fewer are decoded before anyone could read a progress bar
 
 
-def image_shape(size: Any) -> tuple[int, int]:
-    """Return (height, width) in pixels of an ``image_size``: an integer or [height, width].
-
-    Raises:
-        UserError: if it is neither, or not positive.
-    """
-    values = [size, size] if isinstance(size, int) else size
-    if (
-        isinstance(size, bool | str)
-        or not isinstance(values, Sequence)
-        or len(values) != 2
-        or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    ):
-        raise UserError(f"data.image_size must be a positive integer or [height, width], but is {size!r}.")
-    return int(values[0]), int(values[1])
-
-
-def check_channels(channels: Any) -> int:
-    """Return ``channels`` if it is 1 or 3; raise UserError otherwise."""
-    if channels not in (1, 3) or isinstance(channels, bool):
-        raise UserError(f"data.channels must be 3 (colour) or 1 (grayscale), but is {channels!r}.")
-    return int(channels)
-
-
-def to_array(image: Image.Image, shape: tuple[int, int], channels: int) -> np.ndarray:
-    """Convert an image to (channels, height, width) uint8 by the rules at the head of this file.
+def convert_image(image: Image.Image, shape: tuple[int, int], channels: int) -> np.ndarray:
+    """Convert an image to uint8 (channels, height, width) by the rules at the top of this file.
 
     Raises:
-        ValueError: for a floating-point image.
+        ValueError: the image has floating-point pixels.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
@@ -88,11 +63,11 @@ def to_array(image: Image.Image, shape: tuple[int, int], channels: int) -> np.nd
 
 
 def read_image(path: Path, shape: tuple[int, int], channels: int) -> np.ndarray:
-    """Decode a file to (channels, height, width) uint8. Raises what PIL does if it is broken."""
+    """Decode a file to uint8 (channels, height, width). Raises what PIL raises if it is broken."""
     with Image.open(path) as image:
-        # A large JPEG is decoded at a fraction of its size, never below twice what is wanted.
+        # A large JPEG is decoded at a fraction of its size, at least twice the size wanted.
         image.draft(None, (2 * max(shape), 2 * max(shape)))
-        return to_array(image, shape, channels)
+        return convert_image(image, shape, channels)
 
 
 def decode_files(
@@ -102,80 +77,84 @@ def decode_files(
     num_workers: int | None,
     put: Callable[[int, np.ndarray], object],
 ) -> None:
-    """Decode files in parallel and hand them on, in order, by ``put(place of the first, pixels)``.
+    """Decode files in parallel and hand over chunks of them, in order.
 
     Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
-    time that a small image takes, and threads are then slower than one.
+    time that a small image takes, so threads would be slower than one.
 
     Args:
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
         num_workers: threads or processes; None for one a core, 0 is 1, and 1 is the calling thread.
-        put: gets some files at a time, uint8 (n, channels, height, width).
+        put: called with the index of the first image of a chunk and uint8 (n, channels, height, width).
 
     Raises:
-        UserError: naming the broken files, all of them found in one go; or if a process was killed.
+        UserError: files are broken (the message names them after all have been tried), or a process was
+            killed.
     """
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     read = functools.partial(_read_chunk, shape=shape, channels=channels)
     workers = cores() if num_workers is None else num_workers
-    broken: list[tuple[Path, str]] = []
-    place = 0
+    broken: list[str] = []
+    first = 0
     with progress_bar("Decoding images", len(paths)) as advance, _pool(workers, len(paths)) as run:
         try:
             for pixels, failures in run(read, chunks):
-                put(place, pixels)
+                put(first, pixels)
                 broken += failures
-                place += len(pixels)
+                first += len(pixels)
                 advance(len(pixels))
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that decodes images was killed, as happens when memory runs out. Set "
-                "data.num_workers to fewer."
+                "a process that decodes images was killed, as happens when memory runs out. Lower "
+                "data.num_workers."
             ) from error
     if broken:
-        lines = [f"  {path}: {error}" for path, error in broken[:SHOWN]]
-        if len(broken) > SHOWN:
-            lines.append(f"  … and {len(broken) - SHOWN} more")
         noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
-        raise UserError(f"{len(broken)} {noun}:\n" + "\n".join(lines) + "\nReplace or remove them.")
+        raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
 
 
-def _read_chunk(
-    paths: Sequence[Path], shape: tuple[int, int], channels: int
-) -> tuple[np.ndarray, list[tuple[Path, str]]]:
-    """Return uint8 (n, channels, height, width), and the files that cannot be read, with the reason."""
+def list_problems(title: str, problems: Sequence[str]) -> str:
+    """Return a title with a line for each of the first problems, and the number of the rest."""
+    lines = [title, *(f"  {problem}" for problem in problems[:MAX_LISTED])]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"  … and {len(problems) - MAX_LISTED} more")
+    return "\n".join(lines)
+
+
+def _read_chunk(paths: Sequence[Path], shape: tuple[int, int], channels: int) -> tuple[np.ndarray, list[str]]:
+    """Return uint8 (n, channels, height, width), and which files cannot be read, and why."""
     pixels = np.zeros((len(paths), channels, *shape), dtype=np.uint8)
     broken = []
     for row, path in enumerate(paths):
         try:
             pixels[row] = read_image(path, shape, channels)
         except Exception as error:  # PIL raises many kinds for a broken file
-            broken.append((path, str(error)))
+            broken.append(f"{path}: {error}")
     return pixels, broken
 
 
 @contextmanager
 def _pool(workers: int, number: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a ``map`` over threads, over processes if there are many files, or over nothing of the kind."""
+    """Yield a ``map`` that runs in threads, in processes if there are many files, or in this thread."""
     if workers <= 1:
         yield map
         return
     pool: Executor
-    if number < MANY:
+    if number < MIN_FILES_FOR_PROCESSES:
         pool = ThreadPoolExecutor(workers)
-    else:  # started afresh: what runs here may have threads of its own, which a fork would tear apart
+    else:  # spawned: a fork would break the threads that may run here
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_follow_the_parent)
+        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
     try:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
 
 
-def _follow_the_parent() -> None:
-    """Leave signals to the parent, and end with it, however it ends."""
+def _end_with_parent() -> None:
+    """Ignore signals, and end when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -188,10 +167,10 @@ def _follow_the_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-class StoredImages:
-    """Images that are read when they are asked for.
+class LazyImages:
+    """Images that are read when they are indexed.
 
-    ``images[rows]`` is uint8 (len(rows), C, H, W), as it is of an array; ``shape`` is (N, C, H, W).
+    ``images[rows]`` is uint8 (len(rows), C, H, W), as of an array; ``shape`` is (N, C, H, W).
     """
 
     shape: tuple[int, int, int, int]
@@ -200,17 +179,17 @@ class StoredImages:
         raise NotImplementedError
 
 
-Images = np.ndarray | StoredImages  # uint8 (N, C, H, W)
+Images = np.ndarray | LazyImages  # uint8 (N, C, H, W)
 
 
-class ImageFiles(StoredImages):
-    """Image files, decoded and resized each time that they are asked for.
+class ImageFiles(LazyImages):
+    """Image files, decoded and resized each time they are indexed.
 
     Args:
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
-        num_workers: how many decode all of them at once; None for one a core, 0 is 1.
+        num_workers: threads or processes that decode all of them; None for one a core, 0 is 1.
     """
 
     def __init__(
@@ -222,30 +201,30 @@ class ImageFiles(StoredImages):
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Decode some. Raises UserError for files that cannot be read."""
-        # One thread: whoever reads in pieces has a process for each core.
+        # One thread: whoever reads a few at a time has a process for each core.
         return self._array([self.paths[row] for row in rows], num_workers=1)
 
     def decode_all(self) -> np.ndarray:
-        """Decode all. Raises UserError for files that cannot be read, or if memory does not suffice."""
+        """Decode all. Raises UserError for files that cannot be read, or if memory is too small."""
         check_memory(self.shape)
         return self._array(self.paths, self.num_workers)
 
     def decode(self, put: Callable[[int, np.ndarray], object]) -> None:
-        """Decode all, handing them on in order as `decode_files` does."""
+        """Decode all, handing over chunks as `decode_files` does."""
         decode_files(self.paths, self.shape[2:], self.shape[1], self.num_workers, put)
 
     def _array(self, paths: Sequence[Path], num_workers: int | None) -> np.ndarray:
         out = np.empty((len(paths), *self.shape[1:]), dtype=np.uint8)
 
-        def put(place: int, pixels: np.ndarray) -> None:
-            out[place : place + len(pixels)] = pixels
+        def put(first: int, pixels: np.ndarray) -> None:
+            out[first : first + len(pixels)] = pixels
 
         decode_files(paths, self.shape[2:], self.shape[1], num_workers, put)
         return out
 
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
-    """Bring (N, 3, H, W) uint8 to another size or to grayscale, by the same rules as files."""
+    """Resize uint8 (N, 3, H, W), or make it grayscale, by the same rules as for files."""
     if images.shape[1:] == (channels, *shape):
         return images
     resized = (len(images), channels, *shape)
@@ -255,7 +234,7 @@ def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> 
     def convert(start: int) -> None:
         for row in range(start, min(start + CHUNK, len(images))):
             pixels = np.ascontiguousarray(images[row].transpose(1, 2, 0))
-            out[row] = to_array(Image.fromarray(pixels), shape, channels)
+            out[row] = convert_image(Image.fromarray(pixels), shape, channels)
 
     with progress_bar("Resizing images", len(images)) as advance, ThreadPoolExecutor() as pool:
         for _ in pool.map(convert, range(0, len(images), CHUNK)):
@@ -264,7 +243,7 @@ def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> 
 
 
 def check_memory(shape: tuple[int, int, int, int]) -> None:
-    """Raise UserError if uint8 images of shape (N, C, H, W) do not fit the memory at hand."""
+    """Raise UserError if uint8 images of shape (N, C, H, W) do not fit into the free memory."""
     number, channels, height, width = shape
     needed = math.prod(shape)
     available = available_memory()
@@ -277,21 +256,21 @@ def check_memory(shape: tuple[int, int, int, int]) -> None:
 
 
 def format_bytes(number: int) -> str:
-    """Return a number of bytes as people read it, such as ``"147 MiB"``."""
+    """Return a number of bytes in readable units, such as ``"147 MiB"``."""
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 
 
 def available_memory() -> int | None:
-    """Return the bytes that this machine or container may still give, if known."""
+    """Return the bytes that are free on this machine or in this container, if known."""
     bounds = []
     with contextlib.suppress(OSError):
         machine = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
         bounds += [int(machine[1]) * 1024] if machine else []
-    # An OSError where there is no such group, a ValueError where its limit is "max".
+    # OSError where there is no such group, ValueError where its limit is "max".
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # Cached files count as used there, but are given back on demand.
+        # Cached files count as used there, but are released on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         bounds.append(limit - used + int(stat.get("inactive_file", 0)))
     return min(bounds) if bounds else None
@@ -299,8 +278,8 @@ def available_memory() -> int | None:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal if the work is long enough; yield its ``advance(images)``."""
-    if total < BAR_AFTER or not sys.stderr.isatty():
+    """Show a bar on a terminal if there is enough to do; yield its ``advance(images)``."""
+    if total < MIN_IMAGES_FOR_BAR or not sys.stderr.isatty():
         yield lambda steps: None
         return
     from rich.console import Console

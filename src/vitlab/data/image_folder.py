@@ -1,4 +1,4 @@
-"""Images of one's own: class folders, or a CSV file that lists them. Torch-free."""
+"""A user's own images: class folders, or a CSV file that lists them."""
 
 import csv
 import os
@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitlab.core.data_protocol import DEFAULT_TEST_SIZE
 from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive
 from vitlab.core.suggest import suggest
-from vitlab.data.cache import TAG, cached
-from vitlab.data.decode import SHOWN, ImageFiles, Images
-from vitlab.data.split import split_count, stratified_split
+from vitlab.data.cache import TAG, load_cached
+from vitlab.data.decode import MAX_LISTED, ImageFiles, Images, list_problems
+from vitlab.data.split import split_size, stratified_split
 
 SPLITS = ("train", "val", "test")
-TEST_SHARE = 0.2  # of data that has no test part of its own, unless data.test_size says otherwise
 
 Listing = list[tuple[Path, str]]  # (file, class name)
 
 
-class Files:
-    """Labelled image files in splits. ``ImageFolder`` and ``ImageList`` find them.
+class FileDataset:
+    """Labelled image files in splits; ``ImageFolder`` and ``ImageList`` find them.
 
     Args:
         name: for titles.
@@ -34,16 +34,16 @@ class Files:
         labels: new name for a class, by its name in the data; two classes with one new name are
             merged.
         test_size: count or fraction to split off for testing where the data has no test part; None
-            for a fifth.
+            for the default.
         split_seed: of that split.
-        num_workers: threads that decode a split at once; None for one a core.
+        num_workers: threads or processes that decode a whole split; None for one a core.
         cache: folder for decoded splits; None for none.
-        root: of the data set; what a cache calls a file is relative to it.
+        root: of the data set; the paths in the key of a cache are relative to it.
         listed: what names the files: the folder itself, or a list.
-        notes: what to tell the reader of the log.
+        notes: what the reader of the log should know.
 
     Raises:
-        UserError: if there is nothing to train on, or the splits do not fit together.
+        UserError: there is nothing to train on, or the splits do not fit together.
     """
 
     on_disk = True
@@ -64,10 +64,6 @@ class Files:
         listed: Path,
         notes: Sequence[str],
     ) -> None:
-        if num_workers is not None and (isinstance(num_workers, bool) or num_workers < 0):
-            raise UserError(
-                f"data.num_workers must be a number from 0, or null for one a core, but is {num_workers}."
-            )
         self.name = name
         self.shape = shape
         self.channels = channels
@@ -82,23 +78,23 @@ class Files:
             raise UserError(f"{name} holds no images to train on.")
         self._check_labels(renamed)
         own_test = bool(renamed.get("test") or renamed.get("val"))
-        self._split_by = "" if own_test else f"_{test_size or TEST_SHARE}_{split_seed}"
-        self._listings = self._arrange(renamed, test_size, split_seed)
+        self._split_by = "" if own_test else f"_{test_size or DEFAULT_TEST_SIZE}_{split_seed}"
+        self._listings = self._assign_splits(renamed, test_size, split_seed)
         self.sizes = {split: len(listing) for split, listing in self._listings.items()}
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
         """Return a split, from its cache or as files: uint8 (N, C, H, W) and int64 labels (N,).
 
         Raises:
-            UserError: for broken files, where a cache is made of them.
+            UserError: files are broken, where a cache is made from them.
         """
         listing = self._listings[split]
-        number = {label: place for place, label in enumerate(self.classes)}
-        labels = np.array([number[label] for _, label in listing], dtype=np.int64)
+        index = {label: i for i, label in enumerate(self.classes)}
+        labels = np.array([index[label] for _, label in listing], dtype=np.int64)
         files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
         if self.cache is None:
             return files, labels
-        images = cached(
+        images = load_cached(
             files,
             folder=self.cache,
             root=self.root,
@@ -115,16 +111,16 @@ class Files:
                 label, number = unknown.most_common(1)[0]
                 raise UserError(
                     f"{self.name}: class '{label}' has {number} images in {split} and none in train"
-                    f"{suggest(label, self.classes)}. Classes to train on: {_few(self.classes)}."
+                    f"{suggest(label, self.classes)}. Classes to train on: {_shorten(self.classes)}."
                 )
             absent = sorted(set(self.classes) - {label for _, label in listing})
             if absent:
-                self.notes.append(f"{self.name}: {split} has no images of {_few(absent)}.")
+                self.notes.append(f"{self.name}: {split} has no images of {_shorten(absent)}.")
 
-    def _arrange(
+    def _assign_splits(
         self, listings: Mapping[str, Listing], test_size: int | float | None, split_seed: int
     ) -> dict[str, Listing]:
-        """Settle which images train, validate and test, where the data does not have all three."""
+        """Decide which images train, validate and test, where the data does not have all three."""
         arranged = {split: listings[split] for split in SPLITS if listings.get(split)}
         if "test" not in arranged and "val" in arranged:
             arranged["test"] = arranged.pop("val")
@@ -135,23 +131,26 @@ class Files:
             return arranged
         train = arranged["train"]
         labels = np.array([self.classes.index(label) for _, label in train])
-        size = TEST_SHARE if test_size is None else test_size
-        count = split_count(size, len(train), "data.test_size")
+        count = split_size(test_size, len(train), "data.test_size", DEFAULT_TEST_SIZE)
         if count == 0:
             raise UserError(f"data.test_size=0, but {self.name} has no test images: some must be split off.")
         rest, part = stratified_split(labels, count, derive(split_seed, "test"), "data.test_size")
         return {"train": [train[i] for i in rest], "test": [train[i] for i in part]}
 
 
-class ImageFolder(Files):
+class ImageFolder(FileDataset):
     """A folder with ``train/<class>/*`` and ``test/<class>/*``, or with class folders alone.
 
     ``val/<class>/*`` beside both is the validation set; in place of ``test`` it is the test set.
-    Class folders alone are split by ``test_size``. Hidden files, files that are no images and files
-    beside the class folders are left out. The other arguments are those of ``Files``.
+    Class folders alone are split by ``test_size``. Hidden files, files that are not images and files
+    beside the class folders are ignored.
 
     Args:
         root: the folder.
+        **options: as for `FileDataset`.
+
+    Raises:
+        UserError: as for `FileDataset`, or the folder is not arranged like this.
     """
 
     def __init__(self, *, root: Path, **options: Any) -> None:
@@ -164,7 +163,7 @@ class ImageFolder(Files):
             listings = {split: _scan(root / split, notes) for split in SPLITS if (root / split).is_dir()}
             others = [f.name for f in _folders(root) if f.name not in SPLITS]
             if others:
-                notes.append(f"{root}: {_few(others)} left out: only {', '.join(SPLITS)} are read.")
+                notes.append(f"{root}: ignored {_shorten(others)}: only {', '.join(SPLITS)} are read.")
         elif any((root / split).is_dir() and _folders(root / split) for split in ("val", "test")):
             raise UserError(f"{root} has a folder for testing but no train/<class>/ to train on.")
         else:
@@ -173,14 +172,18 @@ class ImageFolder(Files):
         super().__init__(name=name, root=root, listed=root, listings=listings, notes=notes, **options)
 
 
-class ImageList(Files):
+class ImageList(FileDataset):
     """A CSV file with the columns ``path``, ``label`` and perhaps ``split`` (train, val, test).
 
     Paths are relative to the folder of the file. Without ``split`` the images are split by
-    ``test_size``. The other arguments are those of ``Files``.
+    ``test_size``.
 
     Args:
         root: the file.
+        **options: as for `FileDataset`.
+
+    Raises:
+        UserError: as for `FileDataset`, or lines of the file cannot be used.
     """
 
     def __init__(self, *, root: Path, **options: Any) -> None:
@@ -199,36 +202,35 @@ def _scan(folder: Path, notes: list[str]) -> Listing:
     classes = _folders(folder)
     if not classes:
         raise UserError(
-            f"{folder} has no class folders. Expected {folder}/<class>/<image>, or "
-            "train/<class>/<image> and "
-            "test/<class>/<image>."
+            f"{folder} has no class folders. Expected {folder}/<class>/<image>, or train/<class>/<image> "
+            "and test/<class>/<image>."
         )
     endings = _endings()
     listing: Listing = []
     others: list[str] = []
     for directory in classes:
-        with os.scandir(directory) as entries:  # which says without a look at each file that it is one
+        with os.scandir(directory) as entries:  # knows which are files without a stat of each
             names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
         images = [name for name in names if os.path.splitext(name)[1].lower() in endings]
         others += [str(directory / n) for n in names if os.path.splitext(n)[1].lower() not in endings]
         if not images:
             inner = _folders(directory)
-            hint = f" It holds folders ({_few([f.name for f in inner])})." if inner else ""
+            hint = f" It holds folders ({_shorten([f.name for f in inner])})." if inner else ""
             raise UserError(
                 f"The class folder {directory} holds no images.{hint} Expected image files in it; "
                 "remove it if it is not a class."
             )
         listing += [(directory / name, directory.name) for name in images]
     if others:
-        notes.append(f"{folder}: {len(others)} files that are no images left out ({_few(others)}).")
+        notes.append(f"{folder}: ignored {len(others)} files that are not images ({_shorten(others)}).")
     return listing
 
 
 def _read_list(file: Path) -> dict[str, Listing]:
-    """Read the rows of a CSV file and check them all before any complaint."""
+    """Read the rows of a CSV file; what is wrong with them is reported together."""
     listings: dict[str, Listing] = {}
     problems: list[str] = []
-    seen: dict[Path, str] = {}
+    seen: dict[Path, str] = {}  # file → line
     try:
         # utf-8-sig: spreadsheet programs begin a CSV file with a byte-order mark.
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -244,24 +246,24 @@ def _read_list(file: Path) -> dict[str, Listing]:
             for row in reader:
                 path, label = (row["path"] or "").strip(), (row["label"] or "").strip()
                 split = (row.get("split") or "").strip() if "split" in columns else "train"
-                place = f"line {reader.line_num}"
+                line = f"line {reader.line_num}"
                 if not path or not label:
-                    problems.append(f"{place}: no {'path' if not path else 'label'}")
+                    problems.append(f"{line}: no {'path' if not path else 'label'}")
                 elif split not in SPLITS:
                     problems.append(
-                        f"{place}: split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
+                        f"{line}: split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
                     )
                 elif not (full := file.parent / path).is_file():
-                    problems.append(f"{place}: {full} does not exist")
+                    problems.append(f"{line}: {full} does not exist")
                 elif full in seen:
-                    problems.append(f"{place}: {path} is listed already, at {seen[full]}")
+                    problems.append(f"{line}: {path} is listed already, at {seen[full]}")
                 else:
-                    seen[full] = place
+                    seen[full] = line
                     listings.setdefault(split, []).append((full, label))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {error}.") from error
     if problems:
-        raise UserError(_list(f"{file}: {len(problems)} lines cannot be used:", problems))
+        raise UserError(list_problems(f"{file}: {len(problems)} lines cannot be used:", problems))
     if not listings.get("train"):
         raise UserError(f"{file} lists no images to train on.")
     return listings
@@ -273,15 +275,13 @@ def _rename(
     """Apply ``data.labels``. Keys and values become text: YAML reads a class 7 as a number."""
     if not labels:
         return dict(listings)
-    if not isinstance(labels, Mapping):
-        raise UserError(f"data.labels must map names to names, as {{cat: pet}}, but is {labels!r}.")
     new = {str(key): str(value) for key, value in labels.items()}
     known = {label for listing in listings.values() for _, label in listing}
     for key in new:
         if key not in known:
             raise UserError(
                 f"data.labels: '{key}' is not a class of {name}{suggest(key, known)}. "
-                f"Its classes: {_few(_natural_order(known))}."
+                f"Its classes: {_shorten(_natural_order(known))}."
             )
     return {
         split: [(path, new.get(label, label)) for path, label in listing]
@@ -298,8 +298,8 @@ def _natural_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    # Names with a leading dot or two underscores are droppings of other programs (.git, __MACOSX); a
-    # tagged folder is our own cache, which lies in data/ by default, perhaps beside the classes.
+    # Names with a leading dot or two underscores belong to other programs (.git, __MACOSX); a tagged
+    # folder is our own cache, which is in data/ by default, perhaps beside the classes.
     return sorted(
         f
         for f in folder.iterdir()
@@ -312,13 +312,6 @@ def _endings() -> set[str]:
     return {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
-
-
-def _list(title: str, problems: Sequence[str]) -> str:
-    lines = [title, *(f"  {p}" for p in problems[:SHOWN])]
-    if len(problems) > SHOWN:
-        lines.append(f"  … and {len(problems) - SHOWN} more")
-    return "\n".join(lines)
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"

@@ -9,26 +9,30 @@ from torch import Tensor
 from vitlab.core.seeding import derive
 from vitlab.data.reader import Reader
 
-Place = tuple[int, int]  # epoch, and the batch in it that comes next
+Position = tuple[int, int]  # epoch, and the next batch in it
 
 
 class Batch(NamedTuple):
-    """One batch and its place in the run.
+    """One batch and its position in the run.
 
-    From a loader: ``images`` uint8 (B, C, H, W) and ``targets`` int64 (B,). After the data module's
-    ``on_after_batch_transfer``: float32 (B, C, H', W') normalised, and float32 (B, K) one-hot or
-    soft.
+    Attributes:
+        images: from a loader uint8 (B, C, H, W); after the data module's ``on_after_batch_transfer``
+            float32 (B, C, H', W'), normalised.
+        targets: from a loader int64 (B,); after that float32 (B, K), one-hot or soft.
+        epoch: from 0.
+        index: of the micro-batch in its epoch.
+        valid: rows that are real; evaluation pads the rest, so that shapes are static.
     """
 
     images: Tensor
     targets: Tensor
     epoch: int
-    index: int  # type: ignore[assignment]  # of the micro-batch in its epoch
-    valid: int  # rows that are real; evaluation pads the rest, so that shapes are static
+    index: int  # type: ignore[assignment]
+    valid: int
 
 
 class TrainLoader:
-    """Shuffled batches of one rank: the order is a function of (seed, epoch) and of nothing else.
+    """Shuffled batches of one rank, in an order that is a function of (seed, epoch) alone.
 
     Global batch i of an epoch is ``order[i * B : (i + 1) * B]``; each rank takes its contiguous
     share of it, so the images of a step do not depend on the number of devices. The last, smaller
@@ -38,10 +42,11 @@ class TrainLoader:
         reader: the images.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         seed: of the order.
-        rank, world_size: which share to yield.
-        position: returns (epoch, first batch). Asked when the first batch is drawn, and not by
+        rank: which share to yield.
+        world_size: number of shares.
+        position: returns (epoch, first batch). Called when the first batch is drawn, and not by
             ``iter()``: Lightning calls ``iter()`` before it has restored its counters. None: the
-            loader goes on where it stands, epoch after epoch.
+            loader continues where it is, epoch after epoch.
         reshuffle: False repeats the order of epoch 0 (``trainer.overfit_batches``).
     """
 
@@ -53,7 +58,7 @@ class TrainLoader:
         seed: int,
         rank: int,
         world_size: int,
-        position: Callable[[], Place] | None = None,
+        position: Callable[[], Position] | None = None,
         reshuffle: bool = True,
     ) -> None:
         self.reader = reader
@@ -64,11 +69,11 @@ class TrainLoader:
         self.share = _share(batch_size, world_size)
         self.position = position
         self.reshuffle = reshuffle
-        self._at: Place = (0, 0)
-        self._loaded: Place | None = None
+        self._next: Position = (0, 0)
+        self._loaded: Position | None = None
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, wherever the position is."""
+        """Return the number of batches in a whole epoch, wherever the position is."""
         return len(self.reader) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -77,8 +82,8 @@ class TrainLoader:
         whole = order[: len(self) * self.batch_size]
         plan = whole.view(len(self), self.world_size, self.share)[first:, self.rank]  # (batches, share)
         for index, (images, targets) in enumerate(self.reader(plan), first):
-            # Counted as it is handed out: what workers have read ahead is read again after a resume.
-            self._at = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
+            # Counted when it is yielded: what workers have read ahead is read again after a resume.
+            self._next = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
             yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=self.share)
 
     def order(self, epoch: int) -> Tensor:
@@ -87,28 +92,29 @@ class TrainLoader:
         return torch.randperm(len(self.reader), generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands: the epoch, and the batch in it that comes next."""
-        return {"epoch": self._at[0], "batch": self._at[1]}
+        """Return the position: the epoch, and the next batch in it."""
+        return {"epoch": self._next[0], "batch": self._next[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict:  # it is empty in older checkpoints
-            self._at = self._loaded = state_dict["epoch"], state_dict["batch"]
+        """Continue from the position in ``state_dict``."""
+        if state_dict:
+            self._next = self._loaded = state_dict["epoch"], state_dict["batch"]
 
-    def _start(self) -> Place:
+    def _start(self) -> Position:
         """Return where to begin: the trainer's counters decide, and what was loaded must agree.
 
         Raises:
-            RuntimeError: it does not; some images would be seen twice, or never.
+            RuntimeError: it does not agree, and some images would be seen twice, or never.
         """
         loaded, self._loaded = self._loaded, None
         if self.position is None:
-            return self._at
+            return self._next
         at = self.position()
         # An epoch may end before its last batch (trainer.max_steps, limit_train_batches).
         if loaded is not None and at not in (loaded, (loaded[0] + 1, 0)):
             raise RuntimeError(
-                f"the trainer goes on at epoch {at[0]}, batch {at[1]}, but its checkpoint was written when "
-                f"the loader stood at epoch {loaded[0]}, batch {loaded[1]}"
+                f"the trainer continues at epoch {at[0]}, batch {at[1]}, but its checkpoint was written when "
+                f"the loader was at epoch {loaded[0]}, batch {loaded[1]}"
             )
         return at
 
@@ -116,15 +122,16 @@ class TrainLoader:
 class EvalLoader:
     """All images, each exactly once over all ranks.
 
-    Every rank yields the same number of batches of the same size. Missing rows repeat the first, and
-    ``valid`` says how many rows are real; it is 0 where a rank has none left.
+    Every rank yields the same number of batches of the same size. Missing rows repeat the first image,
+    and ``valid`` says how many rows are real; it is 0 where a rank has none left.
 
     Args:
         reader: the images.
-        order: int64 (N,), of all places. Folders list class after class; a random order makes the first
-            batches (``trainer.limit_val_batches``) a sample of all classes.
+        order: int64 (N,), a permutation. Folders list class after class; a random order makes the
+            first batches (``trainer.limit_val_batches``) a sample of all classes.
         batch_size: global, over all ranks; a multiple of ``world_size``.
-        rank, world_size: which share to yield.
+        rank: which share to yield.
+        world_size: number of shares.
     """
 
     def __init__(self, reader: Reader, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:
@@ -136,13 +143,14 @@ class EvalLoader:
         self.share = _share(batch_size, world_size)
 
     def __len__(self) -> int:
+        """Return the number of batches, the same on every rank."""
         return -(-len(self.reader) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        places = torch.arange(len(self) * self.batch_size)
-        places = places.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
-        real = places < len(self.reader)
-        batches = self.reader(self.order[torch.where(real, places, 0)])
+        indices = torch.arange(len(self) * self.batch_size)
+        indices = indices.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
+        real = indices < len(self.reader)
+        batches = self.reader(self.order[torch.where(real, indices, 0)])
         for index, ((images, targets), valid) in enumerate(zip(batches, real.sum(1).tolist(), strict=True)):
             yield Batch(images=images, targets=targets, epoch=0, index=index, valid=valid)
 

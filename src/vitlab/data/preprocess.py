@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Preprocess(nn.Module):
     """(B, C, H, W) pixels of any size → normalised float32 (B, C, height, width).
 
-    uint8 pixels are scaled to 0..1, floating-point pixels are taken to be there already. An image
-    of another size is resized on its device, bilinear, with antialiasing.
+    uint8 pixels are scaled to 0..1; floating-point pixels must be on that scale already. An image of
+    another size is resized on its device, bilinear, with antialiasing.
 
     Args:
         size: (height, width) of the result in pixels.
@@ -29,6 +29,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Resize and normalise images (B, C, H, W), which stay as they are."""
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(
                 f"expected images of shape (B, {len(self.mean)}, H, W), got {tuple(images.shape)}"
@@ -47,21 +48,21 @@ class Preprocess(nn.Module):
         return (pixels * scale if pixels is images else pixels.mul_(scale)).sub_(shift)
 
 
-def channel_statistics(parts: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+def channel_statistics(chunks: Iterable[Tensor]) -> tuple[list[float], list[float]]:
     """Return mean and deviation of each channel of uint8 images, on the 0..1 scale.
 
-    Exact: sums of integers, whatever the parts. A channel that never varies gets a deviation of 1, so
-    that it can be divided by.
+    Exact: sums of integers, however the images are divided. A channel that never varies gets a
+    deviation of 1, so that it can be divided by.
 
     Args:
-        parts: the images in pieces, (n, C, H, W) each.
+        chunks: the images, (n, C, H, W) each.
     """
     number, total, squares = 0, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    for part in parts:
-        wide = part.to(torch.int32)
+    for chunk in chunks:
+        wide = chunk.to(torch.int32)
         total = total + wide.sum((0, 2, 3), dtype=torch.int64)  # (C,)
         squares = squares + wide.square_().sum((0, 2, 3), dtype=torch.int64)
-        number += part.numel() // part.shape[1]
+        number += chunk.numel() // chunk.shape[1]
     means, deviations = [], []
     for s, q in zip(total.tolist(), squares.tolist(), strict=True):
         means.append(s / number / 255)

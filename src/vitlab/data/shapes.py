@@ -1,4 +1,4 @@
-"""A built-in data set without a download: ten shapes, drawn by code. Torch-free.
+"""A built-in data set without a download: ten shapes, drawn by code.
 
 Position, size, rotation, colours, textures of shape and background, and noise vary and say nothing
 about the class, so that neither colour nor a linear classifier on pixels finds it; the outline
@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive
 from vitlab.data.decode import check_memory
 
@@ -55,17 +54,16 @@ def _cross(x: Field, y: Field) -> Field:
 
 
 def _triangle(x: Field, y: Field) -> Field:
-    # Three half-planes: exact but for the corners, where the outline is a little sharper.
+    # Three half-planes: exact except at the corners, where the outline is a little sharper.
     return np.maximum(np.abs(x) * np.float32(0.75**0.5) + y * 0.5, -y) - 0.5
 
 
 def _star(x: Field, y: Field) -> Field:
-    # Fold the plane onto half a spike of the five, then the distance to the line from its tip to
-    # the notch.
+    # Fold the plane onto half of one spike, then take the distance to the line from its tip to the notch.
     sector = 2 * np.pi / 5
     angle = np.abs((np.arctan2(x, y) + sector / 2) % sector - sector / 2)
     radius = np.hypot(x, y)
-    px, py = radius * np.sin(angle), radius * np.cos(angle)  # the tip lies at (0, 1)
+    px, py = radius * np.sin(angle), radius * np.cos(angle)  # the tip is at (0, 1)
     notch = 0.42 * np.array([np.sin(sector / 2), np.cos(sector / 2)])
     edge = notch - np.array([0.0, 1.0])
     normal = np.array([-edge[1], edge[0]]) / np.hypot(*edge)
@@ -103,8 +101,8 @@ class Shapes:
     """Ten balanced classes of anti-aliased shapes; a function of (seed, image size, channels).
 
     Args:
-        num_train: training images.
-        num_test: test images, drawn from streams of their own.
+        num_train: training images, at least one a class.
+        num_test: test images, drawn from random streams of their own; at least one a class.
         seed: another one draws other images.
         shape: (height, width) in pixels.
         channels: 3 or 1.
@@ -116,12 +114,8 @@ class Shapes:
     def __init__(
         self, *, num_train: int, num_test: int, seed: int, shape: tuple[int, int], channels: int
     ) -> None:
-        for key, value in (("num_train", num_train), ("num_test", num_test)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < len(SHAPES):
-                raise UserError(
-                    f"data.{key} must be an integer of at least {len(SHAPES)} (one image a class), "
-                    f"but is {value!r}."
-                )
+        if min(num_train, num_test) < len(SHAPES):
+            raise ValueError(f"num_train and num_test must be {len(SHAPES)} or more: one image a class")
         self.classes = tuple(SHAPES)
         self.sizes = {"train": num_train, "test": num_test}
         self.notes: list[str] = []
@@ -130,7 +124,7 @@ class Shapes:
         self.channels = channels
 
     def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a split: uint8 (N, C, H, W) and int64 labels (N,), class i % 10 at place i."""
+        """Draw a split: uint8 (N, C, H, W) and int64 labels (N,); image i has class i % 10."""
         number = self.sizes[split]
         labels = np.arange(number, dtype=np.int64) % len(SHAPES)
         check_memory((number, self.channels, *self.shape))
@@ -164,8 +158,8 @@ def _draw(rng: np.random.Generator, labels: np.ndarray, shape: tuple[int, int]) 
     u = ((x - centre_x) * cos + (y - centre_y) * sin) / radius
     v = ((y - centre_y) * cos - (x - centre_x) * sin) / radius
     distance = np.empty((number, height, width), dtype=np.float32)
-    for place, draw in enumerate(SHAPES.values()):
-        members = np.flatnonzero(labels == place)
+    for label, draw in enumerate(SHAPES.values()):
+        members = np.flatnonzero(labels == label)
         distance[members] = draw(u[members], v[members])
     # Coverage of the pixel, half a pixel to either side of the outline.
     inside = np.clip(0.5 - distance * radius * short, 0, 1)[:, None]  # (N, 1, H, W)

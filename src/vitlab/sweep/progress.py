@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from vitlab.core.console import duration, say
+from vitlab.core.console import duration, make_console, say
 from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
@@ -151,7 +150,7 @@ def show_results(sweep: Sweep) -> None:
     if len(rows) > ROWS:
         table.caption = f"and {len(rows) - ROWS} more"
     say(f"{sweep}, best {OBJECTIVE} first")  # no title of the table, which would break it to its own width
-    Console().print(table)
+    make_console().print(table, soft_wrap=False)
     say(f"more: python compare.py {sweep}")
 
 

@@ -33,7 +33,7 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return, for the places of those configs that `check_data` would refuse, why."""
     from vitlab.data import datasets
 
-    found: dict[str, datasets.Dataset | UserError] = {}
+    found: dict[str, datasets.DatasetInfo | UserError] = {}
     problems: dict[int, str] = {}
     for place, config in enumerate(configs):
         data = config["data"]
@@ -42,19 +42,20 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
         try:
             if key not in found:
                 try:
-                    found[key] = datasets.build(data)
+                    # Without the data set itself: many of them, each with its images, fill the memory.
+                    found[key] = datasets.describe(datasets.build(data), data["val_size"])
                 except UserError as error:  # asked for once: a download that fails takes its time
                     found[key] = error
-            dataset = found[key]
-            if isinstance(dataset, UserError):
-                raise dataset
+            info = found[key]
+            if isinstance(info, UserError):
+                raise info
             asked = config["model"]["num_classes"]
-            if asked is not None and asked != len(dataset.classes):
+            if asked is not None and asked != len(info.classes):
                 raise UserError(
-                    f"model.num_classes={asked}, but {dataset.name} has {len(dataset.classes)} classes. "
+                    f"model.num_classes={asked}, but {info.name} has {len(info.classes)} classes. "
                     "Leave it out: it is found from the data."
                 )
-            make_plan(config, datasets.part_sizes(dataset, data["val_size"])["train"])
+            make_plan(config, info.num_train)
             if "teacher" in config["task"]:
                 teacher_file(config["task"])
         except UserError as error:

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import nn
 
-from vitlab.augment.erase import Erase
-from vitlab.augment.mix import MixupCutmix
+from vitlab.augment.base import RunFacts
 from vitlab.core import hardware
-from vitlab.core.console import Screen, duration
+from vitlab.core.console import RunConsole, duration
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
@@ -37,9 +36,6 @@ GROUPS = {
 }
 GRID = 40  # images in predictions.png
 SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
-# Of an image by one box: where DeiT, by timm's default, ends. Zhong et al. went to 0.4, but for networks that
-# look at pixels: a ViT of few patches loses whole ones.
-MOST_ERASED = 1 / 3
 SMALL_DATA = 5120  # training images under which a batch of 512 would leave too few steps
 
 
@@ -73,7 +69,7 @@ def predict_some(
     return images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
 
 
-def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
+def describe(screen: RunConsole, lines: Sequence[tuple[str, str]]) -> None:
     """Print a block of ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
@@ -83,7 +79,7 @@ def describe(screen: Screen, lines: Sequence[tuple[str, str]]) -> None:
     screen.print(grid)
 
 
-def results(screen: Screen, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+def results(screen: RunConsole, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Print what the run reached and where to look next."""
     metrics, train = summary["metrics"], summary["train"]
     lines = []
@@ -114,7 +110,7 @@ def watched(folder: RunFolder) -> str:
 
 
 def announce(
-    screen: Screen,
+    screen: RunConsole,
     folder: RunFolder,
     job: Components,
     model: dict[str, Any],
@@ -244,22 +240,12 @@ def matmul_notes(name: str) -> Iterator[str]:
 def augmentation_notes(job: Components, processes: int) -> Iterator[str]:
     """Yield what is doubtful about the augmentation, or without effect."""
     model = job.config["model"]
-    for name, op in getattr(job.data.augment, "ops", {}).items():
-        key = f"augment.{name}"
-        if isinstance(op, Erase) and (share := op.largest_share(*job.dataset.shape)) > MOST_ERASED:
-            text = f"{key} may erase {share:.0%} of an image"
-            if "patch_size" in model:
-                (height, width), (down, right) = (
-                    pair(f"model.{k}", model[k]) for k in ("image_size", "patch_size")
-                )
-                patches = (height // down) * (width // right)
-                text += f", as much as {round(share * patches)} of its {patches} patches"
-            yield f"{text}; lower {key}.{op.extent} to keep the object in sight (at most a third is usual)."
-        last = getattr(op, "off_after_epoch", None)
-        if last is not None and last >= job.plan.epochs:
-            yield f"{key}.off_after_epoch={last} has no effect: the run has {job.plan.epochs} epoch(s)."
-        if isinstance(op, MixupCutmix) and job.data.batch_size == processes:
-            yield f"{key} has no effect: a batch of one image has no partner in it."
+    patches = None
+    if "patch_size" in model:
+        (height, width), (down, right) = (pair(f"model.{k}", model[k]) for k in ("image_size", "patch_size"))
+        patches = (height // down) * (width // right)
+    facts = RunFacts(job.dataset.shape, patches, job.plan.epochs, job.data.batch_size // processes)
+    yield from job.data.augment.notes(facts)
 
 
 def draw_augmentations(folder: RunFolder, job: Components, logger: RunLogger | None) -> None:

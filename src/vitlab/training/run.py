@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from vitlab.config import check_targets
 from vitlab.core import hardware
 from vitlab.core.checkpoint import read_checkpoint
-from vitlab.core.console import Screen
+from vitlab.core.console import RunConsole
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
@@ -47,7 +47,7 @@ def run(folder: RunFolder) -> SummaryData:
     check_targets(config)
     rank = rank_in_environment() or 0
     end_with_parent()
-    screen = Screen(folder, quiet=rank > 0)
+    screen = RunConsole(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
         summary = Summary(folder, writable=rank == 0)
@@ -101,7 +101,7 @@ def _run(
     processes: int,
     resumes: bool,
     summary: Summary,
-    screen: Screen,
+    screen: RunConsole,
     started: float,
 ) -> None:
     last = folder.last if folder.last.exists() else None

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitlab.core.console import Screen
+from vitlab.core.console import RunConsole
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import StopSignal
@@ -31,7 +31,7 @@ def make_trainer(
     job: Components,
     processes: int,
     summary: Summary,
-    screen: Screen,
+    screen: RunConsole,
     stop: StopSignal,
     throughput: Throughput,
     logger: RunLogger | None,

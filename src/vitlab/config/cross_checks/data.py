@@ -1,17 +1,14 @@
-"""What does not fit in the data, its augmentation, and between them and the model. Torch-free."""
+"""What does not fit in the data, its augmentation, and between them and the model."""
 
 from collections.abc import Mapping
 
 from vitlab.config.cross_checks.reader import Misfits, Reader, two
 from vitlab.config.types import show
-
-# What is known of a data set before it has been looked at.
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
-CLASSES = {"cifar10": 10, "cifar100": 100, "shapes": 10}
-DEFAULT_HELD_OUT = 0.1  # what data.val_size=null stands for
+from vitlab.core.data_protocol import DEFAULT_VAL_SIZE, NUM_CLASSES, NUM_TRAIN, num_held_out
 
 
 def data_misfits(read: Reader) -> Misfits:
+    """Yield (key, sentence) for what does not fit in the data and its augmentation."""
     yield from _data(read)
     yield from _augment(read)
     yield from _model_and_data(read)
@@ -19,25 +16,23 @@ def data_misfits(read: Reader) -> Misfits:
 
 def train_images(read: Reader) -> int | None:
     """Return the number of images trained on, or None where only the data can tell."""
-    kind = read("data.kind")
-    total = TRAIN_IMAGES.get(kind) if isinstance(kind, str) else None
-    total = total or read("data.num_train")
-    held_out = read("data.val_size")
+    total, size = _total(read), read("data.val_size")
     if total is None:
         return None
-    if held_out is None:
-        held_out = DEFAULT_HELD_OUT
-    return total - (held_out if isinstance(held_out, int) else round(held_out * total))
+    return total - num_held_out(DEFAULT_VAL_SIZE if size is None else size, total)
+
+
+def _total(read: Reader) -> int | None:
+    """Return the number of training images before any are held out, where it is known."""
+    return NUM_TRAIN.get(read("data.kind")) or read("data.num_train")
 
 
 def _data(read: Reader) -> Misfits:
     kind = read("data.kind")
-    if kind in ("image_folder", "image_list") and read.is_null("data.root"):
-        what = "FOLDER" if kind == "image_folder" else "FILE.csv"
+    if kind not in (None, "shapes") and read.is_null("data.root"):
+        what = "FILE.csv" if kind == "image_list" else "FOLDER"
         yield "data.root", f"data={kind} needs to know where the images are: add data.root={what}"
-    known = TRAIN_IMAGES.get(kind) if isinstance(kind, str) else None
-    total = known or read("data.num_train")
-    held_out, batch = read("data.val_size"), read("data.batch_size")
+    total, held_out, batch = _total(read), read("data.val_size"), read("data.batch_size")
     if total is not None and isinstance(held_out, int) and held_out >= total:
         yield (
             "data.val_size",
@@ -52,14 +47,12 @@ def _data(read: Reader) -> Misfits:
                 f"data.batch_size={batch} is more than the {images:,} training images: choose "
                 f"{images} or fewer",
             )
-    if isinstance(kind, str) and kind in CLASSES:
-        classes = read("data.num_classes")
-        if classes is not None and classes != CLASSES[kind]:
-            yield (
-                "data.num_classes",
-                f"data.num_classes={classes}, but {kind} has {CLASSES[kind]} classes: set "
-                f"data.num_classes={CLASSES[kind]}",
-            )
+    known, classes = NUM_CLASSES.get(kind), read("data.num_classes")
+    if known and classes not in (None, known):
+        yield (
+            "data.num_classes",
+            f"data.num_classes={classes}, but {kind} has {known} classes: set data.num_classes={known}",
+        )
     channels, normalization = read("data.channels"), read("data.normalization")
     if isinstance(normalization, Mapping) and channels is not None:
         for name, values in normalization.items():
@@ -72,7 +65,7 @@ def _data(read: Reader) -> Misfits:
 
 
 def _augment(read: Reader) -> Misfits:
-    """Yield what the augmentations that are listed would refuse, so that a sweep learns it at once."""
+    """Yield what does not fit in the augmentations that are listed in ``augment.ops``."""
     ops = read("augment.ops")
     for name in ops if isinstance(ops, list) else []:
         key = f"augment.{name}"

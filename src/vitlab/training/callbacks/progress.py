@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from vitlab.core.console import Screen
+from vitlab.core.console import RunConsole
 from vitlab.training.callbacks.record import StepLoss
 
 
@@ -22,7 +22,7 @@ class ProgressLine(ProgressBar):
     """
 
     def __init__(
-        self, *, screen: Screen, step_loss: StepLoss, total_batches: int, batches_per_epoch: int
+        self, *, screen: RunConsole, step_loss: StepLoss, total_batches: int, batches_per_epoch: int
     ) -> None:
         super().__init__()
         self.screen = screen

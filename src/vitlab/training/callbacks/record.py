@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from vitlab.core.console import Screen
+from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
 from vitlab.core.run_folder import RunFolder, Summary
@@ -80,7 +80,7 @@ class Record(Checkpoint):
         summary: Summary,
         checkpointing: Checkpointing,
         throughput: Throughput,
-        screen: Screen,
+        screen: RunConsole,
     ) -> None:
         self.folder = folder
         self.summary = summary
