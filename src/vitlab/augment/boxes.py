@@ -1,4 +1,4 @@
-"""Boxes, one an image: how they are drawn, and which pixels lie inside.
+"""Boxes, one an image: drawing them, and masks of the pixels inside.
 
 Boxes are int64 (B, 4), top, left, height, width, in pixels; an empty one has a side of 0.
 """
@@ -22,19 +22,20 @@ def draw_sides(
 ) -> tuple[Tensor, Tensor]:
     """Draw heights and widths: the area uniform, height over width log-uniform, the first of ten that fits.
 
-    The distribution of torchvision's RandomErasing and RandomResizedCrop, which try again where this draws
-    ten at once.
+    The distribution of torchvision's RandomErasing and RandomResizedCrop, which try again where this
+    draws ten at once.
 
     Args:
         number: of boxes, B.
-        area: from, to, in pixels.
-        ratio: from, to.
+        area: smallest and largest, in pixels.
+        ratio: smallest and largest.
         least: smallest side that fits.
         most: largest height and width that fit, (2,).
+        generator: on the CPU.
 
     Returns:
-        sides int64 (B, 2), and whether one of the tries fitted, bool (B, 1); where none did, the sides are
-        those of a box that is too large.
+        Sides, int64 (B, 2), and whether one of the tries fitted, bool (B, 1); where none did, the sides
+        are those of a box that is too large.
     """
     shape = number, TRIES
     areas = torch.empty(shape).uniform_(*area, generator=generator)
@@ -45,8 +46,8 @@ def draw_sides(
     return sides[torch.arange(number), first], fits.any(1, keepdim=True)
 
 
-def place(sides: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw boxes (B, 4) with ``sides`` (B, 2) from all places inside images of ``size`` (2,)."""
+def place_inside(sides: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw boxes (B, 4) with ``sides`` (B, 2) anywhere inside images of ``size`` (2,)."""
     corners = torch.rand(sides.shape, generator=generator) * (size - sides + 1)
     return torch.cat((corners.long(), sides), 1)
 
@@ -60,12 +61,12 @@ def place_around(sides: Tensor, size: Tensor, generator: torch.Generator) -> Ten
     return torch.cat((start, end - start), 1)
 
 
-def size_of(images: Tensor) -> Tensor:
+def get_size(images: Tensor) -> Tensor:
     """Return height and width of (B, C, H, W) as a tensor (2,) on the CPU."""
     return torch.tensor(images.shape[-2:])
 
 
-def inside(boxes: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+def make_mask(boxes: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 1 for the pixels of (B, C, H, W) in their box and 0 for the others: (B, 1, H, W)."""
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
     row, column = (torch.arange(length, device=boxes.device) for length in images.shape[-2:])

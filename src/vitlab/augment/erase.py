@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp, RunFacts, to_pixels
-from vitlab.augment.boxes import draw_sides, inside, place, place_around, size_of
+from vitlab.augment.boxes import draw_sides, get_size, make_mask, place_around, place_inside
 
 VALUES = ("zero", "mean", "random")
-# Of an image by one box: where DeiT, by timm's default, ends. Zhong et al. went to 0.4, but for networks that
-# look at pixels: a ViT of few patches loses whole ones.
+# Of an image by one box: DeiT's limit, timm's default. Zhong et al. used up to 0.4, but for networks that look
+# at pixels: a ViT of few patches loses whole ones.
 MOST_ERASED = 1 / 3
 
 
@@ -77,7 +77,7 @@ class Erase(ImageOp):
         boxes, *noise = drawn
         if images.numel() == 0:
             return images
-        erased = inside(boxes, images, images.dtype)  # (B, 1, H, W)
+        erased = make_mask(boxes, images, images.dtype)  # (B, 1, H, W)
         # Products with ones and zeros: ten times as fast on a CPU as torch.where on uint8.
         kept = images * (1 - erased)
         if self.value == "zero":
@@ -119,7 +119,7 @@ class RandomErasing(Erase):
 
     def draw_boxes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw rectangles (B, 4) inside the images, empty where none of the tries fits."""
-        size = size_of(images)
+        size = get_size(images)
         pixels = images.shape[2] * images.shape[3]
         sides, found = draw_sides(
             len(images),
@@ -129,7 +129,7 @@ class RandomErasing(Erase):
             most=size - 1,  # as in torchvision's: never a whole side
             generator=generator,
         )
-        return place(sides * found, size, generator)
+        return place_inside(sides * found, size, generator)
 
     def largest_share(self, height: int, width: int) -> float:
         """Return ``max_area``."""
@@ -158,7 +158,7 @@ class Cutout(Erase):
     def draw_boxes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw squares (B, 4), cut off at the border."""
         sides = torch.full((len(images), 2), self.size)
-        return place_around(sides, size_of(images), generator)
+        return place_around(sides, get_size(images), generator)
 
     def largest_share(self, height: int, width: int) -> float:
         """Return the square's share of the image."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitlab.augment.base import Augmentation, RunFacts, to_pixels
-from vitlab.augment.boxes import inside, place_around, size_of
+from vitlab.augment.boxes import get_size, make_mask, place_around
 
 
 class MixupCutmix(Augmentation):
@@ -61,7 +61,7 @@ class MixupCutmix(Augmentation):
         A box is top, left, height, width. The share is 1 where an image is not mixed by mixup, the box
         empty where it is not by cutmix.
         """
-        number, size = len(images), size_of(images)
+        number, size = len(images), get_size(images)
         chance, switch = torch.rand(2, number, generator=generator)
         mixed, by_cutmix = chance < self.p, switch < self.switch_p
         shares, cut = torch.ones(number), torch.zeros(number)
@@ -79,7 +79,7 @@ class MixupCutmix(Augmentation):
         """
         shares, boxes = drawn
         # How much of each pixel is the image's own: λ for mixup; for cutmix 1, and 0 in the box.
-        own = shares[:, None, None, None] * (1 - inside(boxes, images, torch.float32))  # (B, 1, H, W)
+        own = shares[:, None, None, None] * (1 - make_mask(boxes, images, torch.float32))  # (B, 1, H, W)
         mixed = images.roll(1, 0).float().lerp_(images.float(), own)
         left = shares * (1 - boxes[:, 2] * boxes[:, 3] / (images.shape[2] * images.shape[3]))
         return to_pixels(mixed, images.dtype), torch.lerp(targets.roll(1, 0), targets, left[:, None])

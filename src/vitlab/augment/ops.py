@@ -42,7 +42,7 @@ class RandomCrop(ImageOp):
         batch, channels, height, width = images.shape
         padded = self._pad(images)
         padded_height, padded_width = padded.shape[-2:]
-        # All runs of `width` pixels that lie in memory one after the other, as a view: (pixels -
+        # All runs of `width` pixels that follow each other in memory, as a view: (pixels -
         # width + 1, width). A cropped row is one of them, so the crop is a gather of B * C * H
         # rows.
         device = images.device

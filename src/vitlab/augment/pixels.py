@@ -1,9 +1,9 @@
 """The operations that policies choose from, each with a value of its own for every image.
 
 The images are sorted by operation, so a batch in which every image has another one costs a few passes over
-its pixels: what moves pixels is one warp with a matrix an image, what changes levels is one call an
-operation. Images are uint8 (B, C, H, W), values (B,) in the unit that stands at each operation. Arithmetic
-and rounding follow PIL and torchvision.transforms.v2.functional, to one level.
+its pixels: all that move pixels are one warp with a matrix for each image, and each that changes levels is
+one call. Images are uint8 (B, C, H, W), values (B,) in the unit given with each operation. Arithmetic and
+rounding follow PIL and torchvision.transforms.v2.functional, to within one level.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ def apply_ops(images: Tensor, ops: Tensor, values: Tensor, *, interpolation: str
 
     Args:
         images: uint8 (B, C, H, W) on any device.
-        ops: int64 (S, B) places in ``OPS``, on the CPU: the groups must be known here, and a GPU would have
-            to be waited for.
+        ops: int64 (S, B) indices into ``OPS``, on the CPU: the groups must be known here, and reading
+            them from a GPU would mean waiting for it.
         values: float (S, B) on the CPU.
         interpolation: of what moves pixels, ``nearest`` or ``bilinear``.
         fill: float (1 or C,) level, 0..255, of what comes from outside the image.
     """
     device = images.device
-    place = torch.arange(len(images))  # where each image lies at the moment
+    place = torch.arange(len(images))  # the current index of each image
     for chosen, value in zip(ops, values, strict=True):
         order = chosen.argsort()
         counts = torch.bincount(chosen, minlength=len(OPS)).tolist()
@@ -91,7 +91,7 @@ def _warp(images: Tensor, matrices: Tensor, interpolation: str, fill: Tensor) ->
     # Sums, not a matrix product: that would be inexact in TF32 or under autocast.
     scale, columns, rows = _places(height, width, images.device)
     grid = (a * scale) * columns + (b * rows + c) * scale  # (n, 2, H, W)
-    # What lies outside is sampled as 0: it gets the fill by counting the levels from there.
+    # Pixels outside are sampled as 0: counting the levels from the fill turns that 0 into the fill.
     zero = fill.view(1, -1, 1, 1)
     moved = F.grid_sample(
         images.float().sub_(zero), grid.permute(0, 2, 3, 1), interpolation, "zeros", align_corners=False

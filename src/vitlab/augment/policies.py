@@ -1,4 +1,4 @@
-"""Which operations an image meets, and how strongly: the published policies, drawn for each image."""
+"""Which operations are applied to an image, and how strongly: the published policies, drawn per image."""
 
 import math
 from collections.abc import Mapping
@@ -159,7 +159,7 @@ class RandAugment(Policy):
     """``num_ops`` operations for each image, drawn evenly, all at one magnitude.
 
     Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced search space".
-    timm's ``rand-m9-mstd0.5-inc1`` is magnitude 9, magnitude_std 0.5, p 0.5, space timm (but for its
+    timm's ``rand-m9-mstd0.5-inc1`` is magnitude 9, magnitude_std 0.5, p 0.5, space timm (except for its
     bicubic interpolation and its gray fill; fill=128 gives the latter).
 
     Args:
@@ -260,7 +260,7 @@ class AutoAugment(Policy):
 class ThreeAugment(Policy):
     """For each image one of grayscale, solarization and Gaussian blur, drawn evenly.
 
-    Touvron et al. 2022, "DeiT III: Revenge of the ViT", section 3 ("3-Augment"), which goes on with colour
+    Touvron et al. 2022, "DeiT III: Revenge of the ViT", section 3 ("3-Augment"), which is followed by colour
     jitter. The blur is in pixels, and was chosen for images of 224.
 
     Args:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.augment.base import ImageOp, to_pixels
-from vitlab.augment.boxes import draw_sides, place, size_of
+from vitlab.augment.boxes import draw_sides, get_size, place_inside
 
 
 class RandomResizedCrop(ImageOp):
@@ -30,7 +30,7 @@ class RandomResizedCrop(ImageOp):
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:
         """Draw the crops (B, 4), int64: top, left, height, width."""
-        size = size_of(images)
+        size = get_size(images)
         pixels = images.shape[2] * images.shape[3]
         low, high = self.ratio
         sides, found = draw_sides(
@@ -41,7 +41,7 @@ class RandomResizedCrop(ImageOp):
             most=size,
             generator=generator,
         )
-        return (torch.where(found, place(sides, size, generator), self._central(*images.shape[2:])),)
+        return (torch.where(found, place_inside(sides, size, generator), self._central(*images.shape[2:])),)
 
     def _central(self, height: int, width: int) -> Tensor:
         """Return the largest central crop of an allowed ratio: (4,)."""

@@ -177,6 +177,7 @@ class _BatchUnpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data), encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return one of the allowed classes and functions; refuse all others."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

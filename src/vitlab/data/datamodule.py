@@ -230,7 +230,7 @@ class ImageData(lightning.LightningDataModule):
         return self._splits[name]
 
     def _part(self, name: str) -> tuple[str, Tensor]:
-        """Return the split that a part lies in, and its rows there.
+        """Return the split that contains a part, and the rows of the part there.
 
         A hold-out is rows of the training split: the images of both are in memory once.
         """
@@ -308,7 +308,7 @@ class ImageData(lightning.LightningDataModule):
 def _free_memory(device: torch.device) -> int | None:
     """Return the bytes that are free for a tensor on ``device``, if known.
 
-    What goes to a GPU is decoded in the machine's memory first.
+    Images for a GPU are decoded in the machine's memory first.
     """
     host = available_memory()
     if device.type != "cuda":

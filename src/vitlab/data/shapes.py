@@ -24,33 +24,9 @@ TEXTURE = 0.12  # the most that a texture departs from its colour
 Field = np.ndarray  # float32 (N, H, W)
 
 
-def _disk(x: Field, y: Field) -> Field:
-    return np.hypot(x, y) - 0.85
-
-
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.2
-
-
 def _box(x: Field, y: Field, half_width: float, half_height: float) -> Field:
     dx, dy = np.abs(x) - half_width, np.abs(y) - half_height
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.72, 0.72)
-
-
-def _frame(x: Field, y: Field) -> Field:
-    return np.abs(_box(x, y, 0.6, 0.6)) - 0.17
-
-
-def _bar(x: Field, y: Field) -> Field:
-    return _box(x, y, 1.0, 0.28)
-
-
-def _cross(x: Field, y: Field) -> Field:
-    return np.minimum(_box(x, y, 0.95, 0.26), _box(x, y, 0.26, 0.95))
 
 
 def _triangle(x: Field, y: Field) -> Field:
@@ -70,10 +46,6 @@ def _star(x: Field, y: Field) -> Field:
     return px * np.float32(normal[0]) + (py - 1) * np.float32(normal[1])
 
 
-def _crescent(x: Field, y: Field) -> Field:
-    return np.maximum(np.hypot(x + 0.1, y) - 0.9, 0.68 - np.hypot(x - 0.42, y))
-
-
 def _heart(x: Field, y: Field) -> Field:
     # A square on its corner with half a disk on each upper side.
     side = np.float32(0.5**0.5)
@@ -84,14 +56,14 @@ def _heart(x: Field, y: Field) -> Field:
 
 
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
-    "bar": _bar,
-    "crescent": _crescent,
-    "cross": _cross,
-    "disk": _disk,
-    "frame": _frame,
+    "bar": lambda x, y: _box(x, y, 1.0, 0.28),
+    "crescent": lambda x, y: np.maximum(np.hypot(x + 0.1, y) - 0.9, 0.68 - np.hypot(x - 0.42, y)),
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.26), _box(x, y, 0.26, 0.95)),
+    "disk": lambda x, y: np.hypot(x, y) - 0.85,
+    "frame": lambda x, y: np.abs(_box(x, y, 0.6, 0.6)) - 0.17,
     "heart": _heart,
-    "ring": _ring,
-    "square": _square,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
+    "square": lambda x, y: _box(x, y, 0.72, 0.72),
     "star": _star,
     "triangle": _triangle,
 }
