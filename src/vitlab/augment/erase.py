@@ -10,8 +10,8 @@ from vitlab.augment.base import ImageOp, RunFacts, to_pixels
 from vitlab.augment.boxes import draw_sides, get_size, make_mask, place_around, place_inside
 
 VALUES = ("zero", "mean", "random")
-# Of an image by one box: DeiT's limit, timm's default. Zhong et al. used up to 0.4, but for networks that look
-# at pixels: a ViT of few patches loses whole ones.
+# Of an image by one box: DeiT's limit, timm's default. Zhong et al. used up to 0.4, but for networks that
+# look at pixels: a ViT of few patches loses whole ones.
 MOST_ERASED = 1 / 3
 
 
