@@ -6,7 +6,7 @@ from torch import nn
 
 from vitlab.config import compose, preflight, to_plain
 from vitlab.core.errors import UserError
-from vitlab.optim.freezing import freeze, rest
+from vitlab.optim.freezing import freeze, freeze_eval
 from vitlab.training.build import build_net
 
 VIT = ["model=vit_tiny", "model.dim=16", "model.depth=3", "model.heads=2"]
@@ -79,7 +79,7 @@ def test_frozen_modules_rest() -> None:
     net = net_of(*VIT)
     prefixes = freeze(net, "first_3")
     net.train()
-    rest(net, prefixes)
+    freeze_eval(net, prefixes)
     modes = {name: module.training for name, module in net.named_modules()}
     assert modes[""]
     assert not modes["dropout"], "it comes before a frozen block, and layers() says so"
@@ -88,13 +88,13 @@ def test_frozen_modules_rest() -> None:
         if name.startswith("blocks."):
             assert training == name.startswith("blocks.2"), name
     assert modes["head"]
-    rest(net.train(), ())
+    freeze_eval(net.train(), ())
     assert all(module.training for module in net.modules())
 
 
 def test_frozen_statistics_stay() -> None:
     net = net_of("model=resnet18", "model.width=4")
-    rest(net, freeze(net, "first_4"))
+    freeze_eval(net, freeze(net, "first_4"))
     before = {name: value.clone() for name, value in net.state_dict().items() if "running" in name}
     net(torch.rand(8, 3, 16, 16))
     frozen = ("stem.", "blocks.0.", "blocks.1.", "blocks.2.")

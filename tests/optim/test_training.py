@@ -160,7 +160,7 @@ def test_frozen_layers_rest_whoever_calls_train() -> None:
 
 def table(some: Any) -> list[list[str]]:
     """Return the cells of the table that a run starts with."""
-    found = report._group_table(some.task.make_optimizer(some.net).param_groups, some.net)
+    found = report._group_table(some.task.built_optimizer.param_groups, some.net)
     return [list(row) for row in zip(*(column.cells for column in found.columns), strict=True)]
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitlab.benchmark.timing import SETTLE, Sample
+from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import StopSignal
-from vitlab.data.loader import Batch
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
-from vitlab.training.build import Components
+from vitlab.training.build import Components, optimizer_factory
 from vitlab.training.callbacks import Throughput
 from vitlab.training.tensorboard import RunLogger
 from vitlab.training.trainer import make_trainer
@@ -104,7 +104,7 @@ def inputs(job: Components) -> Iterator[Batch]:
 def plain(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
     """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
     task, options = job.task, job.config["trainer"]
-    optimizer = task.make_optimizer(net)
+    optimizer = optimizer_factory(job.config["optimizer"], job.precision, job.kind)(net)
     largest = options["gradient_clip_val"]
     by_value = options["gradient_clip_algorithm"] == "value"
     clip = functools.partial(

@@ -23,6 +23,7 @@ from vitlab.benchmark.figures import plot_throughput
 from vitlab.benchmark.report import show
 from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
 from vitlab.core import hardware
+from vitlab.core.batch import Batch
 from vitlab.core.console import make_console
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
@@ -30,7 +31,6 @@ from vitlab.core.files import write_atomic
 from vitlab.core.provenance import commit, versions
 from vitlab.core.seeding import derive
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.data.loader import Batch
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
 from vitlab.training.build import build
 from vitlab.training.run import plain_errors, quieten

@@ -7,3 +7,16 @@ class UserError(Exception):
     Its message says what was expected, what was found and what to do; the verbs print it alone, without a
     traceback, and exit with status 1.
     """
+
+
+class Diverged(UserError):  # noqa: N818  (named as the field says it)
+    """Training diverged: its loss or weights are no longer finite.
+
+    Attributes:
+        step: the optimizer step at which that was found.
+    """
+
+    # Pickle calls it with the message alone, and fills in the step later.
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitlab.core.batch import Batch
 from vitlab.core.cpu_count import cores
 from vitlab.core.seeding import derive
 from vitlab.data.cache import CachedImages
 from vitlab.data.datasets import Dataset, describe, fixed_normalization
 from vitlab.data.decode import ImageFiles, Images, available_memory, progress_bar
-from vitlab.data.loader import Batch, EvalLoader, TrainLoader
+from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.memory import decide_in_memory
 from vitlab.data.preprocess import Preprocess, channel_statistics
 from vitlab.data.reader import MemoryReader, Reader, StreamReader

@@ -14,7 +14,7 @@ def freeze(model: nn.Module, what: str) -> tuple[str, ...]:
             ``head_only``: all entries but the last, so that a linear probe is left.
 
     Returns:
-        The name prefixes of what is frozen, for `rest`.
+        The name prefixes of what is frozen, for `freeze_eval`.
 
     Raises:
         UserError: nothing would be left to train, or the model does not say the order of its layers.
@@ -38,7 +38,7 @@ def freeze(model: nn.Module, what: str) -> tuple[str, ...]:
     return tuple(prefix for _, prefixes in layers[:count] for prefix in prefixes)
 
 
-def rest(model: nn.Module, frozen: tuple[str, ...]) -> None:
+def freeze_eval(model: nn.Module, frozen: tuple[str, ...]) -> None:
     """Put what `freeze` froze into eval mode: no dropout, no drop path, no new BatchNorm statistics.
 
     That is every module below a frozen prefix, and every other one whose parameters are all frozen.

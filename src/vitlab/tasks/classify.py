@@ -10,15 +10,16 @@ from torch.optim import Optimizer
 from torchmetrics import ConfusionMatrix, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.core.errors import UserError
+from vitlab.core.batch import Batch
+from vitlab.core.errors import Diverged
 from vitlab.core.seeding import derive
 from vitlab.optim.freezing import freeze as freeze_layers
-from vitlab.optim.freezing import rest
+from vitlab.optim.freezing import freeze_eval
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
 
 
-def hits(predictions: Tensor, truth: Tensor) -> Tensor:
+def num_correct(predictions: Tensor, truth: Tensor) -> Tensor:
     """Count the rows of two (B, K) whose largest value stands at the same place."""
     return (predictions.argmax(1) == truth.argmax(1)).sum()
 
@@ -26,12 +27,13 @@ def hits(predictions: Tensor, truth: Tensor) -> Tensor:
 class Classify(L.LightningModule):
     """Train ``net`` with soft-target cross entropy.
 
-    Batches are `vitlab.data.loader.Batch` after augmentation: images (B, C, H, W) float, targets (B, K)
+    Batches are `Batch` after augmentation: images (B, C, H, W) float, targets (B, K)
     that sum to one, their place in the run, and how many rows are real.
 
     Args:
         net: images (B, C, H, W) → logits (B, K).
-        optimizer: network → optimizer of its trainable parameters, in groups.
+        optimizer: network → optimizer of its trainable parameters, in groups. Called once, on ``net``, when
+            ``freeze`` has settled what there is to train.
         schedule: (optimizer step, total steps) → multiplier of the learning rate.
         total_steps: optimizer steps of the whole run.
         num_classes: K.
@@ -60,7 +62,6 @@ class Classify(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.make_optimizer = optimizer
         self.schedule = schedule
         self.total_steps = total_steps
         self.label_smoothing = label_smoothing
@@ -83,7 +84,10 @@ class Classify(L.LightningModule):
         self.sums: Tensor | None = None
         self.confusion_counts: Tensor  # (K, K), after a test
         self.frozen = freeze_layers(net, freeze)
-        rest(net, self.frozen)
+        freeze_eval(net, self.frozen)
+        # Parameters keep their identity when they move to another device or type, so that an optimizer built
+        # here, where a wrong option is found before a run begins, still holds them.
+        self.built_optimizer = optimizer(net)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -96,17 +100,17 @@ class Classify(L.LightningModule):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        rest(self.net, self.frozen)
+        freeze_eval(self.net, self.frozen)
         return self
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and drop path draw from the global generator, and Lightning restores no generator: give
         # every micro-batch its own stream, so a resumed run draws what the uninterrupted one drew.
         seed = derive(self.seed, "dropout", batch.epoch, batch.index, self.global_rank)
         # On a machine without a GPU `torch.manual_seed` formats stack traces for it: 0.1 ms a step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, others = self.objective(batch)
         with torch.no_grad():
             size = len(batch.images)
@@ -115,11 +119,11 @@ class Classify(L.LightningModule):
             self.sums = sums if self.sums is None else self.sums + sums
         return loss
 
-    def objective(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+    def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the loss, and of what is `shown` the sums over the batch that follow the loss's."""
         logits = self.net(self._cast(batch.images))
         loss = soft_cross_entropy(logits, batch.targets, self.label_smoothing)
-        return loss, [hits(logits, batch.targets)]
+        return loss, [num_correct(logits, batch.targets)]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # Lightning divides every loss by accumulate_grad_batches, also where the last step of an epoch has
@@ -146,7 +150,7 @@ class Classify(L.LightningModule):
         """Stop a run that has diverged before its weights reach a checkpoint.
 
         Raises:
-            UserError: a loss of this epoch, or a weight, is NaN or infinite.
+            Diverged: a loss of this epoch, or a weight, is NaN or infinite.
         """
         finite = torch.stack([p.detach().isfinite().all() for p in self.net.parameters()]).all()
         if self.sums is not None:
@@ -154,22 +158,23 @@ class Classify(L.LightningModule):
         if "val/loss" in self.trainer.callback_metrics:
             finite &= self.trainer.callback_metrics["val/loss"].to(finite.device).isfinite()
         if not finite:
-            raise UserError(
+            raise Diverged(
                 "training diverged: the loss or the weights are no longer finite at optimizer step "
                 f"{self.global_step}. Lower optimizer.lr, lengthen the warmup (scheduler.warmup_epochs), "
                 "keep trainer.gradient_clip_val at 1.0, or try trainer.precision=32. Checkpoints hold "
-                "the weights from before."
+                "the weights from before.",
+                step=self.global_step,
             )
 
     # evaluation
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         self._report(self.val_metrics)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._evaluate(batch, self.test_metrics)
         if batch.valid:
             self.confusion.update(logits, batch.targets[: batch.valid].argmax(1))
@@ -179,7 +184,7 @@ class Classify(L.LightningModule):
         self.confusion_counts = self.confusion.compute()  # here, where every rank takes part
         self.confusion.reset()
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
         # The rows after `valid` fill the batch up to its static shape and count for nothing.
         logits = self.net(self._cast(batch.images))[: batch.valid].float()
         targets = batch.targets[: batch.valid]
@@ -200,10 +205,9 @@ class Classify(L.LightningModule):
     # optimization
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.net)
-        scheduler = lambda_lr(optimizer, self.schedule, self.total_steps)
+        scheduler = lambda_lr(self.built_optimizer, self.schedule, self.total_steps)
         return {
-            "optimizer": optimizer,
+            "optimizer": self.built_optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vitlab.core.batch import Batch
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.layers import choose
-from vitlab.tasks.classify import Classify, hits
+from vitlab.tasks.classify import Classify, num_correct
 from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
 
 
@@ -50,7 +51,7 @@ class Distill(Classify):
         self.teacher_loss = choose("task.kind", kind, kinds)
         self.weight = weight
 
-    def objective(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+    def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         images = self._cast(batch.images)
         if isinstance(self.net, DistilledViT):
             heads = self.net(images, per_head=True)  # (B, 2, K)
@@ -63,9 +64,9 @@ class Distill(Classify):
         logits = heads.detach().mean(1)  # (B, K)
         size = len(images)
         return loss, [
-            hits(logits, batch.targets),
+            num_correct(logits, batch.targets),
             label_loss.detach() * size,
             teacher_loss.detach() * size,
-            hits(logits, taught),
-            hits(taught, batch.targets),
+            num_correct(logits, taught),
+            num_correct(taught, batch.targets),
         ]

@@ -21,6 +21,7 @@ from vitlab.data.datamodule import ImageData
 from vitlab.models.flops import flops_per_image
 from vitlab.models.layers import pair
 from vitlab.optim import make_optimizer
+from vitlab.optim.optimizers import FUSED_DEVICES
 from vitlab.tasks.classify import Classify
 from vitlab.training.instantiate import build_net, instantiate
 from vitlab.training.teacher import Teacher, load_teacher
@@ -88,7 +89,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Components:
     node = {key: value for key, value in config["task"].items() if not key.startswith("teacher")}
     task = instantiate(node, _partial_=True)(
         net=net,
-        optimizer=_optimizer(config["optimizer"], precision),
+        optimizer=optimizer_factory(config["optimizer"], precision, kind),
         schedule=_schedule(config["scheduler"], plan),
         total_steps=plan.total_steps,
         num_classes=len(dataset.classes),
@@ -155,13 +156,21 @@ def _device(trainer: dict[str, Any]) -> torch.device:
     return torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
 
 
-def _optimizer(node: dict[str, Any], precision: str) -> Callable[[nn.Module], Optimizer]:
-    """Return what makes a network's optimizer, its parameters grouped."""
+def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callable[[nn.Module], Optimizer]:
+    """Return what builds a network's optimizer, its parameters grouped.
+
+    Args:
+        node: ``optimizer`` of the config.
+        precision: resolved, as `Job` has it.
+        kind: of the device that will train; the parameters may still be on the CPU.
+    """
     options = {key: value for key, value in node.items() if not key.startswith("_")}
     if precision == "16-mixed" and "fused" in options:
         # A fused step unscales by itself, after gradient clipping would need it done; and torch's fused SGD
         # begins with whatever was in the memory of its momentum where the very first step overflows.
         options["fused"] = False
+    elif options.get("fused") == "auto":
+        options["fused"] = kind in FUSED_DEVICES
     return functools.partial(
         make_optimizer,
         kind=instantiate({"_target_": node["_target_"], "_partial_": True}).func,

@@ -158,7 +158,7 @@ def announce(
     loaded: Loaded | None = getattr(job.net, "loaded", None)  # not in a run that goes on from its checkpoint
     if loaded:
         describe(screen, list(loaded.lines()))
-    groups = job.task.make_optimizer(job.net).param_groups
+    groups = job.task.built_optimizer.param_groups
     screen.print(_group_table(groups, job.net))
     notes = list(job.data.notes)
     is_vit = "heads" in config["model"] or "name" in config["model"]
@@ -281,7 +281,7 @@ def draw_learning_rate(folder: RunFolder, job: Components, logger: RunLogger | N
     if (folder.figures / "learning_rate.png").exists():  # of before a resume
         return
     plan, config = job.plan, job.config
-    groups = job.task.make_optimizer(job.net).param_groups
+    groups = job.task.built_optimizer.param_groups
     layers = {group["lr"]: group["name"].partition("/")[2] for group in groups}
     curves = {layers[lr]: _rates(job, lr, plan.total_steps) for lr in (max(layers), min(layers))}
     rates = [rate for _, rate in curves[layers[max(layers)]]]
