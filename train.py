@@ -10,8 +10,7 @@ from vitlab.config import CONF, preflight, register_resolvers, to_plain
 from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep.grid import sweep
-from vitlab.sweep.search import is_search, search
+from vitlab.sweep import run_sweep
 from vitlab.training.launch import check_data, check_folder, claim, execute, parse_arguments
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
@@ -23,10 +22,7 @@ def main() -> None:
         execute(RunFolder.find(arguments.resume))
         return
     if arguments.checked and arguments.multirun:
-        if is_search(arguments.overrides):
-            search(arguments.overrides)
-        else:
-            sweep(arguments)
+        run_sweep(arguments)
         return
     if arguments.checked:
         check_folder(arguments.overrides)

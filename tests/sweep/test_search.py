@@ -25,11 +25,8 @@ from tests.sweep.test_space import PLAIN, RATE
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
-from vitlab.sweep import figures
-from vitlab.sweep import search_loop as course
-from vitlab.sweep import study as record
-from vitlab.sweep import worker as session
-from vitlab.sweep.search import search
+from vitlab.sweep import figures, search_loop, study, worker
+from vitlab.sweep.search import run_search
 
 optuna = pytest.importorskip("optuna")
 
@@ -75,7 +72,7 @@ end("finished", 0)
 
 
 # What takes time and is the same in every test.
-draw = record.Trials.draw
+draw = study.Study.draw
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +83,7 @@ def known() -> dict[tuple[str, ...], DictConfig]:
 @pytest.fixture(scope="module")
 def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("study") / "study.db"
-    record._open(file, optuna.pruners.NopPruner())
+    study._open(file, optuna.pruners.NopPruner())
     return file
 
 
@@ -108,7 +105,7 @@ def started(
         begun.append({"name": folder.path.name, "env": env, "process": process, "beside": beside})
         return process
 
-    compose, opened = hydra.compose, record._open
+    compose, opened = hydra.compose, study._open
 
     def remember(root: str, overrides: list[str], **options: Any) -> DictConfig:
         if (key := (root, *overrides)) not in known:
@@ -121,11 +118,10 @@ def started(
         return opened(file, pruner)
 
     monkeypatch.setattr(hydra, "compose", remember)
-    monkeypatch.setattr(record, "_open", copy)
-    monkeypatch.setattr(record.Trials, "draw", lambda self: None)
-    monkeypatch.setattr(course, "start", start)
-    monkeypatch.setattr(course, "start_and_wait", lambda folder: start(folder).wait())
-    monkeypatch.setattr(course, "POLL", 0.01)
+    monkeypatch.setattr(study, "_open", copy)
+    monkeypatch.setattr(study.Study, "draw", lambda self: None)
+    monkeypatch.setattr(worker, "start", start)
+    monkeypatch.setattr(search_loop, "POLL", 0.01)
     monkeypatch.setenv("PACE", "0")
     yield begun
     for other in begun:
@@ -143,7 +139,7 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
     def call(*overrides: str, epochs: int = 3, seconds: float = 0.0) -> list[dict[str, Any]]:
         monkeypatch.setenv("PACE", str(seconds))
         monkeypatch.chdir(tmp_path)
-        search([*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides])
+        run_search([*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides])
         return jobs(tmp_path / "s")
 
     return call
@@ -163,7 +159,7 @@ def test_a_search_learns_prunes_and_tests_the_best_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(record.Trials, "draw", draw)
+    monkeypatch.setattr(study.Study, "draw", draw)
     settings = ("sweep.trials=10", "sweep.random_trials=4", "sweep.warmup_trials=2", "sweep.warmup_epochs=3")
     found = searched(RATE, "model.depth=1,2", *settings, epochs=15, seconds=0.05)
     states = [job["state"] for job in found]
@@ -225,7 +221,7 @@ def test_what_cannot_be_trained_is_left_out_and_does_not_count(
 def test_a_space_that_is_used_up_ends_the_search(
     searched: Searched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(course, "IDLE", 12)
+    monkeypatch.setattr(search_loop, "IDLE", 12)
     found = searched("model.depth=interval(1,3)", "sweep.trials=9")
     trained = [job["label"] for job in found if job["state"] == "finished"]
     assert sorted(trained) == ["depth=1", "depth=2", "depth=3"], "each once"
@@ -271,24 +267,24 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     settings = (RATE, "model.depth=1,2", "sweep.trials=5", "sweep.random_trials=2", "sweep.pruner=none")
     whole = searched(*settings)
     (tmp_path / "s").rename(tmp_path / "whole")
-    end = course.Search._end
+    end = search_loop.Search._conclude_trial
 
-    def die(self: Any, job: Any, code: int) -> None:
-        if job.trial.number == 3:
+    def die(self: Any, running: Any, code: int) -> None:
+        if running.trial.number == 3:
             raise Killed  # the trial is over, and nobody has told Optuna
-        end(self, job, code)
+        end(self, running, code)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course.Search, "_end", die)
+        patch.setattr(search_loop.Search, "_conclude_trial", die)
         with pytest.raises(Killed):
             searched(*settings)
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
     begun = len(started)
-    search([f"sweep.resume={tmp_path}/s"])
+    run_search([f"sweep.resume={tmp_path}/s"])
     again = jobs(tmp_path / "s")
     assert drawn(again) == drawn(whole)
     assert [job["val/accuracy"] for job in again] == [job["val/accuracy"] for job in whole]
-    # Trial 3 goes on in its folder, 4 is new, and the best is tested.
+    # Trial 3 is resumed in its folder, 4 is new, and the best is tested.
     assert [s["name"][:3] for s in started[begun:-1]] == ["003", "004"]
 
 
@@ -297,18 +293,18 @@ def test_the_same_command_goes_on_and_more_trials_are_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     base = [*PLAIN, "study=s", "trainer.max_epochs=1", "sweep.pruner=none", RATE]
-    search([*base, "sweep.trials=2"])
+    run_search([*base, "sweep.trials=2"])
     (folder,) = (tmp_path / "outputs" / "s").iterdir()
     begun = len(started)
-    search([base[0], RATE, *base[1:-1], "sweep.trials=2"])  # in another order
+    run_search([base[0], RATE, *base[1:-1], "sweep.trials=2"])  # in another order
     assert len(started) == begun, "it is finished: nothing trains, and nothing is tested once more"
-    search([*base, "sweep.trials=3", "sweep.jobs=2"])
+    run_search([*base, "sweep.trials=3", "sweep.jobs=2"])
     assert [job["state"] for job in jobs(folder)] == ["finished"] * 3
-    search([f"sweep.resume={folder}", "sweep.trials=4"])
+    run_search([f"sweep.resume={folder}", "sweep.trials=4"])
     assert len(jobs(folder)) == 4
-    with pytest.raises(UserError, match=r"alone may change, found model\.depth"):
-        search([f"sweep.resume={folder}", "model.depth=1"])
-    search([*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other"])
+    with pytest.raises(UserError, match=r"can change, found model\.depth"):
+        run_search([f"sweep.resume={folder}", "model.depth=1"])
+    run_search([*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other"])
     assert len(jobs(folder)) == 4
     assert len(jobs(tmp_path / "other")) == 1
 
@@ -331,9 +327,11 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished", "interrupted"]
-    assert "2 trials left; go on with: python train.py sweep.resume=s" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stopped with 2 of 3 trials left" in out
+    assert "resume with: python train.py sweep.resume=s" in out
     before = (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text()
-    search([f"sweep.resume={tmp_path}/s"])
+    run_search([f"sweep.resume={tmp_path}/s"])
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3
     assert (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text().startswith(before)
 
@@ -341,7 +339,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
 def test_several_trials_at_a_time_share_the_cores(
     searched: Searched, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "cores", lambda: 8)
+    monkeypatch.setattr(worker, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = searched(RATE, "sweep.trials=4", "sweep.jobs=3", "sweep.test_best=false", epochs=8, seconds=0.25)

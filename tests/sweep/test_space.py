@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import TINY
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
-from vitlab.sweep import study as record
-from vitlab.sweep.search import is_search, search
+from vitlab.sweep.search import is_search, run_search
 from vitlab.sweep.space import read_space
+from vitlab.sweep.study import Study
 
 optuna = pytest.importorskip("optuna")
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        search([*PLAIN, "hydra.sweep.dir=s", *overrides])
+        run_search([*PLAIN, "hydra.sweep.dir=s", *overrides])
     assert said in str(caught.value)
     assert not (tmp_path / "s").exists()
 
@@ -102,21 +102,21 @@ def test_a_grid_names_the_search_and_a_search_is_told_from_a_grid(tmp_path: Path
 def test_without_optuna_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install -e \.\[optuna\]"):
-        search([*PLAIN, RATE])
+        run_search([*PLAIN, RATE])
 
 
 def asked(folder: Path, *overrides: str, trials: int) -> list[float]:
     """Return the rates that a search draws, each told what it is worth: best at 1e-3."""
     folder.mkdir()
     space = read_space([*PLAIN, "optimizer.lr=tag(log,interval(1e-7,1))", *overrides])
-    known = record.Trials(folder, space)
+    known = Study(folder, space)
     rates = []
     for _ in range(trials):
         trial = known.ask(random=False)
         rates.append(trial.params["optimizer.lr"])
         known.tell(trial, "finished", -abs(math.log10(rates[-1] / 1e-3)))
         if len(rates) == 2:
-            known = record.Trials(folder, space)  # as after a kill
+            known = Study(folder, space)  # as after a kill
     return rates
 
 

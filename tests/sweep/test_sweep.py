@@ -21,12 +21,10 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import Interrupted
-from vitlab.sweep import launchers
-from vitlab.sweep import worker as session
-from vitlab.sweep.grid import sweep as run_sweep
+from vitlab.sweep import launchers, run_sweep, worker
 from vitlab.sweep.progress import Progress, ranking, show_results
 from vitlab.sweep.record import Job, Sweep, folder_name
-from vitlab.sweep.worker import Session, run_one
+from vitlab.sweep.worker import Worker
 from vitlab.training.launch import parse_arguments
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
@@ -59,7 +57,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder.path)], env=os.environ | env)
 
-    monkeypatch.setattr(session, "start", start)
+    monkeypatch.setattr(worker, "start", start)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "starts").touch()
 
@@ -109,13 +107,13 @@ def test_the_same_command_goes_on_with_what_is_left(call: Calls, tmp_path: Path,
     assert call(*other_order, fate={2: "failed"}, fails="2 of 6 jobs failed") == [
         *("depth-1_seed-1", "depth-1_seed-2", "depth-2_seed-1", "depth-2_seed-2"),
     ]
-    assert "going on with sweep, which has the same jobs" in capsys.readouterr().out
+    assert "resuming sweep, which has the same jobs" in capsys.readouterr().out
     assert call("sweep.resume=sweep") == ["depth-2_seed-1", "depth-2_seed-2"]
     assert set(states(tmp_path / "sweep").values()) == {"finished"}
     capsys.readouterr()
     assert call(*typed) == []
     said = capsys.readouterr().out
-    assert "sweep is finished: 6 jobs" in said
+    assert "sweep is already finished: 6 jobs" in said
     assert said.index("depth=3") < said.index("depth=2") < said.index("depth=1"), "best on the hold-out first"
     assert "0.3015 ± 0.0007" in said
 
@@ -272,35 +270,39 @@ def test_seeds_are_averaged_and_the_test_has_no_say() -> None:
     assert rows[1][1]["val/accuracy"][1] is None
 
 
-def test_progress_tells_what_is_done_and_left(tmp_path: Path) -> None:
+def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> None:
     found = Sweep(tmp_path, [], ["depth"], [])
     for depth in (1, 2, 3):
-        found.add(Job((f"depth={depth}",), f"depth={depth}", f"d{depth}"), {"seed": 0})
-    found.add(Job(("depth=0",), "depth=0", None, "no depth"), {})
+        found.jobs.append(Job((f"depth={depth}",), f"depth={depth}", f"d{depth}"))
+        RunFolder.create(tmp_path / f"d{depth}", {"seed": 0})
+    found.jobs.append(Job(("depth=0",), "depth=0", None, "no depth"))
     Summary(RunFolder(tmp_path / "d1")).update(status="failed", error="of yesterday")
-    said: list[str] = []
-    progress = Progress(found, said.append)
-    progress.look()
-    assert said == [], "a failure of yesterday is no news"
+    progress = Progress(found)
+    progress.poll()
+    assert not capsys.readouterr().out, "a failure of yesterday is no news"
     done = {"status": "finished", "metrics": {"val/accuracy": 0.5}, "train": {"wall_seconds": 3723}}
     Summary(RunFolder(tmp_path / "d2")).update(**done)
-    progress.look()
-    (line,) = said
-    assert line.startswith("[1/3] depth=2  val/accuracy 0.5000  1:02:03   failed 0, skipped 1, left 2, ")
-    assert line.endswith("best depth=2: 0.5000")
-    progress.look()
-    assert len(said) == 1
+    progress.poll()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "[1/3] depth=2  val/accuracy 0.5000  1:02:03   skipped 1, failed 0, left 2, about "
+    )
+    assert line.endswith("; best depth=2: 0.5000")
+    progress.poll()
+    assert not capsys.readouterr().out
     Summary(RunFolder(tmp_path / "d3")).update(
         status="failed", error="it diverged at step 3. Lower the rate."
     )
-    progress.look()
-    assert "failed after 0:00: it diverged at step 3 (" in said[1], "the job itself has said the rest"
-    assert "d3/train.log)" in said[1]
+    progress.poll()
+    said = capsys.readouterr().out
+    assert "failed after 0:00: it diverged at step 3 (" in said, "the job itself has said the rest"
+    assert "d3/train.log)" in said
 
 
 def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, capsys: Any) -> None:
     found = Sweep(tmp_path / ("a" * 70), [], ["seed"], [])
-    found.add(Job(("seed=1",), "seed=1", "seed-1"), {"seed": 1})
+    found.jobs.append(Job(("seed=1",), "seed=1", "seed-1"))
+    RunFolder.create(found.path / "seed-1", {"seed": 1})
     Summary(found.run_folder(found.jobs[0])).update(status="finished", metrics={"val/accuracy": 0.5})
     show_results(found)
     lines = capsys.readouterr().out.splitlines()
@@ -309,30 +311,30 @@ def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, caps
 
 
 def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
-    called = Session.begin(tmp_path, at_a_time=1)
-    assert called.stopped() == signal.SIGTERM, "not there yet, or gone"
+    called = Worker.create(tmp_path, at_a_time=1)
+    assert called.stop_signal() == signal.SIGTERM, "not there yet, or gone"
     with called.open():
-        assert called.stopped() is None
-        called.stop(signal.SIGINT)
-        assert called.stopped() == signal.SIGINT
+        assert called.stop_signal() is None
+        called.request_stop(signal.SIGINT)
+        assert called.stop_signal() == signal.SIGINT
     folder = RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}})
-    run_one(folder, called)
+    called.run_job(folder)
     assert folder.state() == "waiting"
 
 
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr(session, "cores", lambda: 7)
-    (tmp_path / f".session-{socket.gethostname()}-0{session.GPU}3").touch()  # of a session that was killed
-    called = Session.begin(tmp_path, at_a_time=2)
+    monkeypatch.setattr(worker, "cores", lambda: 7)
+    (tmp_path / f".session-{socket.gethostname()}-0{worker.GPU}3").touch()  # of a session that was killed
+    called = Worker.create(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
         assert one["OMP_NUM_THREADS"] == one["VITLAB_CORES"] == "3"
         with called.share(2) as both:
             assert "CUDA_VISIBLE_DEVICES" not in both
     assert list(tmp_path.iterdir()) == []
-    alone = Session.begin(tmp_path, at_a_time=1)
+    alone = Worker.create(tmp_path, at_a_time=1)
     with alone.open(), alone.share(1) as everything:
         assert everything == {}
 
@@ -369,7 +371,7 @@ def test_a_killed_sweep_is_gone_on_with(launcher: str, tmp_path: Path) -> None:
     assert found.state(found.jobs[1]) in ("waiting", "interrupted")
     ended = verb(*typed, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    assert "going on with" in ended.stdout
+    assert "resuming" in ended.stdout
     assert "[2/2]" in ended.stdout
     assert len(summary(tmp_path / "sweep" / "seed-1")["train"]["resumed_at"]) == 1
     assert [summary(tmp_path / "sweep" / name)["status"] for name in ("seed-1", "seed-2")] == ["finished"] * 2

@@ -14,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.signals import PARENT, STOP_SIGNALS, Interrupted, on_signal
+from vitlab.core.signals import PARENT
 
 
 def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
@@ -35,22 +34,6 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
         stdout=None if shown else subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def start_and_wait(folder: RunFolder) -> None:
-    """Start a process on ``folder``, pass signals on to it, and return when it has finished.
-
-    Raises:
-        UserError: it failed; it has said why itself.
-        Interrupted: Ctrl-C or SIGTERM, which end the sweep and not one job.
-    """
-    process = start(folder)
-    with on_signal(process.send_signal):
-        code = process.wait()
-    if code - 128 in STOP_SIGNALS:
-        raise Interrupted(code - 128)
-    if code:
-        raise UserError(f"{folder} ended with status {code}, see {folder.log}")
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Hydra's launchers: where the jobs of a sweep run. Torch-free.
+"""Where the jobs of a sweep run: one after the other here, or wherever one of Hydra's launchers puts them.
 
 Hydra's own sweeper knows neither resuming nor what cannot run, so the jobs are handed to the launcher here,
 through the interface that every launcher plugin has: each is a folder and nothing else.
@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -26,17 +27,14 @@ from vitlab.core.console import say
 from vitlab.core.cpu_count import cores
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.signals import Interrupted, on_signal
-from vitlab.sweep.progress import Progress, show_results, unfinished
-from vitlab.sweep.record import Sweep
-from vitlab.sweep.worker import Session, run_one
+from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped, show_results
+from vitlab.sweep.record import Job, Sweep
+from vitlab.sweep.worker import Worker
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # As in conf/train.yaml: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-# The one of this process's sweep: where a job runs in this very process its end is said at once.
-_progress: Progress | None = None
-_busy = threading.Lock()  # while a job runs in this process
+_busy = threading.Lock()  # while a job runs in a process that a launcher has started
 
 
 def check_launcher(sweep: Sweep) -> DictConfig:
@@ -47,7 +45,7 @@ def check_launcher(sweep: Sweep) -> DictConfig:
     """
     with Composer("train") as composer:
         config = _compose(composer, sweep, sweep.launcher)
-        name = _name(config)
+        name = _get_name(config)
         typed = any(o.startswith("hydra.launcher.") for o in sweep.launcher)
         base = _compose(composer, sweep, [f"hydra/launcher={name}"]) if typed else config
     if (sweeper := config.hydra.runtime.choices["hydra/sweeper"]) != "basic":
@@ -89,116 +87,115 @@ def _is_installed(target: str) -> bool:
         return False
 
 
-def run_jobs(sweep: Sweep, config: DictConfig) -> None:
-    """Hand every job that is left to the launcher, and follow them to their end.
+def launch_jobs(sweep: Sweep, config: DictConfig) -> None:
+    """Run every job that is left, and follow them to their end.
 
     Args:
+        sweep: its record.
         config: from `check_launcher`.
 
     Raises:
         UserError: jobs failed.
         Interrupted: Ctrl-C or SIGTERM; the jobs under way have kept a checkpoint.
     """
-    global _progress
-    jobs = sweep.left()
-    at_a_time = _at_a_time(config, len(jobs))
+    jobs = sweep.unfinished()
+    at_a_time = _count_at_a_time(config, len(jobs))
+    name = _get_name(config)
     # submitit has its own way with GPUs
-    session = Session.begin(sweep.path, at_a_time=at_a_time, divide_gpus=_name(config) == "joblib")
-    progress = _progress = Progress(sweep, say)
-    size = config.hydra.sweeper.max_batch_size or len(jobs)
-    if _name(config) == "submitit_local":  # has no queue, and would start all of them
-        size = min(size, at_a_time)
-    # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
-    config.hydra.job.config_name = None
-    config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
+    worker = Worker.create(sweep.path, at_a_time=at_a_time, divide_gpus=name == "joblib")
+    progress = Progress(sweep)
     try:
-        heard = on_signal(functools.partial(_hear, session))
-        with session.open(), Composer("train") as composer, heard, progress.follow():
-            launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=HydraContext(composer.loader, Callbacks()),
-                task_function=functools.partial(work, session=session),
-                config=config,
-            )
-            for first in range(0, len(jobs), size):
-                batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
-                for ended in launcher.launch(batch, initial_job_idx=first):
-                    if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
-                        raise ended._return_value
-            stopped = session.stopped()
+        with worker.open(), progress.poll_regularly():
+            if name == "basic" or (name == "joblib" and at_a_time == 1):
+                for job in jobs:
+                    worker.run_job(sweep.run_folder(job))
+                    progress.poll()  # before the next job has something to say
+            else:
+                # submitit_local has no queue, and would start all of them
+                size = at_a_time if name == "submitit_local" else len(jobs)
+                _launch_elsewhere(
+                    jobs, config, worker, min(size, config.hydra.sweeper.max_batch_size or size)
+                )
+            stopped = worker.stop_signal()
     finally:
-        _progress = None
         sweep.save()
     _conclude(sweep, progress, stopped)
 
 
-def work(config: DictConfig, *, session: Session) -> None:
-    """Run one job: what a launcher calls, in this process, another one, or on another machine."""
-    if _progress is None and threading.current_thread() is threading.main_thread():
-        # A worker in the group of the terminal gets its Ctrl-C too, and must live to pass it on. (Not
+def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
+    """Hand the jobs to Hydra's launcher, so many in a batch."""
+    # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
+    config.hydra.job.config_name = None
+    config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
+    with Composer("train") as composer:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(composer.loader, Callbacks()),
+            task_function=functools.partial(_run_launched, worker=worker),
+            config=config,
+        )
+        for first in range(0, len(jobs), size):
+            batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
+            for ended in launcher.launch(batch, initial_job_idx=first):
+                if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
+                    raise ended._return_value
+
+
+def _run_launched(config: DictConfig, *, worker: Worker) -> None:
+    """Run one job: what a launcher calls in another process, or on another machine."""
+    if threading.current_thread() is threading.main_thread():
+        # A process in the group of the terminal gets its Ctrl-C too, and must live to pass it on. (Not
         # SIG_IGN, which the job would inherit.)
         signal.signal(signal.SIGINT, lambda signum, frame: None)
-        if _leave_with.__name__ not in (thread.name for thread in threading.enumerate()):  # its first job
-            watch = threading.Thread(target=_leave_with, args=(session,), name=_leave_with.__name__)
-            watch.daemon = True
-            watch.start()
+        name = _end_with_sweep.__name__
+        if name not in (thread.name for thread in threading.enumerate()):  # its first job
+            threading.Thread(target=_end_with_sweep, args=(worker,), name=name, daemon=True).start()
     with _busy:
-        run_one(RunFolder(HydraConfig.get().runtime.output_dir), session)
-    if _progress is not None:
-        _progress.look()
+        worker.run_job(RunFolder(HydraConfig.get().runtime.output_dir))
 
 
-def _leave_with(session: Session) -> None:
-    """End this worker when its sweep is gone and its job, which is told to end too, has done so.
+def _end_with_sweep(worker: Worker) -> None:
+    """End this process when its sweep is gone and its job, which is told to end too, has done so.
 
-    Joblib's workers would wait for a parent that was killed.
+    Joblib's processes would wait for a parent that was killed.
     """
-    while not session.gone():
+    while not worker.is_gone():
         time.sleep(1)
     with _busy:
         os._exit(1)
 
 
-def _at_a_time(config: DictConfig, jobs: int) -> int:
-    """Return how many jobs this machine runs at a time; for joblib, start no more workers than that."""
+def _count_at_a_time(config: DictConfig, jobs: int) -> int:
+    """Return how many jobs this machine runs at a time; for joblib, start no more processes than that."""
     launcher = config.hydra.launcher
-    if _name(config) == "submitit_local":
+    if _get_name(config) == "submitit_local":
         return max(1, min(cores() // (launcher.cpus_per_task or cores()), jobs))
-    if _name(config) != "joblib":
+    if _get_name(config) != "joblib":
         return 1
     asked = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs
     launcher.n_jobs = max(1, min(asked, jobs))
     return int(launcher.n_jobs)
 
 
-def _name(config: DictConfig) -> str:
+def _get_name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
-def _hear(session: Session, signum: int) -> None:
-    """Turn the first Ctrl-C or SIGTERM into a wish that the jobs hear; a second one ends everything."""
-    if session.stopped():
-        raise KeyboardInterrupt
-    session.stop(signum)
-    say("the sweep stops: its jobs keep a checkpoint and end; once more stops at once")
-
-
 def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:
-    left, total = sweep.left(), len(sweep.runnable)
-    again = f"python train.py sweep.resume={sweep}"
-    if stopped:
-        say(f"stopped with {len(left)} of {total} jobs left:\n{unfinished(sweep)}\ngo on with: {again}")
-        raise Interrupted(stopped)
+    """Show the results, and say what is left and why."""
+    left, total = sweep.unfinished(), len(sweep.runnable)
+    raise_if_stopped(sweep, stopped, f"{len(left)} of {total} jobs")
     if len(left) < total:
         show_results(sweep)
     running = [job for job in left if sweep.state(job) == "running"]
     if running:
-        say(f"{len(running)} of {total} jobs are being run by another process:\n{unfinished(sweep, running)}")
+        listed = list_jobs(sweep, running)
+        say(f"{len(running)} of {total} jobs are being run by another process:\n{listed}")
     if progress.failed:
         names = "; ".join(job.label or str(job.folder) for job in progress.failed[:3])
         more = ", …" if len(progress.failed) > 3 else ""
         raise UserError(
-            f"{len(progress.failed)} of {total} jobs failed: {names}{more}. Each goes on from its last "
-            f"checkpoint, if it has one, by: {again}"
+            f"{len(progress.failed)} of {total} jobs failed: {names}{more}. To resume each from its last "
+            f"checkpoint, if it has one: {sweep.resume_command}"
         )
     if others := len(left) - len(running):
-        raise UserError(f"{others} of {total} jobs did not run; go on with: {again}")
+        raise UserError(f"{others} of {total} jobs did not run; resume with: {sweep.resume_command}")

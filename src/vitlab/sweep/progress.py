@@ -1,66 +1,69 @@
-"""How a sweep stands, in words: a line for each job that ends, and the table of results. Torch-free."""
+"""What a sweep says while it runs: a line for each job that ends, and how to resume it."""
 
 import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from vitlab.core.console import duration, make_console, say
-from vitlab.core.run_folder import RunFolder, Summary, SummaryData
+from vitlab.core.run_folder import RunFolder, State, SummaryData
+from vitlab.core.signals import Interrupted
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
+COUNTED = ("pruned", "diverged", "invalid", "skipped")  # in a line of progress, where there are any
+LISTED = 10  # jobs
 ROWS = 20  # of the table at the end
 
 
 class Progress:
-    """Say one line for each job that ends, in whatever process it runs.
+    """Says one line for each job that ends, in whatever process it runs.
 
     Args:
-        say: prints a line.
+        sweep: its record.
+        planned: trials that a search is to train; the jobs of a grid are all there.
+
+    Attributes:
+        failed: the jobs that failed since.
     """
 
-    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
-        self._sweep, self._say = sweep, say
+    def __init__(self, sweep: Sweep, planned: int | None = None) -> None:
+        self._sweep = sweep
+        self._total = len(sweep.runnable) if planned is None else planned
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._done: dict[Job, SummaryData] = {}  # finished ones, with their summaries
-        self._before: dict[Job, int] = {}  # open ones, with the age of their summaries
+        self._num_ended = 0
+        self._results: dict[Job, float] = {}  # of the finished jobs
+        self._open: dict[Job, int] = {}  # the others, with the age of their summaries
         self._states: dict[Job, str] = {}
         self.failed: list[Job] = []
-        self._ended = 0
         for job in sweep.runnable:
-            if sweep.state(job) == "finished":
-                self._done[job] = Summary(sweep.run_folder(job)).data
+            if sweep.state(job) == State.FINISHED:
+                self._note_result(job, sweep.summary(job))
             else:
-                self._before[job] = _changed(sweep.run_folder(job))
+                self._open[job] = _get_age(sweep.run_folder(job))
 
-    def look(self) -> None:
-        """Look at every job that has not ended, and say which have by now."""
+    def poll(self) -> None:
+        """Look at every job of a grid that has not ended, and say which have by now."""
         with self._lock:
-            states = {job: self._sweep.state(job) for job in self._before}
+            states = {job: self._sweep.state(job) for job in self._open}
             for job, state in states.items():
-                folder = self._sweep.run_folder(job)
                 # Of a job that failed before, the folder says so until it runs again.
-                if state in ("finished", "failed") and _changed(folder) != self._before[job]:
-                    del self._before[job]
-                    self._ended += 1
-                    summary = Summary(folder).data
-                    if state == "finished":
-                        self._done[job] = summary
-                    else:
-                        self.failed.append(job)
-                    running = sum(states[other] == "running" for other in self._before)
-                    self._say(self._line(job, summary, running))
+                ended = state in (State.FINISHED, State.FAILED)
+                if ended and _get_age(self._sweep.run_folder(job)) != self._open[job]:
+                    del self._open[job]
+                    running = sum(states[other] == State.RUNNING for other in self._open)
+                    self.report(job, left=len(self._open), running=running)
             if states != self._states:
                 self._sweep.save()
             self._states = states
 
     @contextlib.contextmanager
-    def follow(self) -> Iterator[None]:
+    def poll_regularly(self) -> Iterator[None]:
         """Look every second, and a last time at the end."""
         ended = threading.Event()
 
@@ -68,8 +71,8 @@ class Progress:
             pause = 1.0
             while not ended.wait(pause):
                 begun = time.monotonic()
-                self.look()
-                pause = max(1.0, 20 * (time.monotonic() - begun))  # of thousands of jobs a look takes a while
+                self.poll()
+                pause = max(1.0, 20 * (time.monotonic() - begun))  # a look at thousands of jobs takes a while
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -78,53 +81,101 @@ class Progress:
         finally:
             ended.set()
             thread.join()
-            self.look()
+            self.poll()
 
-    def _line(self, job: Job, summary: Mapping[str, Any], running: int) -> str:
-        number, left = len(self._done) + len(self.failed), len(self._before)
+    def report(self, job: Job, *, left: int, running: int) -> None:
+        """Say how a job ended, and what is still to do.
+
+        Args:
+            job: that ended.
+            left: jobs that have not ended.
+            running: those of them that run.
+        """
+        state, summary = self._sweep.state(job), self._sweep.summary(job)
+        self._num_ended += 1
         took = duration(summary.get("train", {}).get("wall_seconds") or 0)
-        if job in self._done:
-            accuracy = _accuracy(summary)
-            result = f"{OBJECTIVE} {accuracy:.4f}  {took}" if accuracy is not None else f"finished  {took}"
+        if state == State.FINISHED:
+            self._note_result(job, summary)
+            result = f"{OBJECTIVE} {self._results[job]:.4f}" if job in self._results else state
+            result += f"  {took}"
         else:
             # The job itself has said the rest, or train.log has it.
-            said = str(summary.get("error", "")).partition("\n")[0].partition(". ")[0]
-            result = f"failed after {took}: {said} ({self._sweep.run_folder(job)}/train.log)"
-        counts = f"failed {len(self.failed)}, skipped {self._sweep.skipped}, left {left}"
-        if running:
-            counts += f" ({running} running)"
+            said = (job.reason or summary.get("error", "")).partition("\n")[0].partition(". ")[0]
+            result = f"{state} after {took}: {said}"
+            if state == State.FAILED:
+                self.failed.append(job)
+                result += f" ({self._sweep.run_folder(job)}/train.log)"
+        known = Counter(j.outcome or "skipped" for j in self._sweep.jobs if j.outcome or j.folder is None)
+        counts = [f"{state} {known[state]}" for state in COUNTED if known[state]]
+        counts += [
+            f"failed {len(self.failed)}",
+            f"left {left}" + (f" ({running} running)" if running else ""),
+        ]
         if left:
-            seconds = (time.monotonic() - self._started) / self._ended * left
-            counts += f", about {seconds / 60:.0f} min" if seconds >= 60 else ", less than a minute"
-        ranked = ranking(self._done)
-        best = f"; best {ranked[0][0] or 'so far'}: {ranked[0][1][OBJECTIVE][0]:.4f}" if ranked else ""
-        return f"[{number}/{number + left}] {job.label}  {result}   {counts}{best}"
+            seconds = (time.monotonic() - self._started) / self._num_ended * left
+            counts.append(f"about {duration(seconds)}")
+        best = self._best()
+        say(f"[{self._total - left}/{self._total}] {job.label}  {result}   {', '.join(counts)}{best}")
+
+    def _note_result(self, job: Job, summary: SummaryData) -> None:
+        value = summary.get("metrics", {}).get(OBJECTIVE)
+        if isinstance(value, float | int):
+            self._results[job] = value
+
+    def _best(self) -> str:
+        """Return the combination with the highest mean over its seeds, in words."""
+        seeds: dict[str, list[float]] = defaultdict(list)
+        for job, value in self._results.items():
+            seeds[job.label_without_seed].append(value)
+        means = {label: statistics.fmean(values) for label, values in seeds.items()}
+        if not means:
+            return ""
+        label = max(means, key=means.__getitem__)
+        return f"; best {label or 'so far'}: {means[label]:.4f}"
 
 
-def _changed(folder: RunFolder) -> int:
+def _get_age(folder: RunFolder) -> int:
     try:
         return folder.summary.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-def _accuracy(summary: Mapping[str, Any]) -> float | None:
-    value = summary.get("metrics", {}).get(OBJECTIVE)
-    return value if isinstance(value, float | int) else None
+def list_jobs(sweep: Sweep, jobs: Sequence[Job]) -> str:
+    """Return the jobs and their states, a line each."""
+    lines = [f"  {job.label or job.folder}: {sweep.state(job)}" for job in jobs[:LISTED]]
+    return "\n".join([*lines, *([f"  and {len(jobs) - LISTED} more"] if len(jobs) > LISTED else [])])
+
+
+def raise_if_stopped(sweep: Sweep, signum: int | None, left: str) -> None:
+    """Say how to resume a sweep that was stopped.
+
+    Args:
+        sweep: its record.
+        signum: the signal that stopped it, or None.
+        left: how much is left, such as ``2 of 3 jobs``.
+
+    Raises:
+        Interrupted: it was stopped.
+    """
+    if signum is not None:
+        lines = [f"stopped with {left} left", list_jobs(sweep, sweep.unfinished())]
+        say("\n".join([*filter(None, lines), f"resume with: {sweep.resume_command}"]))
+        raise Interrupted(signum)
 
 
 Row = tuple[str, dict[str, tuple[float, float | None, int]]]
 
 
-def ranking(summaries: Mapping[Job, Mapping[str, Any]]) -> list[Row]:
+def ranking(summaries: Mapping[Job, SummaryData]) -> list[Row]:
     """Return, best first by hold-out accuracy, each combination with mean, deviation and number of its seeds.
 
     Test accuracy has no part in the order: nothing is selected on test data.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for job, summary in summaries.items():
-        if _accuracy(summary) is not None:
-            groups.setdefault(job.without_seed, []).append(summary["metrics"])
+        if summary.get("metrics", {}).get(OBJECTIVE) is not None:
+            groups.setdefault(job.label_without_seed, []).append(summary["metrics"])
     rows = []
     for name, metrics in groups.items():
         row = {}
@@ -138,7 +189,7 @@ def ranking(summaries: Mapping[Job, Mapping[str, Any]]) -> list[Row]:
 
 def show_results(sweep: Sweep) -> None:
     """Print the finished jobs as a table, best first, the seeds of one combination in one row."""
-    done = {j: Summary(sweep.run_folder(j)).data for j in sweep.runnable if sweep.state(j) == "finished"}
+    done = {job: sweep.summary(job) for job in sweep.runnable if sweep.state(job) == State.FINISHED}
     rows = ranking(done)
     table = Table()
     table.add_column("combination")
@@ -156,10 +207,3 @@ def show_results(sweep: Sweep) -> None:
 
 def _cell(mean: float, spread: float | None, _: int) -> str:
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
-
-
-def unfinished(sweep: Sweep, jobs: Sequence[Job] | None = None, most: int = 10) -> str:
-    """Return which jobs are left, in lines."""
-    jobs = sweep.left() if jobs is None else jobs
-    lines = [f"  {job.label or job.folder}: {sweep.state(job)}" for job in jobs[:most]]
-    return "\n".join([*lines, *([f"  and {len(jobs) - most} more"] if len(jobs) > most else [])])

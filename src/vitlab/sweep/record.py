@@ -1,15 +1,16 @@
-"""A sweep: a folder of run folders, one a combination of values, that can be gone on with. Torch-free.
+"""A sweep: a folder of run folders, one for each combination of values, that can be resumed.
 
 DIR/sweep.json                        the command and its jobs, for people and other programs (see `Sweep`)
-DIR/patch_size-2_depth-4_seed-1/      a job: a run folder, claimed when the sweep begins
+DIR/patch_size-2_depth-4_seed-1/      a job: a run folder, made before the first job starts
 
-A job is known by its overrides, in whatever order. What state it is in follows from its folder alone
-(`RunFolder.state`), so any number of processes, on all machines that share the disk, can work on one sweep.
+A search (see `vitlab.sweep.search`) is a sweep whose jobs, there called trials, are drawn one by one.
 """
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,16 +18,12 @@ from typing import Any
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock, write_atomic
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
 from vitlab.core.suggest import suggest
 
 RECORD = "sweep.json"
 LONGEST = 80  # characters of a job's folder name
 OBJECTIVE = "val/accuracy"
-STATES = ("waiting", "running", "finished", "failed", "interrupted", "skipped")
-
-
-# Names
 
 
 def own_overrides(overrides: Iterable[str]) -> list[str]:
@@ -34,44 +31,50 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
     return [o for o in overrides if not o.startswith(("hydra.", "hydra/", "sweep.", "sweep="))]
 
 
-def folder_name(text: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:
-    """Return a name for the folder of a job with the label ``text``, such as ``patch_size-2_depth-4``.
+def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:
+    """Return a name for a job's folder, such as ``patch_size-2_depth-4``.
 
     Neither ``=`` nor a comma: Hydra takes those in a value only in two pairs of quotes, and a run's folder
     is a value (``task.teacher=``, ``resume=``).
 
     Args:
-        identity: what the job is known by, for a name that is not free or too long.
+        label: of the job.
+        identity: the job's overrides; they complete a name that is taken or too long.
+        taken: the names that are in use.
     """
-    safe = "".join(c if c.isalnum() or c in "._+-" else "-" for c in text.replace(" ", "_")).lstrip(".-")
+    safe = "".join(c if c.isalnum() or c in "._+-" else "-" for c in label.replace(" ", "_")).lstrip(".-")
     if 0 < len(safe) <= LONGEST and safe not in {*taken}:
         return safe
     mark = sha256("\n".join(sorted(identity)).encode()).hexdigest()[:8]
     return f"{safe[: LONGEST - 9]}_{mark}".lstrip("_")
 
 
-# The record
-
-
 @dataclass(frozen=True)
 class Job:
-    """One combination.
+    """One combination, known by its overrides in whatever order.
 
-    overrides: of the job. label: what sets it apart. folder: its name below the sweep's, None where it is
-    skipped. reason: why it is skipped.
+    Attributes:
+        overrides: of the job, as a person would type them.
+        label: what sets it apart, such as ``patch_size=2 seed=1``.
+        folder: its name below the sweep's; None for one that cannot be trained.
+        reason: why it cannot be trained, or how a trial ended.
+        outcome: what became of a trial; None where the state of its folder says it.
+        details: further entries of a trial in sweep.json.
     """
 
     overrides: tuple[str, ...]
     label: str
     folder: str | None
     reason: str | None = None
+    outcome: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def identity(self) -> frozenset[str]:
         return frozenset(self.overrides)
 
     @property
-    def without_seed(self) -> str:
+    def label_without_seed(self) -> str:
         return " ".join(part for part in self.label.split() if not part.startswith("seed="))
 
 
@@ -79,10 +82,17 @@ class Job:
 class Sweep:
     """The record of a sweep, ``sweep.json``.
 
-    It lists each job's state as it was when a process of the sweep last had something to write: one that
-    is killed cannot write. `state` is never out of date.
+    The file lists the state of each job as it was when a process of the sweep last wrote it, and one that
+    was killed could not. `state` is never out of date: it follows from the job's folder alone, so any number
+    of processes, on all machines that share the disk, can work on one sweep.
 
-    command: as typed after the verb. swept: the keys. launcher: the overrides that choose Hydra's launcher.
+    Attributes:
+        path: the folder.
+        command: as typed after the verb.
+        swept: the keys that differ between the jobs.
+        launcher: the overrides that choose Hydra's launcher.
+        jobs: those that cannot be trained among them.
+        search: of a search, its fixed overrides and its space (key → values, as typed).
     """
 
     path: Path
@@ -90,6 +100,7 @@ class Sweep:
     swept: list[str]
     launcher: list[str]
     jobs: list[Job] = field(default_factory=list)
+    search: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Sweep":
@@ -103,7 +114,8 @@ class Sweep:
         try:
             data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             jobs = [Job(tuple(j["overrides"]), j["label"], j["folder"], j["reason"]) for j in data["jobs"]]
-            return cls(folder.absolute(), data["command"], data["swept"], data["launcher"], jobs)
+            command, swept, launcher = (data[key] for key in ("command", "swept", "launcher"))
+            return cls(folder.absolute(), command, swept, launcher, jobs, data.get("search"))
         except (FileNotFoundError, NotADirectoryError):
             there = [str(record.parent) for record in Path("outputs").glob(f"**/{RECORD}")]
             raise UserError(
@@ -118,69 +130,80 @@ class Sweep:
 
     @property
     def runnable(self) -> list[Job]:
+        """The jobs that can be trained."""
         return [job for job in self.jobs if job.folder is not None]
 
     @property
-    def skipped(self) -> int:
-        return len(self.jobs) - len(self.runnable)
+    def resume_command(self) -> str:
+        return shlex.join(["python", "train.py", f"sweep.resume={self}"])
 
     def run_folder(self, job: Job) -> RunFolder:
         assert job.folder is not None
         return RunFolder(self.path / job.folder)
 
+    def summary(self, job: Job) -> SummaryData:
+        return Summary(self.run_folder(job), writable=False).data
+
     def state(self, job: Job) -> str:
-        """Return one of ``STATES``."""
-        return "skipped" if job.folder is None else self.run_folder(job).state()
+        """Return the state of the job's run, ``skipped``, or what became of a trial."""
+        if job.outcome is not None:
+            return job.outcome
+        return State.SKIPPED if job.folder is None else self.run_folder(job).state()
 
-    def left(self) -> list[Job]:
-        return [job for job in self.runnable if self.state(job) != "finished"]
+    def count_states(self) -> Counter[str]:
+        return Counter(map(self.state, self.jobs))
 
-    def same(self, identities: Iterable[frozenset[str]]) -> bool:
-        return {job.identity for job in self.jobs} == {*identities}
+    def unfinished(self) -> list[Job]:
+        """Return the jobs that are to be run or resumed."""
+        return [job for job in self.runnable if job.outcome is None and self.state(job) != State.FINISHED]
 
-    def add(self, job: Job, config: Mapping[str, Any]) -> None:
-        """Claim a folder for a new job; `save` puts it on record.
-
-        Args:
-            config: what the run folder's config.yaml is to hold.
-        """
-        if job.folder is not None:
-            RunFolder.create(self.path / job.folder, dict(config))
-        self.jobs.append(job)
+    def has_just(self, identities: Iterable[frozenset[str]]) -> bool:
+        """Say whether these, in whatever order, are the jobs of the sweep."""
+        return self.search is None and {job.identity for job in self.jobs} == {*identities}
 
     def save(self) -> None:
         """Write the record with the state of every job; other processes may do the same at any time."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".sweep.lock", "a") as lock:
             try_lock(lock, patience=60)
-            with contextlib.suppress(UserError):
-                known = {job.identity for job in self.jobs}
-                # Another process may have added jobs since.
-                self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
-            data = {
+            if self.search is None:
+                with contextlib.suppress(UserError):
+                    known = {job.identity for job in self.jobs}
+                    # Another process may have added jobs since.
+                    self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
+            data: dict[str, Any] = {
                 "command": self.command,
                 "swept": self.swept,
                 "launcher": self.launcher,
-                "jobs": [
-                    {
-                        "label": job.label,
-                        "state": self.state(job),
-                        "folder": job.folder,
-                        "reason": job.reason,
-                        "overrides": job.overrides,
-                    }
-                    for job in self.jobs
-                ],
             }
+            if self.search is not None:
+                data["search"] = self.search
+            data["jobs"] = [
+                {
+                    "label": job.label,
+                    "state": self.state(job),
+                    "folder": job.folder,
+                    "reason": job.reason,
+                    "overrides": job.overrides,
+                    **job.details,
+                }
+                for job in self.jobs
+            ]
             text = json.dumps(data, indent=2, ensure_ascii=False)
             write_atomic(self.path / RECORD, (text + "\n").encode())
 
 
-def newest(folders: Iterable[Path], identities: Iterable[frozenset[str]]) -> Sweep | None:
-    """Return the newest sweep in ``folders`` that has just these jobs; names are times."""
-    identities = {*identities}
-    for folder in sorted(folders, reverse=True):
+def find_sweep(folder: Path, given: bool, matches: Callable[[Sweep], bool]) -> Sweep | None:
+    """Return the sweep that a command line means, or None.
+
+    Args:
+        folder: that a new sweep would get.
+        given: whether this folder was asked for; else the newest one beside it counts (names are times).
+        matches: whether a sweep is what the command line asks for.
+    """
+    there = [folder] if given else sorted((r.parent for r in folder.parent.glob(f"*/{RECORD}")), reverse=True)
+    for path in there:
         with contextlib.suppress(UserError):
-            if (sweep := Sweep.load(folder)).same(identities):
+            if matches(sweep := Sweep.load(path)):
                 return sweep
     return None

@@ -1,4 +1,4 @@
-"""The space of a search, in Hydra's own syntax for sweeps: what may be drawn for which key. Torch-free."""
+"""The space of a search, in Hydra's own syntax for sweeps: what may be drawn for which key."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Space:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes a command line the same search."""
-        return identity(self.fixed, self.swept)
+        return identify(self.fixed, self.swept)
 
     def lines(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides that a trial draws."""
@@ -61,9 +61,9 @@ class Space:
         return [*own_overrides(self.fixed), *self.lines(params)]
 
 
-def identity(fixed: Sequence[str], swept: Mapping[str, str]) -> dict[str, Any]:
+def identify(fixed: Sequence[str], space: Mapping[str, str]) -> dict[str, Any]:
     """Return what makes two searches the same, whatever the order and whatever may change meanwhile."""
-    return {"fixed": sorted(o for o in fixed if o.partition("=")[0] not in FREE), "swept": dict(swept)}
+    return {"fixed": sorted(o for o in fixed if o.partition("=")[0] not in FREE), "space": dict(space)}
 
 
 def read_space(overrides: Sequence[str]) -> Space:
@@ -170,13 +170,13 @@ def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -
     errors: list[UserError] = []
     for point in points:
         try:
-            return checked([*fixed, *(f"{key}={value}" for key, value in point.items())])[0]
+            return check_trial([*fixed, *(f"{key}={value}" for key, value in point.items())])[0]
         except UserError as error:
             errors.append(error)
     raise errors[0]
 
 
-def checked(overrides: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, str]]:
+def check_trial(overrides: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, str]]:
     """Return the config of one trial, checked with its data, and the option of each group.
 
     Raises:

@@ -1,27 +1,25 @@
-"""The record of a search: Optuna's study, and what it says to everybody else. Torch-free.
+"""The study of a search: what was drawn, what each draw came to, and what is drawn next; kept by Optuna.
 
-DIR/study.db               Optuna's own; what is done, and what is drawn next, follows from it
-DIR/sweep.json             as of any sweep: the command and its jobs, and here the space and what each reached
+DIR/study.db               Optuna's own; everything follows from it
 DIR/trials.png, values.png
 
 TPE: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", section 4.
 """
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.config.labels import label
 from vitlab.core.errors import UserError
-from vitlab.core.files import write_atomic
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive
-from vitlab.sweep.record import OBJECTIVE, RECORD, folder_name
+from vitlab.sweep.record import OBJECTIVE, Job, folder_name
 from vitlab.sweep.space import Space
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    import optuna
+    from optuna import Trial
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
@@ -33,20 +31,24 @@ IGNORED = ("failed", "repeated")
 ENOUGH = 8  # finished trials, to say which keys mattered
 
 
-class Trials:
-    """What was drawn, what each draw came to, and what is drawn next.
+class Study:
+    """The trials of a search.
 
     A draw follows from ``sweep.seed``, its number and the trials before it, so that a search that was
-    killed goes on as if it had not been.
+    killed resumes as if it had not been.
+
+    Args:
+        folder: of the search.
+        space: what is searched.
     """
 
     def __init__(self, folder: Path, space: Space) -> None:
         self.folder = folder
         self.space = space
         self.settings = space.config["sweep"]
-        self.study = _open(folder / STUDY, self._pruner())
+        self.study = _open(folder / STUDY, self._make_pruner())
 
-    def _pruner(self) -> "BasePruner":
+    def _make_pruner(self) -> "BasePruner":
         from optuna import pruners
 
         warmup = self.settings["warmup_epochs"]
@@ -58,67 +60,54 @@ class Trials:
         return pruners.NopPruner()
 
     @property
-    def all(self) -> "list[FrozenTrial]":
+    def trials(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
-    def trained(self) -> int:
-        return sum(map(_trained, self.all))
+    def count_trained(self) -> int:
+        return sum(map(_is_trained, self.trials))
 
-    def open(self) -> "list[Trial]":
-        """Return the trials that an earlier session of the search has begun and not ended."""
+    def get_unfinished(self) -> "list[Trial]":
+        """Return the trials that were drawn and have not ended."""
         from optuna import Trial
 
-        return [Trial(self.study, trial._trial_id) for trial in self.all if not trial.state.is_finished()]
+        return [Trial(self.study, trial._trial_id) for trial in self.trials if _get_outcome(trial) is None]
 
     def ask(self, *, random: bool) -> "Trial":
         """Draw the next trial; at random after an idle draw, or the same might be drawn for ever."""
         from optuna.samplers import RandomSampler, TPESampler
 
-        seed = derive(self.settings["seed"], "trial", len(self.all)) % 2**32
+        seed = derive(self.settings["seed"], "trial", len(self.trials)) % 2**32
         tpe = TPESampler(seed=seed, n_startup_trials=self.settings["random_trials"])
         self.study.sampler = RandomSampler(seed) if random else tpe
         return self.study.ask(self.space.distributions)
 
-    def tell(self, trial: "Trial", state: str, value: float | None = None, reason: str = "") -> None:
+    def tell(self, trial: "Trial", outcome: str, value: float | None = None, reason: str = "") -> None:
         """Take down how a trial ended."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("state", state)
+        trial.set_user_attr("state", outcome)
         trial.set_user_attr("reason", reason)
-        other = TrialState.FAIL if state in IGNORED else TrialState.PRUNED
-        self.study.tell(trial.number, value, TrialState.COMPLETE if state == "finished" else other)
+        other = TrialState.FAIL if outcome in IGNORED else TrialState.PRUNED
+        self.study.tell(trial.number, value, TrialState.COMPLETE if outcome == "finished" else other)
 
-    # What is known of them
-
-    def same(self, trial: "Trial") -> int | None:
+    def find_same(self, trial: "Trial") -> int | None:
         """Return the number of an earlier trial that was trained with the same values."""
         overrides = self.space.overrides(trial.params)
-        for other in self.all[: trial.number]:
-            if _trained(other) and self.space.overrides(other.params) == overrides:
+        for other in self.trials[: trial.number]:
+            if _is_trained(other) and self.space.overrides(other.params) == overrides:
                 return other.number
         return None
 
     def run_folder(self, trial: "Trial | FrozenTrial") -> RunFolder:
         lines = self.space.lines(trial.params)
-        name = folder_name(label(lines, self.space.swept), lines)
-        return RunFolder(self.folder / f"{trial.number:03d}_{name}")
+        return RunFolder(self.folder / f"{trial.number:03d}_{folder_name(self.label(trial), lines)}")
 
-    def name(self, trial: "Trial | FrozenTrial") -> str:
+    def label(self, trial: "Trial | FrozenTrial") -> str:
         return label(self.space.lines(trial.params), self.space.swept)
-
-    def states(self, running: Collection[int] = ()) -> list[str]:
-        """Return the state of every trial.
-
-        Args:
-            running: the numbers of those that train.
-        """
-        return [
-            _end(trial) or ("running" if trial.number in running else "interrupted") for trial in self.all
-        ]
 
     def best(self) -> "FrozenTrial | None":
         """Return the finished trial with the highest objective, the first of equals."""
-        finished = [trial for trial in self.all if _end(trial) == "finished"]
+        finished = [trial for trial in self.trials if _get_outcome(trial) == "finished"]
         return max(finished, key=lambda trial: trial.value or 0.0, default=None)
 
     def importance(self) -> Mapping[str, float]:
@@ -128,45 +117,31 @@ class Trials:
         """
         from optuna.importance import get_param_importances
 
-        finished = self.states().count("finished")
+        finished = sum(_get_outcome(trial) == "finished" for trial in self.trials)
         return get_param_importances(self.study) if finished >= ENOUGH and len(self.space.swept) > 1 else {}
 
-    # What is written
-
-    def write(self, running: Collection[int]) -> None:
-        """Write sweep.json; ``running`` as of `states`."""
-        jobs = [
-            {
-                "label": self.name(trial),
-                "state": state,
-                "folder": None if state in ("invalid", "repeated") else self.run_folder(trial).path.name,
-                "reason": trial.user_attrs.get("reason") or None,
-                "overrides": self.space.overrides(trial.params),
-                "number": trial.number,
-                "epochs": trial.last_step or 0,
-                OBJECTIVE: _reached(trial),
-            }
-            for trial, state in zip(self.all, self.states(running), strict=True)
+    def list_jobs(self) -> list[Job]:
+        """Return the trials as sweep.json lists them."""
+        return [
+            Job(
+                tuple(self.space.overrides(trial.params)),
+                self.label(trial),
+                None if outcome in ("invalid", "repeated") else self.run_folder(trial).path.name,
+                trial.user_attrs.get("reason") or None,
+                outcome,
+                {"number": trial.number, "epochs": trial.last_step or 0, OBJECTIVE: _get_reached(trial)},
+            )
+            for trial, outcome in ((trial, _get_outcome(trial)) for trial in self.trials)
         ]
-        values = [f"{key}={typed}" for key, typed in self.space.swept.items()]
-        whole = {
-            "command": ["-m", *self.space.fixed, *values],
-            "swept": [*self.space.swept],
-            "launcher": self.space.hydra,
-            "search": {"fixed": self.space.fixed, "space": self.space.swept},
-            "jobs": jobs,
-        }
-        text = json.dumps(whole, indent=2, ensure_ascii=False)
-        write_atomic(self.folder / RECORD, (text + "\n").encode())
 
     def draw(self) -> None:
         """Write trials.png and values.png."""
         from vitlab.sweep import figures
 
         trials = [
-            {"number": t.number, "state": _end(t), "value": _reached(t), "params": t.params}
-            for t in self.all
-            if _trained(t) and _reached(t) is not None
+            {"number": t.number, "state": _get_outcome(t), "value": _get_reached(t), "params": t.params}
+            for t in self.trials
+            if _is_trained(t) and _get_reached(t) is not None
         ]
         log = {key: getattr(drawn, "log", False) for key, drawn in self.space.distributions.items()}
         title = f"{len(trials)} trials by TPE, pruner {self.settings['pruner']}"
@@ -177,7 +152,7 @@ class Trials:
             figure.savefig(self.folder / f"{name}.png", dpi=120)
 
 
-def _open(file: Path, pruner: "BasePruner") -> "Study":
+def _open(file: Path, pruner: "BasePruner") -> "optuna.Study":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -196,15 +171,15 @@ def _open(file: Path, pruner: "BasePruner") -> "Study":
         ) from None
 
 
-def _end(trial: "FrozenTrial") -> str | None:
-    """Return what a trial came to, or None where it is open: its state is set before Optuna is told."""
+def _get_outcome(trial: "FrozenTrial") -> str | None:
+    """Return what a trial came to, or None where it is open: the word is kept before Optuna is told."""
     return str(trial.user_attrs["state"]) if trial.state.is_finished() else None
 
 
-def _trained(trial: "FrozenTrial") -> bool:
-    return _end(trial) in TRAINED
+def _is_trained(trial: "FrozenTrial") -> bool:
+    return _get_outcome(trial) in TRAINED
 
 
-def _reached(trial: "FrozenTrial") -> float | None:
+def _get_reached(trial: "FrozenTrial") -> float | None:
     """Return the objective of a trial's best epoch so far."""
     return max([*trial.intermediate_values.values(), *(trial.values or [])], default=None)

@@ -1,35 +1,42 @@
-"""One call of the verb on a sweep: what its jobs ask of it, and what of this machine each gets. Torch-free.
+"""A process that works on a sweep: it starts jobs, gives each its share of the machine, and stops them.
 
-A launcher puts jobs into other processes, also on other machines; all that they share is the sweep's folder.
+A launcher may call it in other processes, also on other machines; all that they share is the sweep's folder.
 """
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any
 
+from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import start
-from vitlab.core.run_folder import RunFolder, Summary
-from vitlab.core.signals import STOP_SIGNALS
+from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.signals import STOP_SIGNALS, on_signal
 
-ORPHAN = 30  # seconds that the job of a killed sweep has to end by itself
+PATIENCE = 60  # seconds that the job of a sweep that was killed has to end by itself
+POLL = 0.2  # seconds between two looks at a job
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
 
 
 @dataclass(frozen=True)
-class Session:
-    """One call of the verb on a sweep. Its jobs ask here whether they are to end.
+class Worker:
+    """One call of the verb on a sweep.
 
-    folder: of the sweep. host, pid: of the process that was called. cores: for each job, where several run
-    at a time. gpus: to divide among those. shown: whether what jobs print is to be seen.
+    Attributes:
+        folder: of the sweep.
+        host: the machine that the verb was called on.
+        pid: the process that was called.
+        cores: for each job, where several run at a time.
+        gpus: to divide among the jobs that run at a time.
+        shown: whether what the jobs print is to be seen.
     """
 
     folder: Path
@@ -40,16 +47,20 @@ class Session:
     shown: bool
 
     @classmethod
-    def begin(cls, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> "Session":
-        """Return the session of this process.
+    def create(cls, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> "Worker":
+        """Return the worker of this process.
 
         Args:
+            folder: of the sweep.
             at_a_time: jobs that this machine runs at a time. What several print is not shown: it would mix.
+            divide_gpus: whether each job gets a GPU of its own; submitit has its own way with GPUs.
         """
         several = at_a_time > 1
         share = max(1, cores() // at_a_time) if several else None
-        gpus = _gpus() if several and divide_gpus else []
+        gpus = _find_gpus() if several and divide_gpus else []
         return cls(folder, socket.gethostname(), os.getpid(), share, gpus, shown=not several)
+
+    # Stopping
 
     @property
     def _file(self) -> Path:
@@ -57,45 +68,57 @@ class Session:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Be there for the jobs. They see by a lock when this process is gone, however it went."""
+        """Be there for the jobs. They see by a lock when this process is gone, however it went.
+
+        The first Ctrl-C or SIGTERM asks the jobs to stop; a second one ends everything.
+        """
         for other in self.folder.glob(f".session-{self.host}-*"):
             if not is_locked(other.with_name(other.name.partition(GPU)[0])):  # of one that was killed
                 other.unlink(missing_ok=True)
         with open(self._file, "a") as file:
             try_lock(file)
             try:
-                yield
+                with on_signal(self._on_signal):
+                    yield
             finally:
                 self._file.unlink(missing_ok=True)
                 for slot in self.folder.glob(f"{self._file.name}{GPU}*"):
                     slot.unlink()
 
-    def stop(self, signum: int) -> None:
-        """Ask every job of this session to keep a checkpoint and end, and let no further one start."""
+    def _on_signal(self, signum: int) -> None:
+        if self.stop_signal():
+            raise KeyboardInterrupt
+        self.request_stop(signum)
+        say("the sweep stops: its jobs keep a checkpoint and end; press again to stop at once")
+
+    def request_stop(self, signum: int) -> None:
+        """Ask every job to keep a checkpoint and end, and let no further one start."""
         self._file.write_text(str(int(signum)))  # a file reaches the jobs wherever a launcher has put them
 
-    def stopped(self) -> int | None:
-        """Return the signal that jobs are to end by, or None to go on."""
+    def stop_signal(self) -> int | None:
+        """Return the signal that jobs are to end by, or None where they are to run."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return int(self._file.read_text())
-        return int(SIGTERM) if self.gone() else None
+        return int(signal.SIGTERM) if self.is_gone() else None
 
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         """Say whether nobody waits for the jobs any more; on another machine that cannot be known."""
         return self.host == socket.gethostname() and not is_locked(self._file)
+
+    # Running
 
     @contextlib.contextmanager
     def share(self, devices: Any) -> Iterator[dict[str, str]]:
         """Give a job its share of this machine, as environment variables.
 
-        A GPU with fewest jobs on it, for a job that takes one; which has several must see them all.
+        A job that takes one GPU gets the one with the fewest jobs; one that takes several must see them all.
 
         Args:
             devices: ``trainer.devices``.
         """
         share = {}
         if self.cores is not None:
-            # Joblib's workers have the second one already, and so may the person at the keyboard.
+            # Joblib's processes have the second one already, and so may the person at the keyboard.
             threads = os.environ.get("OMP_NUM_THREADS", str(self.cores))
             share = {SHARE: str(self.cores), "OMP_NUM_THREADS": threads}
         with contextlib.ExitStack() as held:
@@ -107,8 +130,93 @@ class Session:
                         break
             yield share
 
+    def start(self, folder: RunFolder) -> "RunningJob | None":
+        """Start a process on a job's folder; None where the sweep is to stop or another process has the job.
 
-def _gpus() -> list[str]:
+        Until it has ended the job counts as running: its claim is locked.
+        """
+        if self.stop_signal():
+            return None
+        with contextlib.ExitStack() as held:
+            if not try_lock(held.enter_context(open(folder.claim, "a"))):
+                return None
+            deadline = time.monotonic() + PATIENCE
+            while folder.is_locked():
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(POLL)
+            env = held.enter_context(self.share(folder.read_config()["trainer"]["devices"]))
+            return RunningJob(self, folder, start(folder, shown=self.shown, **env), held.pop_all())
+
+    def run_job(self, folder: RunFolder) -> None:
+        """Run a job to its end, unless another process does or has done so.
+
+        However it ends is on record in its folder; nothing is raised.
+        """
+        if Summary(folder, writable=False).data.get("status") == State.FINISHED:
+            return
+        if (job := self.start(folder)) is None:
+            return
+        try:
+            while job.poll(POLL) is None:
+                pass
+        except SystemExit:  # submitit ends its process so, when SLURM's time is nearly up
+            job.terminate()
+            job.process.wait(PATIENCE)
+            raise
+
+
+@dataclass
+class RunningJob:
+    """A job that trains, in a process of its own.
+
+    Attributes:
+        held: its claim and its share of the machine, until it has ended.
+        told: whether it was told to end: a second signal would tear it off.
+    """
+
+    worker: Worker
+    folder: RunFolder
+    process: subprocess.Popen[bytes]
+    held: contextlib.ExitStack
+    told: bool = False
+
+    def terminate(self) -> None:
+        """Let this job alone keep a checkpoint and end."""
+        if not self.told:
+            self.told = True
+            self.process.terminate()
+
+    def poll(self, patience: float = 0) -> int | None:
+        """Return the exit status (negative: the signal it died of) once the job has ended.
+
+        Meanwhile, pass the wish to stop on to it. A Ctrl-C or SIGTERM that reached the job ends the sweep.
+        """
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            if not self.told and (signum := self.worker.stop_signal()):
+                self.told = True
+                self.process.send_signal(signum)
+            return None
+        with self.held:
+            if get_stop_signal(code):
+                if not self.told:
+                    self.worker.request_stop(get_stop_signal(code))
+            elif code and not self.worker.stop_signal():
+                summary = Summary(self.folder)
+                if summary.data.get("status") != State.FAILED:  # it died without a word
+                    summary.update(status="failed", error=f"the process ended with status {code}")
+        return code
+
+
+def get_stop_signal(code: int) -> int:
+    """Return the Ctrl-C or SIGTERM that a process with this exit status ended by, else 0."""
+    signum = code - 128 if code > 128 else -code
+    return signum if signum in STOP_SIGNALS else 0
+
+
+def _find_gpus() -> list[str]:
     """Return the GPUs that jobs may be divided among; torch, which knows, takes seconds to import."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in chosen.split(",") if name]
@@ -117,45 +225,3 @@ def _gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
-
-
-def run_one(folder: RunFolder, session: Session) -> None:
-    """Run, or go on with, one job in a process of its own, unless somebody else does or has done.
-
-    However the job ends is on record in its folder; nothing is raised.
-    """
-    if session.stopped():
-        return
-    with open(folder.claim, "a") as claim:
-        if not try_lock(claim):
-            return
-        deadline = time.monotonic() + ORPHAN
-        while folder.is_locked() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        if folder.is_locked() or Summary(folder).data.get("status") == "finished":
-            return
-        with session.share(folder.read_config()["trainer"]["devices"]) as share:
-            code = _wait(start(folder, shown=session.shown, **share), session)
-        if code - 128 in STOP_SIGNALS:  # Ctrl-C or SIGTERM end the sweep and not one job
-            session.stop(code - 128)
-        elif code and not session.stopped():
-            summary = Summary(folder)
-            if summary.data.get("status") != "failed":  # it died without a word
-                summary.update(status="failed", error=f"the process ended with status {code}")
-
-
-def _wait(process: "subprocess.Popen[bytes]", session: Session) -> int:
-    """Return the exit status of a job; pass on the wish to end, once: a second signal would tear it off."""
-    passed = False
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.2)
-            if not passed and (signum := session.stopped()):
-                passed = True
-                process.send_signal(signum)
-    except SystemExit:  # submitit ends its process so, when SLURM's time is nearly up
-        if not passed:
-            process.terminate()
-        process.wait(ORPHAN)
-        raise
