@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 
 RUNS = Path("outputs/techniques")
 TEACHER_RUN = Path("outputs/techniques_teacher")
@@ -49,7 +49,7 @@ def main(data: list[str]) -> None:
         alone = os.environ | {"OMP_NUM_THREADS": "1", "VITLAB_CORES": "1"}
         return subprocess.run([sys.executable, "train.py", *command], env=alone).returncode
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         teacher = pool.submit(train, TEACHER_RUN, TEACHER)
         jobs = [teacher]
         for seed in SEEDS:

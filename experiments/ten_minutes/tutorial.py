@@ -22,7 +22,7 @@ import torchvision  # noqa: E402
 
 from vitlab.benchmark import references  # noqa: E402
 from vitlab.config import preflight, to_plain  # noqa: E402
-from vitlab.core.cpu_count import cores  # noqa: E402
+from vitlab.core.cpu_count import count_cores  # noqa: E402
 from vitlab.training.build import build  # noqa: E402
 
 MODEL = ("model=vit_tiny", "augment=autoaugment", "trainer=cpu", "trainer.precision=32", "compile=false")
@@ -44,7 +44,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     pool = references.Pool(images, labels, transform, pil=True)
     # The best of 0, 1 and 2 on two cores, see experiments/input_speed; on one there is none to spare.
-    workers = min(1, cores() - 1)
+    workers = min(1, count_cores() - 1)
     batches = references.load(pool, job.plan.batch_size, workers, job.config["seed"], torch.device("cpu"))
     net.train()
     steps, first = 0, time.monotonic()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from vitlab.core import cpu_count as module
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 
 REPORT = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from vitlab.core.cpu_count import cores
-from vitlab.core.hardware import device_name
-print(cores(), device_name("cpu"), sep="\\n")
+from vitlab.core.cpu_count import count_cores
+from vitlab.core.hardware import describe_device
+print(count_cores(), describe_device("cpu"), sep="\\n")
 """
 
 
@@ -32,17 +32,17 @@ def test_a_process_held_to_one_core_counts_one(monkeypatch: pytest.MonkeyPatch) 
 def test_the_mask_counts_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITLAB_CORES", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(module, "quota", lambda: None)
+    monkeypatch.setattr(module, "read_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
-    assert cores() == 3
+    assert count_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert cores() == 64
+    assert count_cores() == 64
 
 
 def test_a_share_of_a_sweep_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     monkeypatch.setenv("VITLAB_CORES", "2")
-    assert cores() == 2
+    assert count_cores() == 2
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_a_containers_quota_counts(
     (tmp_path / "proc/self/cgroup").write_text(f"1:name=systemd:/other\n0::/{group}\n")
     if said is not None:
         (tmp_path / "sys/fs/cgroup" / group / "cpu.max").write_text(f"{said}\n")
-    assert cores() == count
+    assert count_cores() == count

@@ -339,7 +339,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
 def test_several_trials_at_a_time_share_the_cores(
     searched: Searched, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "cores", lambda: 8)
+    monkeypatch.setattr(worker, "count_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = searched(RATE, "sweep.trials=4", "sweep.jobs=3", "sweep.test_best=false", epochs=8, seconds=0.25)

@@ -325,7 +325,7 @@ def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr(worker, "cores", lambda: 7)
+    monkeypatch.setattr(worker, "count_cores", lambda: 7)
     (tmp_path / f".session-{socket.gethostname()}-0{worker.GPU}3").touch()  # of a session that was killed
     called = Worker.create(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:

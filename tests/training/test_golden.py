@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
 from vitlab.data.split import stratified_split
 from vitlab.tasks.classify import Classify
@@ -60,7 +60,7 @@ def plain_loop(config: dict[str, Any]) -> list[float]:
     )
     net.load_state_dict(timm_state)
     images, labels = (torch.from_numpy(a) for a in datasets.build(config["data"]).load("train"))
-    rest, _ = stratified_split(labels.numpy(), 32, derive(0, "val"), "data.val_size")
+    rest, _ = stratified_split(labels.numpy(), 32, derive_seed(0, "val"), "data.val_size")
     images, labels = images[rest], labels[rest]
     decay = [p for n, p in net.named_parameters() if p.ndim > 1 and n not in ("cls_token", "pos_embed")]
     others = [p for n, p in net.named_parameters() if p.ndim <= 1 or n in ("cls_token", "pos_embed")]
@@ -69,7 +69,7 @@ def plain_loop(config: dict[str, Any]) -> list[float]:
     losses = []
     for step in range(20):  # ten steps an epoch, one of warmup
         epoch, index = divmod(step, 10)
-        order = torch.randperm(80, generator=torch.Generator().manual_seed(derive(3, "order", epoch)))
+        order = torch.randperm(80, generator=torch.Generator().manual_seed(derive_seed(3, "order", epoch)))
         rows = order[8 * index : 8 * index + 8]
         factor = 0.5 if step == 0 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 19))
         for group in optimizer.param_groups:

@@ -28,7 +28,7 @@ HUGE = 2.0**30
 @pytest.fixture
 def float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU train in float16, with a scale that is far too big at first."""
-    monkeypatch.setattr(hardware, "precision", lambda asked, kind: "16-mixed")
+    monkeypatch.setattr(hardware, "resolve_precision", lambda asked, kind: "16-mixed")
 
     def plugin(kind: str) -> MixedPrecision:
         return MixedPrecision("16-mixed", kind, CountingScaler(kind, init_scale=HUGE))
@@ -165,24 +165,40 @@ def test_matmul_precision_is_set_for_the_run_alone(train: Train, monkeypatch: py
 
 def test_highest_is_float32_in_convolutions_too() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    with hardware.matmul_precision("highest"):
+    with hardware.use_matmul_precision("highest"):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
-def test_what_does_nothing_on_a_cpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "has_bf16", lambda kind: False)
-    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == [0, 1, 1]
-    monkeypatch.setattr(hardware, "has_bf16", lambda kind: True)
-    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == [0, 1, 0]
+@pytest.mark.parametrize(
+    ("lowest", "notes"),
+    [
+        ("float32", [0, 1, 1]),
+        ("bfloat16", [0, 1, 0]),
+        ("tf32", [0, 0, 0]),
+    ],  # AVX2 to AVX512-BF16; AMX; AMX-FP16
+)
+def test_what_does_nothing_on_a_cpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, lowest: str, notes: list[int]
+) -> None:
+    rounding = {"float32": (), "bfloat16": ("medium",), "tf32": ("medium", "high")}[lowest]
+    monkeypatch.setattr(hardware, "rounds_float32", lambda name: name in rounding)
+    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == notes
 
 
-@pytest.mark.skipif(not hardware.has_bf16("cpu"), reason="no bf16")
-def test_medium_computes_in_bfloat16_where_a_cpu_has_it() -> None:
-    a, b = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
-    with hardware.matmul_precision("medium"):
-        rough = a @ b
+@pytest.mark.parametrize("name", ["highest", "high", "medium"])
+def test_float32_products_are_as_rough_as_is_said_of_this_cpu(name: str) -> None:
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     exact = a.double() @ b.double()
-    assert 1e-3 < (rough - exact).abs().max() < 1
+    with hardware.use_matmul_precision(name):
+        error = (a @ b - exact).abs().max().item()
+    assert 1e-3 < error < 1 if hardware.rounds_float32(name) else error < 1e-3
     assert (a @ b - exact).abs().max() < 1e-3
+
+
+def test_a_cpu_that_rounds_float32_products_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b: real(a.bfloat16(), b.bfloat16()).float())
+    assert hardware.rounds_float32.__wrapped__("medium")
+    assert not hardware.rounds_float32("highest")

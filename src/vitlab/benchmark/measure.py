@@ -25,11 +25,11 @@ from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, ti
 from vitlab.core import hardware
 from vitlab.core.batch import Batch
 from vitlab.core.console import make_console
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
-from vitlab.core.provenance import commit, versions
-from vitlab.core.seeding import derive
+from vitlab.core.provenance import find_commit, find_versions
+from vitlab.core.seeding import derive_seed
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
 from vitlab.training.build import build
@@ -53,7 +53,7 @@ def measure(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     console = make_console()
     quieten()
     try:
-        with plain_errors(), hardware.matmul_precision(config["matmul_precision"]):
+        with plain_errors(), hardware.use_matmul_precision(config["matmul_precision"]):
             return Benchmark(folder, config, console).run()
     finally:
         with contextlib.suppress(OSError):
@@ -65,9 +65,9 @@ class Benchmark:
 
     def __init__(self, folder: Path, config: dict[str, Any], console: Console) -> None:
         trainer = config["trainer"]
-        kind = hardware.device_type(trainer["accelerator"])
+        kind = hardware.resolve_device_type(trainer["accelerator"])
         devices = trainer["devices"]
-        if hardware.num_processes(devices, kind) != 1 or devices not in (1, "auto", -1, [0]):
+        if hardware.count_processes(devices, kind) != 1 or devices not in (1, "auto", -1, [0]):
             raise UserError(
                 f"trainer.devices={devices}: benchmark.py measures one device, the first. Set "
                 "trainer.devices=1, and choose another GPU by CUDA_VISIBLE_DEVICES."
@@ -82,7 +82,7 @@ class Benchmark:
         between = {"limit_val_batches": 0, "enable_checkpointing": False}
         self.job = job = build(config | {"trainer": trainer | between})
         self.device = job.data.device
-        self.seed = derive(config["seed"], "benchmark")
+        self.seed = derive_seed(config["seed"], "benchmark")
         torch.manual_seed(self.seed)
         self.net = copy.deepcopy(job.net).to(self.device)  # of the plain loop
         if job.compiled:
@@ -90,16 +90,16 @@ class Benchmark:
             self.net.compile(dynamic=False)
         self.record: dict[str, Any] = {
             "status": "running",
-            "device": hardware.device_name(job.kind),
-            "cores": cores(),
+            "device": hardware.describe_device(job.kind),
+            "cores": count_cores(),
             "threads": torch.get_num_threads(),
             "precision": job.precision,
             "matmul_precision": config["matmul_precision"],
             "compiled": job.compiled,
             "peak_flops": self.peak_flops(job.precision),
             "model": {"parameters": count_parameters(job.net), "flops_per_image": job.flops},
-            "versions": versions("pillow", "vit-pytorch"),
-            "commit": commit(),
+            "versions": find_versions("pillow", "vit-pytorch"),
+            "commit": find_commit(),
             "config": config,
             "layers": {},
         }
@@ -338,7 +338,7 @@ class Benchmark:
             return get_available_flops(self.device, AUTOCAST.get(precision, torch.float32))
 
     def write(self) -> None:
-        self.record["peak_memory_bytes"] = hardware.peak_memory(self.job.kind)  # of all contenders
+        self.record["peak_memory_bytes"] = hardware.measure_peak_memory(self.job.kind)  # of all contenders
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(self.folder / "results.json", (text + "\n").encode())
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from vitlab.benchmark.checks import counterpart_nodes
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 
 Size = tuple[int, int]
 Pair = tuple[Tensor, Tensor]  # images float (B, C, H, W) normalised, labels int64 (B,)
@@ -25,7 +25,7 @@ def worker_counts(asked: Sequence[int] | None) -> list[int]:
     """Return the numbers of workers to try: those asked for, or 0 to 4, doublings, and one a core."""
     if asked is not None:
         return list(dict.fromkeys(asked))
-    most = cores()
+    most = count_cores()
     return sorted({n for n in (0, 1, 2, 3, *(2**k for k in range(2, 11)), most) if n <= most})
 
 

@@ -1,4 +1,4 @@
-"""How many of the CPU's cores this process may use. Torch-free."""
+"""How many of the CPU's cores this process may use."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ SHARE = "VITLAB_CORES"
 ROOT = Path("/")  # of Linux's files about the process
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return the number of cores: this run's share beside other jobs of a sweep, or all that it may run on.
 
     A machine has more of them than a process that taskset, SLURM or a container holds to some, and threads
@@ -20,10 +20,10 @@ def cores() -> int:
         return int(share)
     # Where there is no such mask (macOS) every process may run everywhere.
     mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(mask, quota() or mask)
+    return min(mask, read_quota() or mask)
 
 
-def quota() -> int | None:
+def read_quota() -> int | None:
     """Return the cores whose time a container gets, such as by ``docker --cpus``; None where nothing is said.
 
     Source: the Linux kernel's documentation of control groups, version 2, ``cpu.max``.

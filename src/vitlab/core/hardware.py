@@ -1,7 +1,9 @@
 """What the machine can do, and what ``auto`` therefore means."""
 
 import contextlib
+import functools
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 
 # torch.compile takes about a minute and then makes a step 1.5 to 4 times as fast, so `auto` asks whether
@@ -21,7 +23,7 @@ WORTH_COMPILING_SECONDS = 180
 LIGHTNING_SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
-def device_type(accelerator: str) -> str:
+def resolve_device_type(accelerator: str) -> str:
     """Return the torch device type ("cpu", "cuda", "mps" …) that ``trainer.accelerator`` means here.
 
     Raises:
@@ -42,26 +44,24 @@ def device_type(accelerator: str) -> str:
     return accelerator
 
 
-def device_name(kind: str) -> str:
+def describe_device(kind: str) -> str:
     """Return the processor's own name, and how much of a CPU this process may use, for summaries."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
     if kind == "cpu":
-        names = [line for line in _cpuinfo() if line.startswith("model name")]
-        name = names[0].split(":", 1)[1].strip() if names else "CPU"
-        count = cores()
-        return f"{name}, {count} core{'s' if count > 1 else ''}"
+        count = count_cores()
+        return f"{_name_cpu()}, {count} core{'s' if count > 1 else ''}"
     return kind
 
 
-def peak_memory(kind: str) -> dict[str, int | None]:
+def measure_peak_memory(kind: str) -> dict[str, int | None]:
     """Return the most bytes this process has held at once, in RAM and on its GPU (None without one)."""
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"host": host, "device": torch.cuda.max_memory_allocated() if kind == "cuda" else None}
 
 
-def num_processes(devices: int | str | list[int], kind: str) -> int:
+def count_processes(devices: int | str | list[int], kind: str) -> int:
     """Return how many processes ``trainer.devices`` means on devices of ``kind``.
 
     Raises:
@@ -80,11 +80,10 @@ def num_processes(devices: int | str | list[int], kind: str) -> int:
     return count
 
 
-def precision(asked: str | int, kind: str) -> str:
+def resolve_precision(asked: str | int, kind: str) -> str:
     """Resolve ``trainer.precision=auto``: bf16-mixed where the hardware computes in bfloat16, else 32.
 
-    Emulated bfloat16 is slower than float32, so only real units count: CUDA from compute capability 8.0,
-    and CPUs with AMX or AVX512-BF16.
+    Emulated bfloat16 is slower than float32, so only real units count: see `has_bf16`.
 
     Raises:
         UserError: 16-mixed on a CPU, which Lightning would silently turn into bf16.
@@ -101,12 +100,14 @@ def precision(asked: str | int, kind: str) -> str:
 
 
 @contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
+def use_matmul_precision(name: str) -> Iterator[None]:
     """Compute float32 products at least as precisely as ``name`` says, until the context is left.
 
-    ``highest`` float32 throughout; ``high`` TensorFloat32 (10 bits of mantissa for 23) where the hardware has
-    it, mostly NVIDIA GPUs since Ampere; ``medium`` bfloat16 (7 bits) where it has that, CPUs included.
-    Convolutions, for which cuDNN has a switch of its own, take TensorFloat32 but for ``highest``.
+    ``highest`` is float32 throughout. ``high`` is TensorFloat32 (10 bits of mantissa for 23) where torch can
+    make that of float32: NVIDIA GPUs since Ampere, CPUs with AMX-FP16. ``medium`` is bfloat16 (7 bits) on
+    CPUs with AMX and as ``high`` on GPUs. Other CPUs compute in float32 whatever the name, those with
+    AVX512-BF16 and no AMX included, although they multiply tensors that are bfloat16; `rounds_float32` tells.
+    Convolutions on GPUs, for which cuDNN has a switch of its own, take TensorFloat32 unless ``highest``.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(name)
@@ -118,13 +119,43 @@ def matmul_precision(name: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@functools.cache
+def rounds_float32(name: str) -> bool:
+    """Say whether this CPU rounds the factors of float32 products under ``matmul_precision=name``.
+
+    Asked by multiplying, because it depends on torch's version, the processor, and the instructions that
+    ``ONEDNN_MAX_CPU_ISA`` leaves to oneDNN: 1 + 2^-12 is 1 in TensorFloat32 and in bfloat16.
+    """
+    factor = torch.full((128, 128), 1 + 2**-12, device="cpu", dtype=torch.float32)
+    with use_matmul_precision(name):
+        product = torch.mm(factor, torch.eye(128, device="cpu", dtype=torch.float32))
+    return not torch.equal(product, factor)
+
+
 def has_bf16(kind: str) -> bool:
+    """Say whether the hardware multiplies in bfloat16, rather than emulates it, which is slower than float32.
+
+    CUDA does from compute capability 8.0, CPUs with AMX or AVX512-BF16 do, and ARM's with BF16.
+    """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
-        flags = {flag for line in _cpuinfo() if line.startswith("flags") for flag in line.split()}
-        return bool(flags & {"amx_bf16", "avx512_bf16"})
-    return False
+    return kind == "cpu" and _multiplies_bf16()
+
+
+@functools.cache
+def _multiplies_bf16() -> bool:
+    """Ask the CPU by multiplying: torch says yes of all AVX-512 CPUs, and most of them emulate.
+
+    The bfloat16 instructions take subnormal factors for zero (VDPBF16PS and TDPBF16PS in Intel's manual,
+    BFMMLA in Arm's); an emulation in float32 keeps them. So this is true of the instructions in use, which
+    ``ONEDNN_MAX_CPU_ISA`` may limit.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    subnormal, large = (
+        torch.full((128, 128), value, device="cpu", dtype=torch.bfloat16) for value in (1e-39, 1e30)
+    )
+    return not torch.mm(subnormal, large).any()
 
 
 def has_compiler(kind: str) -> bool:
@@ -136,7 +167,7 @@ def has_compiler(kind: str) -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def compiles(asked: bool | str, kind: str, training_flops: float) -> bool:
+def resolve_compile(asked: bool | str, kind: str, training_flops: float) -> bool:
     """Resolve ``compile=auto``: compile where the run is long enough to win back the compilation.
 
     Args:
@@ -154,6 +185,10 @@ def compiles(asked: bool | str, kind: str, training_flops: float) -> bool:
     return bool(asked)
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def _name_cpu() -> str:
+    """Return the processor's name, which torch 2.11 does not know: Linux does, on x86."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or "CPU"

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions and commit. Torch-free."""
+"""Where a result comes from: versions and commit."""
 
 import platform
 import subprocess
@@ -18,7 +18,7 @@ PACKAGES = (
 )
 
 
-def versions(*more: str) -> dict[str, str]:
+def find_versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on; ``more`` are others."""
     found = {"python": platform.python_version()}
     for name in (*PACKAGES, *more):
@@ -29,10 +29,8 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """Return the commit of the project's checkout, with ``-dirty`` after it if files differ; None
-    outside git.
-    """
+def find_commit() -> str | None:
+    """Return the commit of the project's checkout, ``-dirty`` after it if files differ; None outside git."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -1,9 +1,9 @@
-"""Randomness as a function of the place in the run, so that a resumed run repeats it. Torch-free."""
+"""Randomness as a function of the place in the run, so that a resumed run repeats it."""
 
 import hashlib
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Mix integers and names into a 63-bit seed.
 
     The streams of neighbouring places (seed 0 epoch 1, seed 1 epoch 0) must not be related, so the parts are

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.core.batch import Batch
-from vitlab.core.cpu_count import cores
-from vitlab.core.seeding import derive
+from vitlab.core.cpu_count import count_cores
+from vitlab.core.seeding import derive_seed
 from vitlab.data.cache import CachedImages
 from vitlab.data.datasets import Dataset, describe, fixed_normalization
 from vitlab.data.decode import ImageFiles, Images, available_memory, progress_bar
@@ -114,7 +114,7 @@ class ImageData(lightning.LightningDataModule):
         )
         self._notes: list[str] = []
         if num_workers is None:
-            per_process = max(1, min(MAX_WORKERS, cores() // processes))
+            per_process = max(1, min(MAX_WORKERS, count_cores() // processes))
             num_workers = per_process if dataset.on_disk else 0
         elif self.in_memory and not dataset.on_disk:
             self._notes.append("data.num_workers has no effect: the images are in memory, already decoded.")
@@ -215,7 +215,7 @@ class ImageData(lightning.LightningDataModule):
         targets.scatter_(1, batch.targets[:, None], 1.0)
         if self.trainer is not None and self.trainer.training:
             rank, _ = self._rank()
-            self._generator.manual_seed(derive(self.seed, "augment", batch.epoch, batch.index, rank))
+            self._generator.manual_seed(derive_seed(self.seed, "augment", batch.epoch, batch.index, rank))
             images, targets = self.augment(images, targets, self._generator, batch.epoch)
         if self.preprocess.mean.device != images.device:
             self.preprocess.to(images.device)
@@ -239,7 +239,7 @@ class ImageData(lightning.LightningDataModule):
             split = name if name in self.dataset.sizes else "train"
             labels = self._split(split)[1].cpu()
             if split == "train" and self.num_val and "val" not in self.dataset.sizes:
-                seed = derive(self.split_seed, "val")
+                seed = derive_seed(self.split_seed, "val")
                 rest, held = stratified_split(labels.numpy(), self.num_val, seed, "data.val_size")
                 self._parts["train"] = "train", torch.from_numpy(rest)
                 self._parts["val"] = "train", torch.from_numpy(held)
@@ -290,7 +290,7 @@ class ImageData(lightning.LightningDataModule):
     def _eval_loader(self, name: str) -> EvalLoader:
         rank, world_size = self._rank()
         reader = self._make_reader(name)
-        order = torch.from_numpy(random_order(len(reader), derive(self.split_seed, "order", name)))
+        order = torch.from_numpy(random_order(len(reader), derive_seed(self.split_seed, "order", name)))
         return EvalLoader(reader, order, batch_size=self.batch_size, rank=rank, world_size=world_size)
 
     def _rank(self) -> tuple[int, int]:

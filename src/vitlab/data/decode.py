@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 
 MAX_LISTED = 5  # files named in a message; the rest are counted
@@ -95,7 +95,7 @@ def decode_files(
     """
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     read = functools.partial(_read_chunk, shape=shape, channels=channels)
-    workers = cores() if num_workers is None else num_workers
+    workers = count_cores() if num_workers is None else num_workers
     broken: list[str] = []
     first = 0
     with progress_bar("Decoding images", len(paths)) as advance, _pool(workers, len(paths)) as run:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitlab.core.data_protocol import DEFAULT_TEST_SIZE
 from vitlab.core.errors import UserError
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.core.suggest import suggest
 from vitlab.data.cache import TAG, load_cached
 from vitlab.data.decode import MAX_LISTED, ImageFiles, Images, list_problems
@@ -134,7 +134,7 @@ class FileDataset:
         count = split_size(test_size, len(train), "data.test_size", DEFAULT_TEST_SIZE)
         if count == 0:
             raise UserError(f"data.test_size=0, but {self.name} has no test images: some must be split off.")
-        rest, part = stratified_split(labels, count, derive(split_seed, "test"), "data.test_size")
+        rest, part = stratified_split(labels, count, derive_seed(split_seed, "test"), "data.test_size")
         return {"train": [train[i] for i in rest], "test": [train[i] for i in part]}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.core.batch import Batch
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.data.reader import Reader
 
 Position = tuple[int, int]  # epoch, and the next batch in it
@@ -70,7 +70,7 @@ class TrainLoader:
 
     def order(self, epoch: int) -> Tensor:
         """Return the (N,) permutation of an epoch, drawn on the CPU: the same for every device."""
-        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         return torch.randperm(len(self.reader), generator=generator)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.data.decode import check_memory
 
 CHUNK = 500  # images drawn from one seed: fewer images are a prefix of more
@@ -102,7 +102,7 @@ class Shapes:
         check_memory((number, self.channels, *self.shape))
         images = np.empty((number, self.channels, *self.shape), dtype=np.uint8)
         for start in range(0, number, CHUNK):
-            rng = np.random.default_rng(derive("shapes", self.seed, split, start))
+            rng = np.random.default_rng(derive_seed("shapes", self.seed, split, start))
             drawn = _draw(rng, np.arange(CHUNK) % len(SHAPES), self.shape)
             if self.channels == 1:
                 drawn = np.einsum("nchw,c->nhw", drawn, LUMA)[:, None]

@@ -24,7 +24,7 @@ from vitlab.config.composer import Composer
 from vitlab.config.types import found as show_found
 from vitlab.config.types import like, show
 from vitlab.core.console import say
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped, show_results
@@ -168,10 +168,10 @@ def _count_at_a_time(config: DictConfig, jobs: int) -> int:
     """Return how many jobs this machine runs at a time; for joblib, start no more processes than that."""
     launcher = config.hydra.launcher
     if _get_name(config) == "submitit_local":
-        return max(1, min(cores() // (launcher.cpus_per_task or cores()), jobs))
+        return max(1, min(count_cores() // (launcher.cpus_per_task or count_cores()), jobs))
     if _get_name(config) != "joblib":
         return 1
-    asked = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs
+    asked = launcher.n_jobs if launcher.n_jobs > 0 else count_cores() + 1 + launcher.n_jobs
     launcher.n_jobs = max(1, min(asked, jobs))
     return int(launcher.n_jobs)
 

@@ -17,7 +17,7 @@ from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.provenance import commit, versions
+from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.sweep.progress import Progress, raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, Sweep
@@ -159,7 +159,7 @@ class Search:
             self._tell(trial, "invalid", reason=str(error))
             say(f"left out: {self.study.label(trial)}: {error}")
             return False
-        Summary(folder).begin(config["seed"], overrides, versions(), commit())
+        Summary(folder).begin(config["seed"], overrides, find_versions(), find_commit())
         return True
 
     def _follow(self, running: RunningTrial) -> None:

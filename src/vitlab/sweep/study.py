@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vitlab.config.labels import label
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.sweep.record import OBJECTIVE, Job, folder_name
 from vitlab.sweep.space import Space
 
@@ -76,7 +76,7 @@ class Study:
         """Draw the next trial; at random after an idle draw, or the same might be drawn for ever."""
         from optuna.samplers import RandomSampler, TPESampler
 
-        seed = derive(self.settings["seed"], "trial", len(self.trials)) % 2**32
+        seed = derive_seed(self.settings["seed"], "trial", len(self.trials)) % 2**32
         tpe = TPESampler(seed=seed, n_startup_trials=self.settings["random_trials"])
         self.study.sampler = RandomSampler(seed) if random else tpe
         return self.study.ask(self.space.distributions)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.console import say
-from vitlab.core.cpu_count import SHARE, cores
+from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import start
 from vitlab.core.run_folder import RunFolder, State, Summary
@@ -56,7 +56,7 @@ class Worker:
             divide_gpus: whether each job gets a GPU of its own; submitit has its own way with GPUs.
         """
         several = at_a_time > 1
-        share = max(1, cores() // at_a_time) if several else None
+        share = max(1, count_cores() // at_a_time) if several else None
         gpus = _find_gpus() if several and divide_gpus else []
         return cls(folder, socket.gethostname(), os.getpid(), share, gpus, shown=not several)
 

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.core.batch import Batch
 from vitlab.core.errors import Diverged
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.optim.freezing import freeze as freeze_layers
 from vitlab.optim.freezing import freeze_eval
 from vitlab.optim.schedulers import lambda_lr
@@ -106,7 +106,7 @@ class Classify(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and drop path draw from the global generator, and Lightning restores no generator: give
         # every micro-batch its own stream, so a resumed run draws what the uninterrupted one drew.
-        seed = derive(self.seed, "dropout", batch.epoch, batch.index, self.global_rank)
+        seed = derive_seed(self.seed, "dropout", batch.epoch, batch.index, self.global_rank)
         # On a machine without a GPU `torch.manual_seed` formats stack traces for it: 0.1 ms a step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from vitlab.config.plan import UNITS, Plan, duration_names, make_plan
 from vitlab.core import hardware
 from vitlab.core.errors import UserError
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
 from vitlab.models.flops import flops_per_image
@@ -51,8 +51,8 @@ def build(config: dict[str, Any], processes: int = 1) -> Components:
         UserError: the data is missing or does not fit the config, or the hardware cannot do what is asked.
     """
     trainer = config["trainer"]
-    kind = hardware.device_type(trainer["accelerator"])
-    precision = hardware.precision(trainer["precision"], kind)
+    kind = hardware.resolve_device_type(trainer["accelerator"])
+    precision = hardware.resolve_precision(trainer["precision"], kind)
     dataset = datasets.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(dataset.classes)}}
     data = build_data(config, dataset, processes)
@@ -62,14 +62,14 @@ def build(config: dict[str, Any], processes: int = 1) -> Components:
             f"processes. Use a multiple of {processes}."
         )
     plan = make_plan(config, data.num_train)
-    torch.manual_seed(derive(config["seed"], "weights"))
+    torch.manual_seed(derive_seed(config["seed"], "weights"))
     net = build_net(config)
     size = pair("model.image_size", config["model"]["image_size"])
     flops = flops_per_image(net, size, config["model"]["channels"])
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
     seen = step * plan.total_steps * plan.effective_batch
-    compiled = hardware.compiles(config["compile"], kind, seen / processes)
+    compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
     _check_evaluation(trainer, data, plan)
     data.setup("fit")  # decodes; whatever can be refused has been by now
     meta = {
@@ -148,7 +148,7 @@ def build_data(config: dict[str, Any], dataset: datasets.Dataset, processes: int
 
 def _device(trainer: dict[str, Any]) -> torch.device:
     """Return the device that this process will train on, before there is a Trainer to ask."""
-    kind = hardware.device_type(trainer["accelerator"])
+    kind = hardware.resolve_device_type(trainer["accelerator"])
     if kind != "cuda":
         return torch.device(kind if kind == "mps" else "cpu")
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))

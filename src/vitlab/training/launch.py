@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from vitlab.config.plan import make_plan
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
-from vitlab.core.provenance import commit, versions
+from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary, claimed, teacher_file
 from vitlab.core.suggest import suggest
 
@@ -216,7 +216,7 @@ def claim(config: dict[str, Any]) -> RunFolder:
         return _await_run(RunFolder(path))
     typed = as_typed()
     folder = RunFolder.create(path, record(config, **typed))
-    Summary(folder).begin(config["seed"], typed["overrides"], versions(), commit())
+    Summary(folder).begin(config["seed"], typed["overrides"], find_versions(), find_commit())
     return folder
 
 

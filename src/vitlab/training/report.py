@@ -17,7 +17,7 @@ from vitlab.core.console import RunConsole, duration
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.seeding import derive
+from vitlab.core.seeding import derive_seed
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
@@ -143,7 +143,8 @@ def announce(
         ),
         (
             "device",
-            f"{hardware.device_name(job.kind)}; {job.precision}; compile {str(job.compiled).lower()}{asked}",
+            f"{hardware.describe_device(job.kind)}; {job.precision}; "
+            f"compile {str(job.compiled).lower()}{asked}",
         ),
     ]
     if job.teacher:
@@ -233,8 +234,8 @@ def average_notes(job: Components) -> Iterator[str]:
 
 def matmul_notes(name: str) -> Iterator[str]:
     """Yield whether ``matmul_precision`` changes nothing on this CPU."""
-    if name == "highest" or (name == "medium" and not hardware.has_bf16("cpu")):
-        yield f"matmul_precision={name} has no effect on this processor: its float32 is float32."
+    if not hardware.rounds_float32("high" if name == "highest" else name) and name != "high":
+        yield f"matmul_precision={name} has no effect on this processor: its float32 products stay float32."
 
 
 def augmentation_notes(job: Components, processes: int) -> Iterator[str]:
@@ -257,7 +258,7 @@ def draw_augmentations(folder: RunFolder, job: Components, logger: RunLogger | N
     targets = torch.nn.functional.one_hot(labels, len(job.data.classes)).float()
     rows = [(images, targets)]
     for number in range(DRAWS):
-        generator = torch.Generator().manual_seed(derive(config["seed"], "augmentations", number))
+        generator = torch.Generator().manual_seed(derive_seed(config["seed"], "augmentations", number))
         rows.append(job.data.augment(images, targets, generator, 0))
     title = " → ".join(config["augment"]["ops"]) or "images as they are"
     title += f" on {job.dataset.name}, seed {config['seed']}"

@@ -18,10 +18,10 @@ from vitlab.config import check_targets
 from vitlab.core import hardware
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import RunConsole
-from vitlab.core.cpu_count import cores
+from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
-from vitlab.core.provenance import commit, versions
+from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.models.flops import count_parameters, count_trainable
@@ -52,7 +52,7 @@ def run(folder: RunFolder) -> SummaryData:
     with folder.lock() if rank == 0 else contextlib.nullcontext():
         summary = Summary(folder, writable=rank == 0)
         if "train" not in summary.data:  # lost or damaged; the checkpoint knows the rest
-            summary.begin(config["seed"], config["overrides"], versions(), commit())
+            summary.begin(config["seed"], config["overrides"], find_versions(), find_commit())
         resumes = summary.data.get("device") is not None or folder.last.exists()
         if summary.data.get("status") == "finished":
             screen.print(f"{folder} is finished; there is nothing to go on with.")
@@ -60,9 +60,9 @@ def run(folder: RunFolder) -> SummaryData:
             return summary.data
         try:
             with complete(folder, config), plain_errors():
-                kind = hardware.device_type(config["trainer"]["accelerator"])
-                processes = hardware.num_processes(config["trainer"]["devices"], kind)
-                threads = max(1, cores() // processes) if kind == "cpu" else 1
+                kind = hardware.resolve_device_type(config["trainer"]["accelerator"])
+                processes = hardware.count_processes(config["trainer"]["devices"], kind)
+                threads = max(1, count_cores() // processes) if kind == "cpu" else 1
                 world = int(os.environ.get("WORLD_SIZE", processes))
                 if world != processes * config["trainer"]["num_nodes"]:
                     raise UserError(
@@ -74,9 +74,9 @@ def run(folder: RunFolder) -> SummaryData:
                 if kind == "cpu" and processes > 1:
                     torch.set_num_threads(threads)
                 summary.data.pop("error", None)  # of an attempt that failed
-                summary.update(status="running", device=hardware.device_name(kind))
+                summary.update(status="running", device=hardware.describe_device(kind))
                 lost = functools.partial(summary.update, status="failed", error="a rank ended early")
-                matmul = hardware.matmul_precision(config["matmul_precision"])
+                matmul = hardware.use_matmul_precision(config["matmul_precision"])
                 with start_ranks(folder, processes, threads, lost), matmul:
                     _run(folder, config, processes, resumes, summary, screen, started)
         except (Interrupted, KeyboardInterrupt) as stop:
@@ -192,7 +192,7 @@ def _run(
                 "wall_seconds": throughput.wall_seconds,
                 "optimizer_steps": trainer.global_step,
                 "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
-                "peak_memory_bytes": hardware.peak_memory(job.kind),
+                "peak_memory_bytes": hardware.measure_peak_memory(job.kind),
             }
         )
     metrics = measured[0] if measured else {}
