@@ -2,49 +2,43 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Any
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from vitlab.benchmark.checks import check_benchmark, check_own_folder
-from vitlab.config import CONF, preflight, register_resolvers, to_plain
+from vitlab.config import combinations
+from vitlab.config.arguments import check_folder, parse_arguments
+from vitlab.config.data_check import check_with_data
+from vitlab.config.show import show
 from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
-from vitlab.training.launch import as_typed, check_data, check_folder, parse_arguments
-
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
 
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
+    if arguments.shows:
+        show("benchmark")
+        return
     if arguments.resume or arguments.multirun:
         raise UserError(
             "benchmark.py measures one config at a time, from the start: leave out -m and resume=."
         )
-    if arguments.checked:
-        check_folder(arguments.overrides)
-        (config,) = map(to_plain, preflight(arguments.overrides, root="benchmark"))
-        check_benchmark(config)
-        check_data([config])
-        check_own_folder(arguments.overrides)
-    jobs: list[tuple[Path, dict[str, Any]]] = []
+    check_folder(arguments.overrides)
+    (composed,) = combinations(arguments.overrides, root="benchmark")
+    check_benchmark(composed.plain)
+    os.environ.update(composed.environment)
+    from vitlab.data import datasets
 
-    @hydra.main(config_path=str(CONF), config_name="benchmark", version_base="1.3")
-    def job(cfg: DictConfig) -> None:
-        jobs.append((Path(HydraConfig.get().runtime.output_dir), to_plain(cfg) | as_typed()))
-
-    register_resolvers()
+    config = composed.record
+    dataset = datasets.build(config["data"])
+    info = datasets.describe(dataset, config["data"]["val_size"])
+    check_with_data(config, info.name, len(info.classes), info.num_train)
+    check_own_folder(arguments.overrides)
     try:
-        job()
+        composed.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder cannot be made: {error}") from error
-    for folder, config in jobs:  # here, outside Hydra: its own errors and signals
-        from vitlab.benchmark.measure import measure
+    from vitlab.benchmark.measure import measure
 
-        measure(folder, config)
+    measure(composed.folder, config)
 
 
 if __name__ == "__main__":

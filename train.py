@@ -2,44 +2,62 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
-import hydra
-from omegaconf import DictConfig
-
-from vitlab.config import CONF, preflight, register_resolvers, to_plain
+from vitlab.config import combinations
+from vitlab.config.arguments import check_folder, parse_arguments
+from vitlab.config.data_check import check_with_data
+from vitlab.config.show import show
 from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.processes import rank_in_environment
+from vitlab.core.run_folder import RunFolder, Summary, wait_for_run
 from vitlab.sweep import run_sweep
-from vitlab.training.launch import check_data, check_folder, claim, execute, parse_arguments
-
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `finish`, which says them in one line
 
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    if arguments.resume:
-        execute(RunFolder.find(arguments.resume))
-        return
-    if arguments.checked and arguments.multirun:
+    if arguments.shows:
+        show()
+    elif arguments.resume:
+        resume(arguments.resume)
+    elif arguments.multirun:
         run_sweep(arguments)
-        return
-    if arguments.checked:
-        check_folder(arguments.overrides)
-        check_data([to_plain(config) for config in preflight(arguments.overrides)])
-    claimed: list[RunFolder] = []
+    else:
+        train(arguments.overrides)
 
-    @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
-    def job(cfg: DictConfig) -> None:
-        claimed.append(claim(to_plain(cfg)))
 
-    register_resolvers()
+def resume(path: str) -> None:
+    """Finish the run at ``path``."""
+    folder = RunFolder.find(path)
+    from vitlab.training.run import run  # torch takes seconds to import: after what can be refused
+
+    run(folder)
+
+
+def train(overrides: Sequence[str]) -> None:
+    """Train one new run; what is refused before it has trained leaves nothing behind."""
+    check_folder(overrides)
+    (composed,) = combinations(overrides)
+    os.environ.update(composed.environment)
+    from vitlab.data import datasets
+
+    config = composed.record
+    dataset = datasets.build(config["data"])
+    info = datasets.describe(dataset, config["data"]["val_size"])
+    check_with_data(config, info.name, len(info.classes), info.num_train)
+    if rank_in_environment():
+        folder = wait_for_run(composed.folder)
+    else:
+        folder = RunFolder.create(composed.folder, config)
+    from vitlab.training.run import run
+
     try:
-        job()
-    except OSError as error:
-        raise UserError(f"the run folder cannot be made: {error}") from error
-    for folder in claimed:  # outside Hydra: a run has its own errors and signals
-        execute(folder, new=True)
+        run(folder, dataset)
+    except UserError:
+        if Summary(folder).data["train"]["optimizer_steps"] == 0:
+            folder.discard()
+        raise
 
 
 if __name__ == "__main__":

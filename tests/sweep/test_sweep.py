@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, TINY, summary, verb
+from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, Summary
@@ -25,7 +26,6 @@ from vitlab.sweep import launchers, run_sweep, worker
 from vitlab.sweep.progress import Progress, ranking, show_results
 from vitlab.sweep.record import Job, Sweep, folder_name
 from vitlab.sweep.worker import Worker
-from vitlab.training.launch import parse_arguments
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
 PROGRAM = """

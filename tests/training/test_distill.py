@@ -26,9 +26,9 @@ from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.data import datasets
+from vitlab.sweep.data_check import check_data
 from vitlab.tasks.distill import Distill
 from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
-from vitlab.training.launch import check_data
 from vitlab.training.run import run
 from vitlab.training.teacher import Teacher, load_teacher
 

@@ -13,10 +13,10 @@ import pytest
 
 import vitlab
 from tests.conftest import ROOT, TINY, checkpoint, summary, verb
+from vitlab.config.arguments import check_folder, parse_arguments
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
-from vitlab.training.launch import check_folder, parse_arguments
 from vitlab.training.run import run
 
 Train = Callable[..., Path]

@@ -1,11 +1,12 @@
-"""Configs: composed and checked before anything heavy is imported. Torch-free.
+"""Configs: composed and checked before anything heavy is imported.
 
 `combinations` takes what the user typed and gives back all jobs, or one UserError that names everything
 wrong; `preflight` gives the configs of those that can run. The rules for single values are a table in
-`rules`, the cross-checks are in `fits`, the code that a config may name is in `targets`.
+`schema`, the checks of values against each other are in `cross_checks`, the code that a config may name is in
+`targets`.
 """
 
-from vitlab.config.checks import check, check_targets, lacking, to_plain
+from vitlab.config.checks import check, check_targets, lacking, make_record, to_plain
 from vitlab.config.composer import CONF, compose, register_resolvers
 from vitlab.config.overrides import Combination, combinations, preflight, report
 from vitlab.config.schema import OPEN_NODES
@@ -21,6 +22,7 @@ __all__ = [
     "combinations",
     "compose",
     "lacking",
+    "make_record",
     "preflight",
     "register_resolvers",
     "report",

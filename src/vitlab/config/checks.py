@@ -98,9 +98,28 @@ def lacking(record: Mapping[str, Any]) -> list[str]:
     except UserError:  # conf/ has changed since
         return []
     whole |= {"choices": {}, "overrides": [], "swept": []}
-    # As in `launch.record`, which leaves these two out.
+    # `make_record` leaves these two out.
     lacks = (key for key in keys.walk(whole) if not keys.has(record, key))
     return [key for key in lacks if not keys.under(key, ("resume", "sweep"))]
+
+
+def make_record(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    overrides: Sequence[str],
+    swept: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what config.yaml of a run folder holds; how a sweep was run is no part of it.
+
+    Args:
+        config: resolved, plain values.
+        choices: the option of each config group, such as ``{"model": "vit_small"}``.
+        overrides: as they were typed.
+        swept: the keys that a sweep varies.
+    """
+    config = {key: value for key, value in config.items() if key not in ("resume", "sweep")}
+    chosen = {group: option for group, option in choices.items() if group != "sweep"}
+    return config | {"choices": chosen, "overrides": list(overrides), "swept": list(swept)}
 
 
 def _strangers(

@@ -4,19 +4,20 @@ Torch-free: a typo is answered before anything heavy is imported.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config import keys
-from vitlab.config.checks import find_problems, names, to_plain, unresolved
+from vitlab.config.checks import find_problems, make_record, names, to_plain, unresolved
 from vitlab.config.composer import CONF, Composer, reason, without_hydra
 from vitlab.config.schema import OPEN_NODES, is_open
 from vitlab.config.suggest import suggest_key
@@ -25,14 +26,29 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
 
 MOST_JOBS = 10_000
+# Of Hydra's own keys those that its main function looks at and vitlab does not.
+IGNORED = (
+    "hydra.job.chdir",
+    "hydra.verbose",
+    "hydra.output_subdir",
+    "hydra.job_logging",
+    "hydra.hydra_logging",
+)
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One job that a command line asks for.
+    """One run that a command line asks for, composed and checked.
 
-    overrides: as ``key=value``, Hydra's own left out. swept: the keys that differ between the jobs.
-    config: composed. choices: the option of each config group. problems: why it cannot run; empty for most.
+    Attributes:
+        overrides: as ``key=value``, Hydra's own left out.
+        swept: the keys that differ between the combinations.
+        config: composed.
+        choices: the option of each config group.
+        problems: why it cannot run; empty for most.
+        plain: the resolved config as plain values; empty where it cannot be resolved.
+        folder: of this run, or of the whole sweep, as Hydra's node names it under these overrides.
+        environment: variables to set for it (``hydra.job.env_set``).
     """
 
     overrides: tuple[str, ...]
@@ -40,6 +56,14 @@ class Combination:
     config: DictConfig
     choices: Mapping[str, str]
     problems: tuple[str, ...]
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What config.yaml of its run folder holds."""
+        return make_record(self.plain, self.choices, self.overrides, self.swept)
 
     @property
     def label(self) -> str:
@@ -101,6 +125,7 @@ class _Preflight:
 
     def run(self) -> list[Combination]:
         self._refuse(self.ours)
+        self._refuse_ignored()
         self._refuse_launcher()
         master = self._compose(item for item in self.ours if not item.is_sweep_override())
         ours = self.ours
@@ -114,7 +139,28 @@ class _Preflight:
         everywhere = set.intersection(*(set(job.problems) for job in jobs))
         if everywhere or all(job.problems for job in jobs):
             raise UserError(report(jobs, "are refused, none was started"))
-        return jobs
+        folder, environment = self._place(item for item in self.ours if not item.is_sweep_override())
+        return [replace(job, folder=folder, environment=environment) for job in jobs]
+
+    def _place(self, items: Iterable[Override]) -> tuple[Path, dict[str, str]]:
+        """Return the folder of the run, or of the sweep, and what is to be set in its environment."""
+        items = list(items)
+        lines = [str(item.input_line) for item in self.ours]
+        whole = self._compose(items).copy()
+        for item in items:
+            if not self._is_group(item):
+                self._apply(item, whole, unresolved(whole), {})
+        node = whole.hydra
+        with open_dict(node):
+            node.overrides.task = lines
+            node.job.override_dirname = ",".join(sorted(lines))
+        key = "sweep" if self.multirun else "run"
+        try:
+            environment = OmegaConf.to_container(node.job.env_set, resolve=True)
+            assert isinstance(environment, dict)
+            return Path(node[key].dir), {str(name): str(value) for name, value in environment.items()}
+        except OmegaConfBaseException as error:
+            raise UserError(f"hydra.{key}.dir cannot be resolved: {reason(error)}") from error
 
     def _parse(self, lines: Iterable[str]) -> list[Override]:
         parsed: list[Override] = []
@@ -160,6 +206,16 @@ class _Preflight:
             problems += self._malformed(item, line, key)
         if problems:
             raise UserError("\n".join(problems))
+
+    def _refuse_ignored(self) -> None:
+        """Raise for what Hydra's own main function would do and nothing here does."""
+        for line in self.hydra:
+            key, _, value = line.lstrip("+").partition("=")
+            if keys.under(key.replace("/", "."), IGNORED) and value.lower() not in ("false", "none", "null"):
+                raise UserError(
+                    f"{line} has no effect: a run stays in the folder it is called from and writes its own "
+                    "train.log and config.yaml. Leave it out."
+                )
 
     def _refuse_launcher(self) -> None:
         """Raise for a key that the chosen launcher does not have."""
@@ -296,6 +352,7 @@ class _Preflight:
             )
         cfg = without_hydra(composed)
         known = unresolved(composed)
+        plain: dict[str, Any] = {}
         problems: dict[str, str] = {}
         for item in job:
             if not self._is_group(item):
@@ -313,7 +370,7 @@ class _Preflight:
             else sentence
             for key, sentence in problems.items()
         )
-        return Combination(lines, swept, cfg, choices, sentences)
+        return Combination(lines, swept, cfg, choices, sentences, plain)
 
     @staticmethod
     def _differs(key: str, composed: DictConfig, base: DictConfig) -> bool:

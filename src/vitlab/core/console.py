@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 class PlainConsole(Console):
     """A console that takes every string for text, those in the cells of a table too."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ PACKAGES = (
 )
 
 
+@cache
 def find_versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on; ``more`` are others."""
     found = {"python": platform.python_version()}
@@ -29,6 +31,7 @@ def find_versions(*more: str) -> dict[str, str]:
     return found
 
 
+@cache
 def find_commit() -> str | None:
     """Return the commit of the project's checkout, ``-dirty`` after it if files differ; None outside git."""
     here = Path(__file__).resolve().parent

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -21,9 +22,8 @@ import yaml
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import is_locked, try_lock, write_atomic
+from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
-
-TIMM = "timm/"  # what the name of a network of timm's begins with, where a run is named otherwise
 
 
 class State(StrEnum):
@@ -38,10 +38,11 @@ class State(StrEnum):
     SKIPPED = "skipped"  # a combination that cannot be trained: it has no folder
 
 
-def claimed(folder: "RunFolder") -> UserError:
+def taken(folder: "RunFolder") -> UserError:
+    """Return the error of a folder that holds a run already."""
     return UserError(
-        f"{folder} holds a run already. Go on with it by `python train.py resume={folder}`, or choose "
-        "another folder (hydra.run.dir=…)."
+        f"{folder} holds a run already. Continue it by `python train.py resume={folder}`, or choose another "
+        "folder (hydra.run.dir=…)."
     )
 
 
@@ -69,13 +70,21 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
-        """Claim ``path`` for a new run by writing its ``config.yaml``.
+        """Claim ``path`` for a new run, and write the two files that it starts from.
+
+        Args:
+            path: made if it is not there.
+            config: resolved, plain values, with what was typed (see `vitlab.config.make_record`).
 
         Raises:
-            UserError: the folder holds a run already. Two runs in one folder would overwrite each other.
+            UserError: it cannot be written to, or it holds a run already. Two runs in one folder would
+                overwrite each other.
         """
         folder = cls(path)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder cannot be made: {error}") from error
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         temporary = folder.config.with_name(f".config.{os.getpid()}.tmp")
         temporary.write_text(text)
@@ -84,9 +93,12 @@ class RunFolder:
             # one gets it, and nobody sees half a file.
             os.link(temporary, folder.config)
         except FileExistsError:
-            raise claimed(folder) from None
+            raise taken(folder) from None
         finally:
             temporary.unlink()
+        Summary(folder).begin(
+            config.get("seed", 0), config.get("overrides", []), find_versions(), find_commit()
+        )
         return folder
 
     @classmethod
@@ -144,7 +156,7 @@ class RunFolder:
         if locked:
             return State.RUNNING
         # A run that was killed could not record that; its lock went with it.
-        if status is None:
+        if status in (None, State.WAITING):
             return State.WAITING
         return State.FAILED if status == State.FAILED else State.INTERRUPTED
 
@@ -214,18 +226,22 @@ def find_checkpoint(path: str | Path, key: str) -> Path:
     raise UserError(f"{key}={path}: {folder} has no checkpoint: that run has not finished an epoch.")
 
 
-def teacher_file(task: Mapping[str, Any]) -> Path:
-    """Return the weights of the teacher that a ``task`` node names: of a run, or of timm's network.
+def wait_for_run(path: str | Path, seconds: float = 60) -> RunFolder:
+    """Return the run at ``path`` once rank 0 has made it; for the other ranks that torchrun starts.
 
     Raises:
-        UserError: they are not there.
+        UserError: it does not.
     """
-    if not task["teacher"].startswith(TIMM):
-        return find_checkpoint(task["teacher"], "task.teacher")
-    file = Path(task["teacher_checkpoint"])
-    if not file.is_file():
-        raise UserError(f"task.teacher_checkpoint={file}: there is no such file.")
-    return file
+    folder = RunFolder(path)
+    deadline = time.monotonic() + seconds
+    while not folder.config.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank 0 made no run folder at {folder}. Under torchrun all ranks need one folder: give "
+                "hydra.run.dir=DIR."
+            )
+        time.sleep(0.1)
+    return folder
 
 
 class ModelSummary(TypedDict, total=False):
@@ -283,7 +299,7 @@ class SummaryData(TypedDict, total=False):
     """The keys of ``summary.json``.
 
     Attributes:
-        status: running, finished, failed, interrupted or, in a search, pruned.
+        status: waiting, running, finished, failed, interrupted or, in a search, pruned.
         error: why it failed, in a sentence.
         error_kind: what kind of failure: ``diverged``, ``user`` (a mistake that a person can mend), ``rank``
             (another process of the run ended) or ``fault`` (anything else: see train.log).
@@ -338,7 +354,7 @@ class Summary:
     def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
         """Write what is known before the run; the rest is null until it is measured."""
         self.update(
-            status="running",
+            status="waiting",
             metrics={},
             model={"name": None, "parameters": None, "flops_per_image": None},
             train={

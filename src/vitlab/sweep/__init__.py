@@ -1,10 +1,10 @@
 """Many runs: every combination of the values given, or a search, over one record (sweep.json)."""
 
+from vitlab.config.arguments import Arguments
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.sweep.grid import run_grid
 from vitlab.sweep.search import is_search, run_search
-from vitlab.training.launch import Arguments
 
 
 def run_sweep(arguments: Arguments) -> None:

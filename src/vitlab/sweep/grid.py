@@ -10,15 +10,17 @@ from pathlib import Path
 from hydra.types import RunMode
 
 from vitlab.config import Combination, combinations, report, to_plain
+from vitlab.config import make_record as record
+from vitlab.config.arguments import Arguments, check_folder
 from vitlab.config.composer import Composer
 from vitlab.config.labels import label
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
+from vitlab.sweep.data_check import data_problems
 from vitlab.sweep.launchers import check_launcher, launch_jobs
 from vitlab.sweep.progress import show_results
 from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name, own_overrides
-from vitlab.training.launch import Arguments, check_folder, data_problems, record
 
 
 def run_grid(arguments: Arguments) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vitlab.config import compose
+from vitlab.config.arguments import check_folder
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
@@ -15,7 +16,6 @@ from vitlab.sweep.record import RECORD, Sweep, find_sweep
 from vitlab.sweep.search_loop import Search
 from vitlab.sweep.space import FREE, Space, identify, read_space
 from vitlab.sweep.study import STUDY
-from vitlab.training.launch import check_folder
 
 
 def is_search(overrides: Sequence[str]) -> bool:

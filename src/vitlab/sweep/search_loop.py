@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from vitlab.config import make_record as record
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.sweep.progress import Progress, raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, Sweep
 from vitlab.sweep.space import Space, check_trial
 from vitlab.sweep.study import Study
 from vitlab.sweep.worker import POLL, RunningJob, Worker, get_stop_signal
-from vitlab.training.launch import record
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -159,7 +158,6 @@ class Search:
             self._tell(trial, "invalid", reason=str(error))
             say(f"left out: {self.study.label(trial)}: {error}")
             return False
-        Summary(folder).begin(config["seed"], overrides, find_versions(), find_commit())
         return True
 
     def _follow(self, running: RunningTrial) -> None:

@@ -15,8 +15,8 @@ from vitlab.config.composer import Composer
 from vitlab.config.schema import rule
 from vitlab.config.types import Kind, like, show
 from vitlab.core.errors import UserError
+from vitlab.sweep.data_check import check_data
 from vitlab.sweep.record import OBJECTIVE, own_overrides
-from vitlab.training.launch import check_data
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -44,8 +44,13 @@ class Components:
     teacher: Teacher | None  # of task=distill
 
 
-def build(config: dict[str, Any], processes: int = 1) -> Components:
+def build(config: dict[str, Any], processes: int = 1, dataset: datasets.Dataset | None = None) -> Components:
     """Build data, network and task from a resolved config.
+
+    Args:
+        config: resolved, plain values.
+        processes: over which ``data.batch_size`` is split.
+        dataset: what ``config`` names, where it has been built already.
 
     Raises:
         UserError: the data is missing or does not fit the config, or the hardware cannot do what is asked.
@@ -53,7 +58,7 @@ def build(config: dict[str, Any], processes: int = 1) -> Components:
     trainer = config["trainer"]
     kind = hardware.resolve_device_type(trainer["accelerator"])
     precision = hardware.resolve_precision(trainer["precision"], kind)
-    dataset = datasets.build(config["data"])
+    dataset = dataset or datasets.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(dataset.classes)}}
     data = build_data(config, dataset, processes)
     if config["data"]["batch_size"] % processes:

@@ -13,10 +13,11 @@ from typing import Any
 from vitlab.config import keys, lacking
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
 from vitlab.config.keys import under
+from vitlab.config.teacher import teacher_file
 from vitlab.config.types import show
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, teacher_file
+from vitlab.core.run_folder import RunFolder
 
 FREE = (
     *WITHOUT_EFFECT,

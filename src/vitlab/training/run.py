@@ -24,6 +24,7 @@ from vitlab.core.processes import end_with_parent, rank_in_environment, start_ra
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.core.signals import Interrupted, StopSignal
+from vitlab.data.datasets import Dataset
 from vitlab.models.flops import count_parameters, count_trainable
 from vitlab.training import report
 from vitlab.training.build import build
@@ -35,8 +36,11 @@ from vitlab.training.tensorboard import RunLogger
 from vitlab.training.trainer import make_trainer
 
 
-def run(folder: RunFolder) -> SummaryData:
+def run(folder: RunFolder, dataset: Dataset | None = None) -> SummaryData:
     """Train and test the run in ``folder``, from its last checkpoint if it has one; return its summary.
+
+    Args:
+        dataset: what ``config.yaml`` names, where it has been built already.
 
     Raises:
         UserError: it cannot run as configured, or training diverged.
@@ -78,7 +82,7 @@ def run(folder: RunFolder) -> SummaryData:
                 lost = functools.partial(summary.update, status="failed", error="a rank ended early")
                 matmul = hardware.use_matmul_precision(config["matmul_precision"])
                 with start_ranks(folder, processes, threads, lost), matmul:
-                    _run(folder, config, processes, resumes, summary, screen, started)
+                    _run(folder, config, processes, resumes, summary, screen, started, dataset)
         except (Interrupted, KeyboardInterrupt) as stop:
             if rank > 0:
                 return summary.data
@@ -103,13 +107,14 @@ def _run(
     summary: Summary,
     screen: RunConsole,
     started: float,
+    dataset: Dataset | None,
 ) -> None:
     last = folder.last if folder.last.exists() else None
     begun = Begun.read(last) if last else None
     notes = begun.hold(folder, config) if begun else []
     if begun:  # the weights come from the run's own checkpoint; nothing is fetched twice
         config = without_initial_weights(config)
-    job = build(config, processes)
+    job = build(config, processes, dataset)
     if begun:
         learned_from = job.teacher.record["sha256"] if job.teacher else None
         begun.hold_classes(job.dataset.classes)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitlab.config.teacher import TIMM, teacher_file
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
-from vitlab.core.run_folder import TIMM, RunFolder, Summary, TeacherRecord, teacher_file
+from vitlab.core.run_folder import RunFolder, Summary, TeacherRecord
 from vitlab.data.datasets import Dataset
 from vitlab.data.preprocess import Preprocess
 from vitlab.models import timm_model

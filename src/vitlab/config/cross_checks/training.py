@@ -4,9 +4,9 @@ from vitlab.config.cross_checks.data import train_images
 from vitlab.config.cross_checks.model import is_distilled
 from vitlab.config.cross_checks.reader import Misfits, Reader
 from vitlab.config.plan import duration_names, make_plan
+from vitlab.config.teacher import TIMM
 from vitlab.config.types import alternatives, show
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import TIMM
 
 
 def training_misfits(read: Reader) -> Misfits:

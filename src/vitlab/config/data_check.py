@@ -1,0 +1,31 @@
+"""What of a config only its data can tell: classes, the length of the run, the teacher's file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitlab.config.plan import make_plan
+from vitlab.config.teacher import teacher_file
+from vitlab.core.errors import UserError
+
+
+def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_train: int) -> None:
+    """Hold a resolved config against what its data turned out to be.
+
+    Args:
+        config: resolved, plain values.
+        name: of the data set.
+        num_classes: that it has.
+        num_train: images to train on.
+
+    Raises:
+        UserError: a count does not fit, or a teacher's file is not there.
+    """
+    asked = config["model"]["num_classes"]
+    if asked is not None and asked != num_classes:
+        raise UserError(
+            f"model.num_classes={asked}, but {name} has {num_classes} classes. Leave it out: it is found "
+            "from the data."
+        )
+    make_plan(config, num_train)
+    if "teacher" in config["task"]:
+        teacher_file(config["task"])

@@ -1,0 +1,30 @@
+"""What Hydra shows itself: ``--help``, ``--cfg job``, ``--info``, ``--version``, completion."""
+
+import os
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab.config.composer import CONF, VERSION_BASE, reason, register_resolvers
+from vitlab.core.errors import UserError
+
+
+def show(root: str = "train") -> None:
+    """Let Hydra show what the command line asks for, and end the process; no run is started.
+
+    Raises:
+        UserError: the config cannot be composed.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to the caller, who says them in one line
+    register_resolvers()
+
+    @hydra.main(config_path=str(CONF), config_name=root, version_base=VERSION_BASE)
+    def main(cfg: DictConfig) -> None:
+        raise AssertionError("a flag that only shows something has run a job")
+
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"the config cannot be composed: {reason(error)}") from error

@@ -1,0 +1,41 @@
+"""The jobs of a sweep are held against their data, which is built once for all that share it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitlab.config.data_check import check_with_data
+from vitlab.core.errors import UserError
+from vitlab.data import datasets
+
+
+def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError for the first problem of `data_problems`."""
+    for sentence in data_problems(configs).values():
+        raise UserError(sentence)
+
+
+def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Find, and where necessary download, the data of every job, and hold the rest of its config against it.
+
+    Returns:
+        For the places of those configs that cannot be trained, why.
+    """
+    found: dict[str, datasets.DatasetInfo | UserError] = {}
+    problems: dict[int, str] = {}
+    for place, config in enumerate(configs):
+        data = config["data"]
+        key = repr(sorted((k, repr(v)) for k, v in data.items()))
+        try:
+            if key not in found:
+                try:
+                    # Without the data set itself: many of them, each with its images, fill the memory.
+                    found[key] = datasets.describe(datasets.build(data), data["val_size"])
+                except UserError as error:  # asked for once: a download that fails takes its time
+                    found[key] = error
+            info = found[key]
+            if isinstance(info, UserError):
+                raise info
+            check_with_data(config, info.name, len(info.classes), info.num_train)
+        except UserError as error:
+            problems[place] = str(error)
+    return problems
