@@ -67,21 +67,3 @@ def test_crops_are_distributed_as_torchvisions(options, size):
         points = torch.arange(0, max(size) + 1)
         below = [(sample[:, None] <= points).float().mean(0) for sample in (ours, other)]
         torch.testing.assert_close(*below, atol=0.04, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 8, 8), (5, 1, 7, 11), (3, 3, 1, 1), (2, 3, 1, 9)])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-def test_any_batch_keeps_shape_type_and_arguments(dtype, shape):
-    images = pixels(shape) if dtype == torch.uint8 else (pixels(shape) / 255).to(dtype)
-    before, targets = images.clone(), torch.rand(shape[0], 4)
-    state = torch.get_rng_state()
-    out, same = make()(images, targets, generator())
-    assert out.shape == images.shape
-    assert out.dtype == dtype
-    assert same is targets
-    assert torch.equal(images, before)
-    assert torch.equal(torch.get_rng_state(), state)
-    strided = images.transpose(2, 3)
-    assert torch.equal(
-        make()(strided, targets, generator())[0], make()(strided.contiguous(), targets, generator())[0]
-    )

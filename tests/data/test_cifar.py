@@ -128,6 +128,12 @@ def test_a_mirror_may_be_a_file(tmp_path):
         cifar(tmp_path / "other", str(tmp_path / "mirror"))
 
 
+@pytest.mark.parametrize("missing", ["url", "md5"])
+def test_an_address_and_a_sum_are_needed_to_download(tmp_path, missing):
+    with pytest.raises(UserError, match=r"data\.url and data\.md5 must be given"):
+        cifar(tmp_path, **{missing: None})
+
+
 def test_other_sizes_and_grayscale(tmp_path):
     (tmp_path / NAME).write_bytes(ARCHIVE)
     color, _ = cifar(tmp_path).load("test")

@@ -1,7 +1,6 @@
 """Which operations are applied to an image, and how strongly: the published policies, drawn per image."""
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ class Scale(NamedTuple):
     of_side: bool = False  # slope is a share of the image's width (translate_x) or height (translate_y)
 
 
-Space = Mapping[str, Scale]
+Space = dict[str, Scale]
 
 _FACTOR = Scale(offset=1, slope=0.9, signed=True)
 _FIXED = Scale()
@@ -67,8 +66,7 @@ TIMM: Space = {
 
 # Müller and Hutter 2021, "TrivialAugment", table 1, the "wide" space.
 _WIDE_FACTOR = Scale(offset=1, slope=0.99, signed=True)
-WIDE: Space = {
-    "identity": _FIXED,
+WIDE: Space = PAPER | {  # in the order of the paper's space
     "shear_x": Scale(slope=0.99, signed=True),
     "shear_y": Scale(slope=0.99, signed=True),
     "translate_x": Scale(slope=32, signed=True, step="truncate"),
@@ -79,9 +77,6 @@ WIDE: Space = {
     "contrast": _WIDE_FACTOR,
     "sharpness": _WIDE_FACTOR,
     "posterize": Scale(offset=8, slope=-6, step="round"),
-    "solarize": Scale(offset=255, slope=-255),
-    "autocontrast": _FIXED,
-    "equalize": _FIXED,
 }
 
 SPACES = {"paper": (PAPER, 30.0), "timm": (TIMM, 10.0)}  # operations, and the magnitude that is full strength

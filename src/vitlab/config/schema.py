@@ -208,7 +208,7 @@ RULES: dict[str, Kind] = {
     "augment.*.contrast": _probability,
     "augment.*.color": _probability,
     "augment.*.padding": whole(0, 1024),
-    "augment.resized_crop.m??_area": real(0.0001, 1),
+    "augment.resized_crop.m*_area": real(0.0001, 1),
     "augment.*.m??_area": _probability,
     "augment.*.m??_ratio": real(0.001, 1000),
     "augment.*.value": word("zero", "mean", "random"),

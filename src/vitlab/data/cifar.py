@@ -191,6 +191,10 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
 
     if is_complete():
         return
+    if not url or not md5:
+        raise UserError(
+            f"{archive.name} is not in {root.resolve()}; to download it, data.url and data.md5 must be given."
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / f".{archive.file}.lock"):
