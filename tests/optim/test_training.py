@@ -17,7 +17,7 @@ from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
-from vitlab.training import figures, report
+from vitlab.training import announce, figures
 from vitlab.training.build import build
 from vitlab.training.run import run
 
@@ -160,7 +160,7 @@ def test_frozen_layers_rest_whoever_calls_train() -> None:
 
 def table(some: Any) -> list[list[str]]:
     """Return the cells of the table that a run starts with."""
-    found = report._group_table(some.task.built_optimizer.param_groups, some.net)
+    found = announce._group_table(some.task.built_optimizer.param_groups, some.net)
     return [list(row) for row in zip(*(column.cells for column in found.columns), strict=True)]
 
 
@@ -191,7 +191,7 @@ def test_the_figure_of_the_schedule_is_drawn_before_training(
         return real(*arguments)
 
     monkeypatch.setattr(figures, "plot_learning_rate", recorded)
-    report.draw_learning_rate(RunFolder(tmp_path), job("scheduler.warmup_epochs=0.5"), None)
+    figures.draw_learning_rate(RunFolder(tmp_path), job("scheduler.warmup_epochs=0.5"), None)
     ((curves, warmup, title),) = drawn
     (curve,) = curves.values()
     assert (tmp_path / "figures" / "learning_rate.png").exists()
@@ -199,11 +199,11 @@ def test_the_figure_of_the_schedule_is_drawn_before_training(
     assert "peak 0.001, last 1.7e-05; 16 steps, batch 8" in title
     assert [epoch for epoch, _ in curve] == [(s + 1) / 8 for s in range(16)]
     assert curve[4][1] == 0.001
-    report.draw_learning_rate(RunFolder(tmp_path), job(), None)
+    figures.draw_learning_rate(RunFolder(tmp_path), job(), None)
     assert len(drawn) == 1, "a resumed run has its figure"
     (tmp_path / "other").mkdir()
     decayed = job("optimizer.layer_decay=0.5", "trainer.max_epochs=500")
-    report.draw_learning_rate(RunFolder(tmp_path / "other"), decayed, None)
+    figures.draw_learning_rate(RunFolder(tmp_path / "other"), decayed, None)
     curves = drawn[1][0]
     assert list(curves) == ["head", "stem"]
     assert max(rate for _, rate in curves["stem"]) == pytest.approx(0.001 / 8)

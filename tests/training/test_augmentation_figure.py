@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from vitlab.config import preflight, to_plain
 from vitlab.core.plotting import rasterize
 from vitlab.core.run_folder import RunFolder
-from vitlab.training import figures, report
+from vitlab.training import figures
 from vitlab.training.build import build
 
 SMALL = [
@@ -29,14 +29,14 @@ def drawn(monkeypatch):
     """Record what is handed to the figure, which takes a second to draw and to write, and touch its file."""
     calls = []
 
-    def save(figure, folder, name):
+    def save(figure, folder, name, logger=None):
         folder.figures.mkdir(exist_ok=True)
         (folder.figures / f"{name}.png").touch()
 
     monkeypatch.setattr(
         figures, "plot_augmentations", lambda rows, classes, title: calls.append((rows, title))
     )
-    monkeypatch.setattr(report, "save", save)
+    monkeypatch.setattr(figures, "_save", save)
     return calls
 
 
@@ -57,14 +57,14 @@ def test_no_picture_is_drawn_without_figures_or_a_second_time(train, drawn, tmp_
     assert not (folder / "figures").exists()
     again, small = RunFolder(tmp_path / "again"), job()
     again.path.mkdir()
-    report.draw_augmentations(again, small, None)
-    report.draw_augmentations(again, small, None)
+    figures.draw_augmentations(again, small, None)
+    figures.draw_augmentations(again, small, None)
     assert len(drawn) == 1
 
 
 def test_the_rows_are_what_training_draws(drawn, tmp_path):
     small = job("augment=mixup_cutmix", "seed=5")
-    report.draw_augmentations(RunFolder(tmp_path), small, None)
+    figures.draw_augmentations(RunFolder(tmp_path), small, None)
     ((rows, title),) = drawn
     (originals, targets), *draws = rows
     assert originals.dtype == np.uint8
@@ -81,13 +81,13 @@ def test_the_rows_are_what_training_draws(drawn, tmp_path):
     other, same = job("augment=mixup_cutmix", "seed=6"), job("augment=mixup_cutmix", "seed=5")
     for name, another in (("other", other), ("same", same)):
         (tmp_path / name).mkdir()
-        report.draw_augmentations(RunFolder(tmp_path / name), another, None)
+        figures.draw_augmentations(RunFolder(tmp_path / name), another, None)
     assert np.array_equal(drawn[2][0][3][0], draws[2][0])
     assert not np.array_equal(drawn[1][0][3][0], draws[2][0])
 
 
 def test_gray_data_without_augmentation_has_its_picture(drawn, tmp_path):
-    report.draw_augmentations(RunFolder(tmp_path), job("data.channels=1", "augment=none"), None)
+    figures.draw_augmentations(RunFolder(tmp_path), job("data.channels=1", "augment=none"), None)
     ((rows, title),) = drawn
     assert all(np.array_equal(images, rows[0][0]) for images, _ in rows)
     assert "images as they are" in title

@@ -1,4 +1,4 @@
-"""A run whose config.yaml somebody edits by hand, and then goes on with."""
+"""A run whose config.yaml somebody edits by hand, and then resumes."""
 
 import functools
 import json
@@ -98,7 +98,7 @@ def test_what_cannot_matter_any_more_may_change(train: Train, tmp_path: Path) ->
     assert summary(folder)["train"]["resumed_at"] == [16]
     assert summary(folder)["metrics"]["val/accuracy"] == before["metrics"]["val/accuracy"]
     assert same_weights(folder, tmp_path / "before")
-    assert "does not go on where it began" not in (folder / "train.log").read_text()
+    assert "continues on other terms" not in (folder / "train.log").read_text()
 
 
 def test_a_class_that_has_come_to_the_images_is_named(train: Train, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_another_machine_is_noted(train: Train) -> None:
     (folder / "summary.json").unlink()
     (folder / "config.yaml").write_text(edited(read(folder), "compile", "auto"))
     assert run(RunFolder(folder))["status"] == "finished"
-    assert "note: this run does not go on where it began (compile: false → auto)" in " ".join(
+    assert "note: this run continues on other terms than it began (compile: false → auto)" in " ".join(
         (folder / "train.log").read_text().split()
     )
 

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -21,8 +20,7 @@ from vitlab.core.signals import Interrupted
 from vitlab.data import datasets
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing
-from vitlab.training.callbacks.ema import decay_at
-from vitlab.training.report import average_notes
+from vitlab.training.callbacks.ema import decay_at, ema_notes
 from vitlab.training.run import run
 
 Train = Callable[..., Path]
@@ -210,9 +208,7 @@ def test_what_is_said(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_what_is_noted(ema: dict[str, Any], overrides: list[str], expected: str) -> None:
-    config = {"callbacks": {"ema": ema}, "overrides": overrides}
-    job: Any = SimpleNamespace(config=config, plan=SimpleNamespace(total_steps=8))
-    notes = list(average_notes(job))
+    notes = list(ema_notes(ema, 8, overrides))
     assert len(notes) == bool(expected)
     assert expected in "".join(notes)
 

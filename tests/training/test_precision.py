@@ -18,7 +18,6 @@ from vitlab.core.signals import Interrupted
 from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
 from vitlab.training.grad_scaler import CountingScaler
-from vitlab.training.report import matmul_notes
 from vitlab.training.run import run
 
 Train = Callable[..., Path]
@@ -184,7 +183,7 @@ def test_what_does_nothing_on_a_cpu_is_said(
 ) -> None:
     rounding = {"float32": (), "bfloat16": ("medium",), "tf32": ("medium", "high")}[lowest]
     monkeypatch.setattr(hardware, "rounds_float32", lambda name: name in rounding)
-    assert [len(list(matmul_notes(name))) for name in ("high", "highest", "medium")] == notes
+    assert [len(list(hardware.matmul_notes(name))) for name in ("high", "highest", "medium")] == notes
 
 
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])

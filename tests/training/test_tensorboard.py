@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.run_folder import RunFolder, SummaryData
 from vitlab.training.tensorboard import HPARAMS, METRICS, RunLogger, flatten
 
 
@@ -33,7 +33,12 @@ def write(folder: Path, made: dict[str, Any], value: float) -> None:
     logger = RunLogger(RunFolder(folder), purge_step=None)
     logger.begin(made)
     logger.log_metrics({"train/loss": 2.0}, 8)
-    logger.end(dict.fromkeys(METRICS, value) | {"hp/images_per_second": None}, 16)
+    summary: SummaryData = {
+        "metrics": {"val/accuracy": value, "test/accuracy": value},
+        "model": {"parameters": value},
+        "train": {"images_per_second": None},
+    }
+    logger.end(summary, 16)
     logger.experiment.close()
 
 

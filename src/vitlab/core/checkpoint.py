@@ -9,6 +9,7 @@ import torch
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256, sync_folder, write_atomic
+from vitlab.core.run_folder import TeacherRecord
 
 # In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.
 RAW = "raw_state_dict"
@@ -30,7 +31,7 @@ class CheckpointMeta(TypedDict):
     mean: list[float]
     std: list[float]
     input_size: list[int]
-    teacher: NotRequired[dict[str, Any]]
+    teacher: NotRequired[TeacherRecord]
 
 
 def checksum_file(checkpoint: Path) -> Path:

@@ -158,6 +158,12 @@ def _multiplies_bf16() -> bool:
     return not torch.mm(subnormal, large).any()
 
 
+def matmul_notes(name: str) -> Iterator[str]:
+    """Yield whether ``matmul_precision`` changes nothing on this CPU."""
+    if not rounds_float32("high" if name == "highest" else name) and name != "high":
+        yield f"matmul_precision={name} has no effect on this processor: its float32 products stay float32."
+
+
 def has_compiler(kind: str) -> bool:
     """Say whether torch.compile finds what it needs: a C++ compiler on the CPU, Triton on CUDA."""
     if kind == "cuda":

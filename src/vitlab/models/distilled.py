@@ -1,5 +1,6 @@
 """A Vision Transformer with a second token and head, that learn from a teacher."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,3 +36,10 @@ class DistilledViT(ViT):
     def layers(self) -> list[tuple[str, list[str]]]:
         *layers, (name, prefixes) = super().layers()
         return [*layers, (name, [*prefixes, "distillation_head."])]
+
+    def notes_without_teacher(self) -> Iterator[str]:
+        """Yield what is doubtful about training it on the labels alone."""
+        yield (
+            "the second head of this model learns the same as the first without a teacher; task=distill "
+            "gives it one."
+        )

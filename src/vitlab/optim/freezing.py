@@ -1,5 +1,8 @@
 """Which layers are not trained: ``task.freeze``."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from torch import nn
 
 from vitlab.core.errors import UserError
@@ -48,3 +51,18 @@ def freeze_eval(model: nn.Module, frozen: tuple[str, ...]) -> None:
         below = f"{name}.".startswith(frozen)
         if below or (parameters and not any(parameter.requires_grad for parameter in parameters)):
             module.eval()
+
+
+def freeze_notes(what: str, model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield whether layers are frozen that have learned nothing yet.
+
+    Args:
+        what: as in `freeze`.
+        model: the node of the config.
+    """
+    if what != "none" and not (model.get("pretrained") or model.get("checkpoint_path")):
+        how = "model.pretrained=true or " * ("pretrained" in model) + "model.checkpoint_path"
+        yield (
+            f"task.freeze={what} keeps layers as they were drawn at random: start from weights that have "
+            f"learned something ({how})."
+        )

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -97,6 +97,13 @@ class Muon(Optimizer):
         groups = [(ours if "stacked" in group else theirs) | group for group in groups]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._link()
+
+    def notes(self) -> Iterator[str]:
+        """Yield whether it has nothing to do."""
+        if not any("stacked" in group for group in self.param_groups):
+            yield (
+                "optimizer=muon finds no matrix in a hidden layer that is trained: AdamW trains all there is."
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # from load_state_dict, copy or pickle: new groups and a new state

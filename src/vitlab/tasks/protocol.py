@@ -1,8 +1,9 @@
 """What callbacks may ask of a task."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
+import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,3 +28,8 @@ class Task(Protocol):
     def check_finite(self) -> None:
         """Raise `Diverged` if a loss of this epoch or a weight is not finite."""
         ...
+
+
+def as_task(module: L.LightningModule) -> Task:
+    """Return the module that Lightning hands to a callback as what it is here."""
+    return cast(Task, module)

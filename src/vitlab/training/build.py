@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from vitlab.config.plan import UNITS, Plan, duration_names, make_plan
 from vitlab.core import hardware
+from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
@@ -29,7 +30,13 @@ from vitlab.training.teacher import Teacher, load_teacher
 
 @dataclass(frozen=True)
 class Components:
-    """Everything that a run consists of, built from its config."""
+    """Everything that a run consists of, built from its config.
+
+    Attributes:
+        kind: of the device: "cpu", "cuda" …
+        flops: of a forward pass over one image.
+        teacher: of ``task=distill``.
+    """
 
     config: dict[str, Any]
     dataset: datasets.Dataset
@@ -37,20 +44,37 @@ class Components:
     net: nn.Module
     task: Classify
     plan: Plan
-    kind: str  # of the device: "cpu", "cuda" …
+    kind: str
     precision: str
     compiled: bool
-    flops: int  # forward, one image
-    teacher: Teacher | None  # of task=distill
+    flops: int
+    teacher: Teacher | None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The one that trains."""
+        return self.task.built_optimizer
+
+    def compile(self) -> None:
+        """Compile the networks in place, which leaves the keys of their states as they are."""
+        self.net.compile(dynamic=False)
+        if self.teacher:
+            self.teacher.net.compile(dynamic=False)
 
 
-def build(config: dict[str, Any], processes: int = 1, dataset: datasets.Dataset | None = None) -> Components:
+def build(
+    config: dict[str, Any],
+    processes: int = 1,
+    dataset: datasets.Dataset | None = None,
+    plan: Plan | None = None,
+) -> Components:
     """Build data, network and task from a resolved config.
 
     Args:
-        config: resolved, plain values.
-        processes: over which ``data.batch_size`` is split.
-        dataset: what ``config`` names, where it has been built already.
+        config: of the run.
+        processes: that train it.
+        dataset: ``config["data"]``, where it has been built already.
+        plan: where it has been made already, for this dataset.
 
     Raises:
         UserError: the data is missing or does not fit the config, or the hardware cannot do what is asked.
@@ -66,7 +90,7 @@ def build(config: dict[str, Any], processes: int = 1, dataset: datasets.Dataset 
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
             f"processes. Use a multiple of {processes}."
         )
-    plan = make_plan(config, data.num_train)
+    plan = plan or make_plan(config, data.num_train)
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     net = build_net(config)
     size = pair("model.image_size", config["model"]["image_size"])
@@ -77,7 +101,7 @@ def build(config: dict[str, Any], processes: int = 1, dataset: datasets.Dataset 
     compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
     _check_evaluation(trainer, data, plan)
     data.setup("fit")  # decodes; whatever can be refused has been by now
-    meta = {
+    meta: CheckpointMeta = {
         "config": config,
         "classes": list(dataset.classes),
         "mean": list(data.mean),
@@ -133,6 +157,7 @@ def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> N
 
 
 def build_data(config: dict[str, Any], dataset: datasets.Dataset, processes: int = 1) -> ImageData:
+    """Build the data module of a run, its augmentation included."""
     options = config["data"]
     return ImageData(
         dataset=dataset,
@@ -166,7 +191,7 @@ def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callab
 
     Args:
         node: ``optimizer`` of the config.
-        precision: resolved, as `Job` has it.
+        precision: resolved, as `Components` has it.
         kind: of the device that will train; the parameters may still be on the CPU.
     """
     options = {key: value for key, value in node.items() if not key.startswith("_")}
@@ -187,9 +212,9 @@ def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callab
 
 
 def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
-    # The three ways to state a duration have become one number of steps in the plan.
-    ways = tuple(f"{name}_{unit}" for name in duration_names(scheduler) for unit in UNITS)
-    options = {k: v for k, v in scheduler.items() if k not in ways and not k.startswith("_")}
+    # The three units of a duration have become one number of steps in the plan.
+    stated = tuple(f"{name}_{unit}" for name in duration_names(scheduler) for unit in UNITS)
+    options = {k: v for k, v in scheduler.items() if k not in stated and not k.startswith("_")}
     options |= plan.durations
     # Hydra's own partial looks its target up again at every call, and this is called twice a step.
     return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options)

@@ -1,13 +1,126 @@
-"""Figures of a run, from plain numbers and arrays."""
+"""The figures of a run: which are drawn when (``draw_…``), and what they look like (``plot_…``)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
 
-from vitlab.core.plotting import RATE, RIGHT, TRAIN, VAL, WRONG, new_figure, shorten_name, style_axes
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.plotting import (
+    RATE,
+    RIGHT,
+    TRAIN,
+    VAL,
+    WRONG,
+    new_figure,
+    rasterize,
+    shorten_name,
+    style_axes,
+)
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.seeding import derive_seed
+from vitlab.training.build import Components
+from vitlab.training.tensorboard import RunLogger
+
+GRID = 40  # images in predictions.png
+SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
+
+
+def draw_augmentations(folder: RunFolder, parts: Components, logger: RunLogger | None) -> None:
+    """Write what the augmentation makes of a few training images, drawn as in training; once a run."""
+    if (folder.figures / "augmentations.png").exists():  # of before a resume
+        return
+    config = parts.config
+    images, labels = parts.data.train_images(SHOWN)
+    targets = torch.nn.functional.one_hot(labels, len(parts.data.classes)).float()
+    rows = [(images, targets)]
+    for number in range(DRAWS):
+        generator = torch.Generator().manual_seed(derive_seed(config["seed"], "augmentations", number))
+        rows.append(parts.data.augment(images, targets, generator, 0))
+    title = " → ".join(config["augment"]["ops"]) or "images as they are"
+    title += f" on {parts.dataset.name}, seed {config['seed']}"
+    if smoothing := config["task"]["label_smoothing"]:
+        title += f"; targets before label smoothing {smoothing:g}"
+    arrays = [(_to_numpy(pixels), _to_numpy(soft)) for pixels, soft in rows]
+    _save(plot_augmentations(arrays, parts.data.classes, title), folder, "augmentations", logger)
+
+
+def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger | None) -> None:
+    """Write the curve of the learning rate, which is known before the first step; once a run."""
+    if (folder.figures / "learning_rate.png").exists():  # of before a resume
+        return
+    plan, config = parts.plan, parts.config
+    layers = {group["lr"]: group["name"].partition("/")[2] for group in parts.optimizer.param_groups}
+    curves = {layers[lr]: _rates(parts, lr, plan.total_steps) for lr in (max(layers), min(layers))}
+    rates = [rate for _, rate in curves[layers[max(layers)]]]
+    title = (
+        f"{config['choices']['scheduler']} for {config['choices']['optimizer']}: peak {max(rates):.3g}, "
+        f"last {rates[-1]:.2g}; {plan.total_steps:,} steps, batch {plan.effective_batch}"
+    )
+    figure = plot_learning_rate(curves, plan.warmup_steps * plan.epochs / plan.total_steps, title)
+    _save(figure, folder, "learning_rate", logger)
+
+
+def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, float], steps: int) -> None:
+    """Write the figures of a run that has finished.
+
+    Args:
+        folder: the run.
+        parts: what it consists of.
+        metrics: of the test; empty where there was none, and then neither are its figures.
+        steps: optimizer steps done.
+    """
+    config = parts.config
+    title = f"{config['choices']['model']} on {parts.dataset.name}, seed {config['seed']}"
+    rate = _rates(parts, config["optimizer"]["lr"], steps)
+    _save(plot_history(read_metrics(folder), rate, title), folder, "history")
+    if not metrics:
+        return
+    title += f": test accuracy {metrics['test/accuracy']:.2%}"
+    counts = parts.task.confusion_counts.cpu().numpy()
+    _save(plot_confusion_matrix(counts, parts.data.classes, title), folder, "confusion_matrix")
+    # Drawn at random, the same in every run, and not picked by how they turn out: the grid shows
+    # mistakes as often as they are made.
+    places = torch.randperm(parts.data.num_test, generator=torch.Generator().manual_seed(0))[:GRID]
+    images, labels = parts.data.test_images(places)
+    probabilities = _predict(parts.net, parts.data.preprocess, images)
+    grid = images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
+    _save(plot_predictions(*grid, parts.data.classes, title), folder, "predictions")
+
+
+def _save(figure: Figure, folder: RunFolder, name: str, logger: RunLogger | None = None) -> None:
+    folder.figures.mkdir(exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
+        figure.savefig(folder.figures / f"{name}.png", dpi=110, bbox_inches="tight")
+    if logger:
+        logger.experiment.add_image(name, rasterize(figure), dataformats="HWC")
+
+
+def _rates(parts: Components, peak: float, steps: int) -> list[tuple[float, float]]:
+    """Return (epoch, learning rate) along the first ``steps`` optimizer steps, the last among them."""
+    total = parts.plan.total_steps
+    shown = sorted({*range(0, steps, max(1, steps // 500)), steps - 1} - {-1})
+    return [((s + 1) * parts.plan.epochs / total, peak * parts.task.schedule(s, total)) for s in shown]
+
+
+@torch.no_grad()
+def _predict(net: nn.Module, preprocess: nn.Module, images: Tensor) -> Tensor:
+    """Return the probabilities (N, K) of images, uint8 (N, C, H, W)."""
+    net.eval()
+    device = next(net.parameters()).device
+    # `forward`, not a call: a compiled network would be compiled again for this one batch's shape.
+    return net.forward(preprocess.to(device)(images.to(device))).float().softmax(-1)
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    # NumPy has no bfloat16.
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
 def plot_history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]], title: str) -> Figure:

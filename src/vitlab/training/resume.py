@@ -1,7 +1,7 @@
-"""What a run may find changed when it goes on from its checkpoint, and what not.
+"""What may have changed when a run resumes from its checkpoint, and what not.
 
 It is promised to end as one that never stopped, so every value of config.yaml must be the one it began with,
-but for those that cannot matter any more.
+except those that cannot matter any more.
 """
 
 import contextlib
@@ -32,10 +32,11 @@ MISSING: Any = object()
 
 
 @dataclass(frozen=True)
-class Begun:
+class SavedRun:
     """What a run's own checkpoint says of it.
 
     Attributes:
+        path: of the checkpoint.
         step: optimizer steps done.
         config: as it was when the checkpoint was written.
         classes: of its images.
@@ -49,15 +50,19 @@ class Begun:
     teacher: str | None
 
     @classmethod
-    def read(cls, path: Path) -> "Begun":
-        """Raises UserError where the file is damaged or no checkpoint of a run."""
+    def read(cls, path: Path) -> "SavedRun":
+        """Read a run's checkpoint.
+
+        Raises:
+            UserError: the file is damaged or no checkpoint of a run.
+        """
         checkpoint = read_checkpoint(path)
         meta = checkpoint["vitlab"]
         teacher = meta.get("teacher", {}).get("sha256")
         return cls(path, checkpoint["global_step"], meta["config"], meta["classes"], teacher)
 
-    def hold(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
-        """Hold the folder's ``config`` against what the run began with; return what is worth a note.
+    def check_config(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
+        """Compare the folder's ``config`` with what the run began with; return what is worth a note.
 
         Raises:
             UserError: a value was changed that decides what is learned, or the teacher is not where it was.
@@ -67,30 +72,38 @@ class Begun:
         if fixed:
             raise UserError(
                 f"{folder.config} was changed after {self.path} was written ({', '.join(fixed)}), and a run "
-                "goes on exactly as it began. Undo that, or start a new run (model.checkpoint_path="
+                "continues exactly as it began. Undo that, or start a new run (model.checkpoint_path="
                 f"{folder}, to start it from these weights)."
             )
         if "teacher" in config["task"]:
-            _find_teacher(folder, config["task"])
+            _check_teacher_file(folder, config["task"])
         if not changed:
             return []
         said = ", ".join(f"{key}: {text}" for key, text in changed.items())
         return [
-            f"this run does not go on where it began ({said}): rounding and the processes' random draws "
-            "differ, so it will not end bit for bit as one that never stopped."
+            f"this run continues on other terms than it began ({said}): rounding and the processes' random "
+            "draws differ, so it will not end bit for bit as one that never stopped."
         ]
 
-    def hold_classes(self, found: Sequence[str]) -> None:
-        """Raises UserError where the images are no longer of the classes that it began with."""
+    def check_classes(self, found: Sequence[str]) -> None:
+        """Compare the classes of the images with those that the run began with.
+
+        Raises:
+            UserError: they differ.
+        """
         if self.classes != [*found]:
             raise UserError(
                 f"the images have other classes than when {self.path} was written (expected "
-                f"{', '.join(self.classes)}; found {', '.join(found)}), and a run goes on exactly as it "
+                f"{', '.join(self.classes)}; found {', '.join(found)}), and a run continues exactly as it "
                 "began. Undo that, or start a new run."
             )
 
-    def hold_teacher(self, given: Any, sha256: str | None) -> None:
-        """Raises UserError where the weights at ``task.teacher`` are no longer those it has learned from."""
+    def check_teacher(self, given: Any, sha256: str | None) -> None:
+        """Compare the teacher's weights with those that the run has learned from.
+
+        Raises:
+            UserError: they differ.
+        """
         if self.teacher != sha256:
             raise UserError(
                 f"task.teacher={given} is no longer the teacher that {self.path} learned from: its weights "
@@ -113,15 +126,15 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> dic
 
 
 @contextlib.contextmanager
-def complete(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
-    """Name the key where a run cannot be built because somebody has deleted it from config.yaml.
+def name_deleted_keys(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
+    """Name the keys where a run cannot be built because somebody has deleted them from config.yaml.
 
-    Asked when it fails and not before: a run from before there was some key goes on where it can.
+    Asked when it fails and not before: a run from before there was some key is built where it can be.
     """
     try:
         yield
     except (KeyError, TypeError, UserError) as error:
-        gone = [key for key in lacking(config) if f"'{key.rpartition('.')[2]}'" in str(error)]
+        gone = [key for key in lacking(config) if _is_about(error, key.rpartition(".")[2])]
         if not gone:
             raise
         raise UserError(
@@ -130,8 +143,18 @@ def complete(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _find_teacher(folder: RunFolder, task: Mapping[str, Any]) -> None:
-    """Look for the teacher of a run that goes on.
+def _is_about(error: BaseException | None, name: str) -> bool:
+    """Say whether an error, or what caused it, is that something called ``name`` was not there."""
+    if error is None:
+        return False
+    if isinstance(error, KeyError):
+        return error.args[:1] == (name,)
+    # A constructor that lacks an argument has only words for it.
+    return (isinstance(error, TypeError) and f"'{name}'" in str(error)) or _is_about(error.__cause__, name)
+
+
+def _check_teacher_file(folder: RunFolder, task: Mapping[str, Any]) -> None:
+    """Look for the teacher of a run that resumes.
 
     Raises:
         UserError: it is not where it was.
@@ -140,6 +163,6 @@ def _find_teacher(folder: RunFolder, task: Mapping[str, Any]) -> None:
         teacher_file(task)
     except UserError as error:
         raise UserError(
-            f"{error} This run learns from it and cannot go on without: put it back, or write its new place "
-            f"as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
+            f"{error} This run learns from it and cannot resume without it: put it back, or write its new "
+            f"place as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
         ) from None

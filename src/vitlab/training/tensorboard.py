@@ -10,7 +10,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from vitlab.config import keys
 from vitlab.config.labels import label
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.training.lightning_internals import events_writer
 
 # One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
 # (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
@@ -62,8 +63,8 @@ class RunLogger(TensorBoardLogger):
 
     def save(self) -> None:
         """Leave out Lightning's hparams.yaml: config.yaml says it."""
-        if self._experiment is not None:
-            self._experiment.flush()
+        if writer := events_writer(self):
+            writer.flush()
 
     def finalize(self, status: str) -> None:
         """Keep the file open between training and test: a second one would purge the first once more."""
@@ -84,10 +85,17 @@ class RunLogger(TensorBoardLogger):
             self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
-    def end(self, metrics: Mapping[str, float | None], step: int) -> None:
+    def end(self, summary: SummaryData, step: int) -> None:
         """Write the final values of ``METRICS``; one that was not measured is left out."""
-        for name in METRICS:
-            if (value := metrics.get(name)) is not None:
+        metrics = summary["metrics"]
+        values = (
+            metrics.get("val/accuracy"),
+            metrics.get("test/accuracy"),
+            summary["model"]["parameters"],
+            summary["train"]["images_per_second"],
+        )
+        for name, value in zip(METRICS, values, strict=True):
+            if value is not None:
                 self.experiment.add_scalar(name, value, step)
         self.experiment.file_writer.add_summary(hparams({}, {})[2])
         self.experiment.flush()

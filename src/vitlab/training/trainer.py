@@ -28,7 +28,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 def make_trainer(
     folder: RunFolder,
-    job: Components,
+    parts: Components,
     processes: int,
     summary: Summary,
     screen: RunConsole,
@@ -38,15 +38,25 @@ def make_trainer(
 ) -> tuple[L.Trainer, Checkpointing]:
     """Return Lightning's Trainer with the callbacks of a run.
 
+    Args:
+        folder: of the run.
+        parts: what it consists of.
+        processes: that train it.
+        summary: to keep up to date.
+        screen: for a line an epoch.
+        stop: when to stop early.
+        throughput: the run's clock.
+        logger: for TensorBoard, if any.
+
     Raises:
         UserError: Lightning refuses the arguments.
     """
-    options = dict(job.config["trainer"])
+    options = dict(parts.config["trainer"])
     checkpointing = Checkpointing(
         folder=folder,
         stop=stop,
-        every_minutes=job.config["callbacks"]["checkpoint"]["every_minutes"],
-        total_steps=job.plan.total_steps,
+        every_minutes=parts.config["callbacks"]["checkpoint"]["every_minutes"],
+        total_steps=parts.plan.total_steps,
         enabled=options["enable_checkpointing"] is not False and not options["fast_dev_run"],
     )
     step_loss = StepLoss()
@@ -62,32 +72,32 @@ def make_trainer(
         progress = ProgressLine(
             screen=screen,
             step_loss=step_loss,
-            total_batches=job.plan.epochs * job.plan.batches_per_epoch,
-            batches_per_epoch=job.plan.batches_per_epoch,
+            total_batches=parts.plan.epochs * parts.plan.batches_per_epoch,
+            batches_per_epoch=parts.plan.batches_per_epoch,
         )
         callbacks.insert(2, progress)
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if (ema := job.config["callbacks"]["ema"])["decay"] is not None:
+    if (ema := parts.config["callbacks"]["ema"])["decay"] is not None:
         callbacks.append(EMA(**ema))
-    options["precision"] = job.precision
-    if job.precision == "16-mixed":
+    options["precision"] = parts.precision
+    if parts.precision == "16-mixed":
         options["precision"] = None  # the plugin says it
-        plugins.append(float16_plugin(job.kind))
+        plugins.append(float16_plugin(parts.kind))
         callbacks.append(SkippedSteps())
     # Counted by us: see `Checkpointing.total_steps`.
-    options |= {"max_steps": -1, "max_epochs": job.plan.epochs, "enable_checkpointing": True}
+    options |= {"max_steps": -1, "max_epochs": parts.plan.epochs, "enable_checkpointing": True}
     if options["barebones"]:
         raise UserError(
             "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
             "result. For bare speed set logger=none callbacks.figures=false "
             "trainer.enable_progress_bar=false."
         )
-    if job.kind == "cpu":
+    if parts.kind == "cpu":
         options["devices"] = processes  # Lightning takes no list and no -1 for CPUs
     if options["profiler"] is not None:
         options["profiler"] = PROFILERS[options["profiler"]](dirpath=folder.path, filename="profile")
     options["default_root_dir"] = options["default_root_dir"] or str(folder.path)
-    if job.data.num_val == 0:
+    if parts.data.num_val == 0:
         options["limit_val_batches"] = 0
     try:
         trainer = L.Trainer(**options, callbacks=callbacks, logger=logger or False, plugins=plugins)

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on bit for bit, and the clean stop."""
+"""Checkpoints from which a run resumes bit for bit, and the clean stop."""
 
 import os
 import time
@@ -11,9 +11,12 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
+from vitlab.tasks.protocol import as_task
+from vitlab.training.lightning_internals import batches_done, is_last_batch, skip_sigterm_broadcast
 
 MONITOR = "val/accuracy"
 
@@ -81,9 +84,7 @@ class Checkpointing(Checkpoint):
         if trainer.world_size > 1:
             # A group on the CPU: the ranks agree on stopping without waiting for their GPUs.
             self._group = dist.new_group(backend="gloo")
-            # Lightning broadcasts the same question from the device at every batch, and waits for the
-            # answer; with our own handlers installed it is always no.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            skip_sigterm_broadcast(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop.install()
@@ -99,7 +100,7 @@ class Checkpointing(Checkpoint):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         done = batch_idx + 1
@@ -123,8 +124,8 @@ class Checkpointing(Checkpoint):
         every = trainer.val_check_batch
         if not trainer.enable_validation or every in (None, float("inf")):
             return False
-        total = trainer.fit_loop.total_batch_idx + 1
-        return (total if trainer.check_val_every_n_epoch is None else done) % every == 0
+        counted = batches_done(trainer) if trainer.check_val_every_n_epoch is None else done
+        return counted % every == 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -134,7 +135,7 @@ class Checkpointing(Checkpoint):
         if self.best_metrics is None or metrics[MONITOR] > self.best_metrics[MONITOR]:
             self.best_metrics = metrics
             self._improved = True
-            if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not trainer.should_stop:
+            if not is_last_batch(trainer) and not trainer.should_stop:
                 self._save(trainer, pl_module, [self.folder.best])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,8 +158,8 @@ class Checkpointing(Checkpoint):
         stop, save = flags.tolist()
         return stop, bool(save)
 
-    def _save(self, trainer: L.Trainer, pl_module: Any, targets: list[Path]) -> None:
-        pl_module.check_finite()
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, targets: list[Path]) -> None:
+        as_task(pl_module).check_finite()
         self._improved = self._improved and self.folder.best not in targets
         self._saved_at = time.monotonic()
         if not self.enabled:

@@ -1,12 +1,15 @@
 """An exponential moving average of the weights, which is validated, tested and kept in their place."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import RAW
+from vitlab.tasks.protocol import as_task
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
@@ -19,12 +22,39 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
+def describe_average(steps: int, decay: float, warmup: bool) -> str:
+    """Return what is averaged in a run of so many optimizer steps, for the log."""
+    last = decay_at(steps - 1, decay, warmup)
+    ramp = f" (warmup: {last:.4g} at the last step)" if last < decay else ""
+    return f"of the weights, decay {decay:g}{ramp}; validated, tested and saved in their place"
+
+
+def ema_notes(ema: Mapping[str, Any], steps: int, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield what is doubtful about the average, or without effect.
+
+    Args:
+        ema: the node of the config.
+        steps: optimizer steps of the run.
+        overrides: as they were typed.
+    """
+    decay = ema["decay"]
+    if decay is None:
+        if any(typed.startswith("callbacks.ema.warmup") for typed in overrides):
+            yield "callbacks.ema.warmup has no effect without callbacks.ema.decay."
+    elif not ema["warmup"] and steps * (1 - decay) < 1:
+        yield (
+            f"callbacks.ema.decay={decay:g} averages about {1 / (1 - decay):,.0f} steps, and the run has "
+            f"{steps:,}: much of the average will be the random start. Set callbacks.ema.warmup=true, or a "
+            f"decay under {1 - 1 / steps:.4g}."
+        )
+
+
 class EMA(L.Callback):
     """Average the weights of ``task.net``: average ← d · average + (1 - d) · weights, an optimizer step.
 
-    The optimizer goes on with the raw weights. The network holds the average while it is validated and when
+    The optimizer continues with the raw weights. The network holds the average while it is validated and when
     training has ended, and a checkpoint has it as ``state_dict``, so that whoever reads a run gets it; the
-    raw weights lie beside it under `RAW`. BatchNorm's statistics are averaged too; integers, which count,
+    raw weights are beside it under `RAW`. BatchNorm's statistics are averaged too; integers, which count,
     are not, and neither is anything of the task outside ``net`` (a teacher). The average is float32 at
     least: in bfloat16 an update by 1 - d would be rounded away.
 
@@ -52,7 +82,7 @@ class EMA(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now, as the network is on its device. Its tensors stay: steps and loading fill them in place.
-        state: dict[str, Tensor] = pl_module.net.state_dict(prefix="net.")  # type: ignore[union-attr]
+        state: dict[str, Tensor] = as_task(pl_module).net.state_dict(prefix="net.")
         weights = {name: value for name, value in state.items() if value.is_floating_point()}
         self._weights = list(weights.values())
         self.average = {
@@ -67,7 +97,7 @@ class EMA(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         if trainer.global_step == self._updates:  # between two micro-batches

@@ -7,8 +7,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.training.callbacks.record import StepLoss
+from vitlab.training.lightning_internals import batches_done_in_epoch
 
 
 class ProgressLine(ProgressBar):
@@ -55,7 +57,7 @@ class ProgressLine(ProgressBar):
             transient=True,
             disable=not self.screen.console.is_terminal,
         )
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready % self.batches_per_epoch
+        done = batches_done_in_epoch(trainer) % self.batches_per_epoch
         done += trainer.current_epoch * self.batches_per_epoch
         self.task = self.bar.add_task("epoch", total=self.total_batches, completed=done, status="")
         self.bar.start()
@@ -65,7 +67,7 @@ class ProgressLine(ProgressBar):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         if self.bar is None:

@@ -7,15 +7,17 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.tasks.protocol import Task, as_task
 from vitlab.training.callbacks.checkpointing import Checkpointing
 from vitlab.training.callbacks.throughput import Throughput
 
 
-def learning_rate(trainer: L.Trainer, task: Any) -> float:
+def learning_rate(trainer: L.Trainer, task: Task) -> float:
     """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
     # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
     peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
@@ -39,7 +41,7 @@ class StepLoss(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         step, before = trainer.global_step, self._step
@@ -51,7 +53,7 @@ class StepLoss(L.Callback):
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
         host.copy_(loss, non_blocking=True)
-        self._pending = step, learning_rate(trainer, pl_module), host
+        self._pending = step, learning_rate(trainer, as_task(pl_module)), host
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._flush(trainer)
@@ -103,7 +105,7 @@ class Record(Checkpoint):
         epoch = trainer.current_epoch + 1
         # Not every epoch is validated: the metrics of an earlier one must not stand in this row.
         row = {"epoch": epoch, "step": trainer.global_step} | metrics | self._validation
-        row["learning_rate"] = learning_rate(trainer, pl_module)
+        row["learning_rate"] = learning_rate(trainer, as_task(pl_module))
         self._validation = {}
         self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
         if trainer.is_global_zero:

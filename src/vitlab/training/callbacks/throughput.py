@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from vitlab.core.batch import Batch
+
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 10
 
@@ -61,7 +63,7 @@ class Throughput(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         if self._warm:

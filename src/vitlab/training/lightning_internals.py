@@ -1,0 +1,38 @@
+"""What is read of Lightning, or changed in it, that it does not promise: the one place to look at an upgrade.
+
+Each is as in lightning 2.6.6. The counters are those that its checkpoints restore, so that a resumed run
+finds its place; they have been public attributes of the loops since 1.5 but are not documented.
+"""
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+
+def skip_sigterm_broadcast(trainer: L.Trainer) -> None:
+    """Leave out the broadcast by which the ranks tell each other of a SIGTERM (new in 2.6).
+
+    It comes from the device at every batch, and waits for the answer; with our own signal handlers it is
+    always no.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def batches_done_in_epoch(trainer: L.Trainer) -> int:
+    """Return the micro-batches of the current epoch that training has begun with."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Return the micro-batches of the whole run, the current one included."""
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def is_last_batch(trainer: L.Trainer) -> bool:
+    """Say whether the current micro-batch is the last of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def events_writer(logger: TensorBoardLogger) -> SummaryWriter | None:
+    """Return what the logger writes with, once it has opened its file; ``experiment`` would open it."""
+    return logger._experiment
