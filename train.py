@@ -45,7 +45,7 @@ def train(overrides: Sequence[str]) -> None:
     config = composed.record
     dataset = datasets.build(config["data"])
     info = datasets.describe(dataset, config["data"]["val_size"])
-    check_with_data(config, info.name, len(info.classes), info.num_train)
+    plan = check_with_data(config, info.name, len(info.classes), info.num_train)
     if rank_in_environment():
         folder = wait_for_run(composed.folder)
     else:
@@ -53,7 +53,7 @@ def train(overrides: Sequence[str]) -> None:
     from vitlab.training.run import run
 
     try:
-        run(folder, dataset)
+        run(folder, dataset, plan)
     except UserError:
         if Summary(folder).data["train"]["optimizer_steps"] == 0:
             folder.discard()

@@ -1,4 +1,4 @@
-"""``python -m vitlab RUN_FOLDER``: run, or go on with, the run whose config.yaml lies there.
+"""``python -m vitlab RUN_FOLDER``: start or resume the run whose config.yaml is there.
 
 What sweeps, several devices and torchrun start: ``torchrun --nproc-per-node=2 -m vitlab RUN_FOLDER``.
 """

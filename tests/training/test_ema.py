@@ -20,7 +20,7 @@ from vitlab.core.signals import Interrupted
 from vitlab.data import datasets
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing
-from vitlab.training.callbacks.ema import decay_at, ema_notes
+from vitlab.training.callbacks.ema import decay_at, describe_average, ema_notes
 from vitlab.training.run import run
 
 Train = Callable[..., Path]
@@ -191,11 +191,9 @@ def test_two_processes_average_and_accumulate_as_one(train: Train, tmp_path: Pat
         assert summary(two)["metrics"][key] == pytest.approx(value, rel=1e-4), key
 
 
-def test_what_is_said(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    train("trainer.max_epochs=1", "callbacks.ema.decay=0.9998")
-    text = " ".join(capsys.readouterr().out.split())
-    assert "decay 0.9998 (warmup: 0.4706 at the last step); validated" in text
-    assert "random start" not in text
+def test_the_warmup_of_the_decay_is_announced_where_the_run_ends_in_it() -> None:
+    assert "decay 0.9998 (warmup: 0.4706 at the last step); validated" in describe_average(8, 0.9998, True)
+    assert "warmup" not in describe_average(8, 0.2, True)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def test_a_diverging_run_fails_and_keeps_the_weights_from_before(train: Train, t
     folder = tmp_path / "run"
     assert summary(folder)["status"] == "failed"
     assert "diverged" in summary(folder)["error"]
+    assert summary(folder)["error_kind"] == "diverged"
     for path in (folder / "checkpoints").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"].values()
         assert all(torch.isfinite(w).all() for w in weights)

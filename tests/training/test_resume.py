@@ -57,7 +57,7 @@ def fresh(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
     def make(*overrides: str, name: str = "stopped") -> Path:
         with monkeypatch.context() as patch:
-            patch.setattr("vitlab.training.run.run", lambda folder, dataset: None)
+            patch.setattr("vitlab.training.run.run", lambda *given: None)
             return train(*overrides, name=name)
 
     return make

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitlab.config.plan import make_plan
+from vitlab.config.plan import Plan, make_plan
 from vitlab.config.teacher import teacher_file
 from vitlab.core.errors import UserError
 
 
-def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_train: int) -> None:
+def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_train: int) -> Plan:
     """Hold a resolved config against what its data turned out to be.
 
     Args:
@@ -16,6 +16,9 @@ def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_
         name: of the data set.
         num_classes: that it has.
         num_train: images to train on.
+
+    Returns:
+        The plan of the run.
 
     Raises:
         UserError: a count does not fit, or a teacher's file is not there.
@@ -26,6 +29,7 @@ def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_
             f"model.num_classes={asked}, but {name} has {num_classes} classes. Leave it out: it is found "
             "from the data."
         )
-    make_plan(config, num_train)
+    plan = make_plan(config, num_train)
     if "teacher" in config["task"]:
         teacher_file(config["task"])
+    return plan

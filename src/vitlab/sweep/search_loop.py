@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from optuna import Trial
     from optuna.trial import FrozenTrial
 
-DIVERGED = "training diverged"  # what such a run's error begins with
 IDLE = 50  # draws in a row that bring nothing new, until the search is given up
 
 
@@ -191,7 +190,9 @@ class Search:
         else:
             reason = str(summary.data.get("error") or f"ended with status {code}, see {folder.log}")
             # A rate too high is no fault but an answer, which the sampler should learn from.
-            self._end(trial, "diverged" if reason.startswith(DIVERGED) else "failed", reason=reason)
+            self._end(
+                trial, "diverged" if summary.data.get("error_kind") == "diverged" else "failed", reason=reason
+            )
 
     def _end(self, trial: "Trial", outcome: str, value: float | None = None, reason: str = "") -> None:
         self.num_failed += outcome == "failed"
