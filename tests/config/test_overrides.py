@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.config.helpers import partly, recipe, refused
-from vitlab.config import preflight, to_plain
+from vitlab.config import combinations, compose, preflight, to_plain
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         ("model=[vit_small]", "expected one option"),
         ("trainer@other=cpu", "packages (@) are not used"),
         ("model.depth=[1,2", "the value cannot be read"),
+        ("optimizer.lr=interval(1e-4)", "write it as interval(1e-4,1e-2)"),
+        ("optimizer.lr=interva(1e-4,1e-2)", "there is no function interva(); did you mean interval?"),
+        ("data.image_size=(32,64)", "a list stands in square brackets: data.image_size=[32,64]"),
+        ("model.depth=3;", "the value ends in ';'; write model.depth=3"),
+        ("optimizer.lr=0,001", "or write optimizer.lr=0.001 if one number is meant"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true has no effect"),
+        ("hydra/job_logging=default", "has no effect"),
+        ("hydra.run.dir=${nowhere}", "hydra.run.dir cannot be resolved"),
         ("model.depth", "expected key=value, found no '='"),
         ("model.image_size=${nowhere}", "Interpolation key 'nowhere' not found"),
     ],
@@ -146,6 +154,31 @@ def test_every_mistake_is_told_at_once() -> None:
     assert len(said) == 3
     for word in ("optimizer.lr", "model.patch_size=5", "seed=-1"):
         assert any(word in line for line in said)
+
+
+def test_what_only_follows_a_wrong_value_is_not_an_error_of_its_own() -> None:
+    said = refused("data.image_size=32x64")
+    assert said.count("32x64") == 2  # the value, and as what it was found
+    assert said.endswith("a height and a width are a list: data.image_size=[32,64]")
+
+
+@pytest.mark.parametrize(
+    "folder", ["outputs/${study}/run", "${study}-${model.depth}", "${hydra.job.override_dirname}"]
+)
+def test_the_folder_of_a_run_is_the_one_that_hydra_would_make(folder: str) -> None:
+    typed = ["study=mine", "model.depth=3", f"hydra.run.dir={folder}"]
+    (run,) = combinations([*typed, "+hydra.job.env_set.OMP_NUM_THREADS=1"])
+    assert str(run.folder) == compose(typed, with_hydra=True).hydra.run.dir
+    assert run.environment == {"OMP_NUM_THREADS": "1"}
+    assert run.record["overrides"] == typed[:2]
+    assert run.record["choices"]["model"] == "vit_small"
+    assert "resume" not in run.record
+
+
+def test_a_sweep_has_one_folder() -> None:
+    folders = {run.folder for run in combinations(["study=mine", "model.depth=2,3"], multirun=True)}
+    (folder,) = folders
+    assert str(folder).startswith("outputs/mine/2")
 
 
 # Sweeps

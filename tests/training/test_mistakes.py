@@ -113,12 +113,6 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_written(train: Tra
         check_folder([f"hydra.run.dir={folder}/config.yaml/x"])
 
 
-@pytest.mark.parametrize("flag", ["--config-name=foo", "--model=vit_small", "-cd", "--multi-run"])
-def test_a_flag_that_does_not_exist_is_refused(flag: str) -> None:
-    with pytest.raises(UserError, match="there is no flag"):
-        parse_arguments([flag])
-
-
 def test_a_sanity_check_does_not_choose_the_checkpoint(train: Train) -> None:
     folder = train("trainer.num_sanity_val_steps=2", "optimizer.lr=1e-9")
     assert checkpoint(folder, "best")["global_step"] > 0

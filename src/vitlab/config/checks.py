@@ -187,7 +187,10 @@ def _hint(key: str, value: Any, kind: Kind) -> str:
         (float, int, "; write it as a whole number: {key}={meant}"),
         (str, int, "; write it as a number, without quotes: {key}={meant}"),
         (str, float, "; write it as a number, without quotes: {key}={meant}"),
-        (str, {"true": True, "false": False}.get, "; write it without quotes: {key}={meant}"),
+        (str, {"true": True, "false": False}.__getitem__, "; write it without quotes: {key}={meant}"),
+        (str, _percent, "; a share is written as a fraction: {key}={meant}"),
+        (str, _size, "; a height and a width are a list: {key}={meant}"),
+        (str, lambda text: [text], "; a list stands in brackets: {key}={meant}"),
         (int, str, "; in quotes it is text: '{key}=\"{meant}\"'"),
     ]
     for of, read, words in readings:
@@ -195,8 +198,22 @@ def _hint(key: str, value: Any, kind: Kind) -> str:
             continue
         try:
             meant = read(value)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, KeyError):
             continue
         if kind.accepts(meant) and (of is str or of is int or meant == value):
-            return words.format(key=key, meant=show(meant))
+            return words.format(key=key, meant=show(meant).replace(", ", ","))
     return ""
+
+
+def _percent(text: str) -> float:
+    """Read ``20%`` as 0.2."""
+    number = text.removesuffix("%")
+    if number == text:
+        raise ValueError
+    return float(number) / 100
+
+
+def _size(text: str) -> list[int]:
+    """Read ``32x64`` as [32, 64]."""
+    height, width = text.lower().split("x")
+    return [int(height), int(width)]

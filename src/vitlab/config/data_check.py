@@ -25,6 +25,11 @@ def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_
     """
     asked = config["model"]["num_classes"]
     if asked is not None and asked != num_classes:
+        if config["data"].get("num_classes") == asked:
+            raise UserError(
+                f"data.num_classes={asked}, but {name} has {num_classes} classes: set data.num_classes="
+                f"{num_classes}."
+            )
         raise UserError(
             f"model.num_classes={asked}, but {name} has {num_classes} classes. Leave it out: it is found "
             "from the data."

@@ -19,13 +19,23 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.config import keys
 from vitlab.config.checks import find_problems, make_record, names, to_plain, unresolved
 from vitlab.config.composer import CONF, Composer, reason, without_hydra
-from vitlab.config.schema import OPEN_NODES, is_open
+from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
 from vitlab.config.types import show
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
 
 MOST_JOBS = 10_000
+# Hydra's functions for values that are swept, and how each is written.
+SWEEPS = {
+    "interval": "interval(1e-4,1e-2), from the lowest to the highest",
+    "range": "range(1,5), from the first to below the last, or range(0,10,2)",
+    "choice": "choice(2,4,8)",
+    "glob": "glob(vit_*)",
+    "tag": "tag(log,interval(1e-4,1e-2))",
+    "sort": "sort(3,1,2)",
+    "shuffle": "shuffle(1,2,3)",
+}
 # Of Hydra's own keys those that its main function looks at and vitlab does not.
 IGNORED = (
     "hydra.job.chdir",
@@ -185,6 +195,12 @@ class _Preflight:
             return f"{line}: a key has points where a group has slashes: {key.replace('/', '.')}={value}"
         if not key.strip() or key != key.strip() or value != value.lstrip():
             return f"{line}: expected key=value without spaces around '='"
+        if sweep := _unreadable_sweep(value):
+            return f"{line}: {sweep}"
+        if value.startswith("(") and value.endswith(")"):
+            return f"{line}: a list stands in square brackets: {key}=[{value[1:-1]}]"
+        if value.endswith((",", ";")):
+            return f"{line}: the value ends in '{value[-1]}'; write {key}={value.rstrip(',;')}"
         return (
             f"{line}: the value cannot be read; close brackets and quotes, and put text with "
             f"special signs in quotes: '{key}=\"{value}\"'"
@@ -245,7 +261,10 @@ class _Preflight:
             return [f"{line}: a part is chosen with a slash: {meant}; {self._choose(part)}"]
         if item.is_sweep_override() and not self.multirun:
             several = f"{line} gives several values: add -m to run each of them"
-            if item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
+            typed = item.get_value_string()
+            if _is_decimal_comma(key, typed):
+                several += f", or write {key}={typed.replace(',', '.')} if one number is meant"
+            elif item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
                 several += f", or write {key}=[{item.get_value_string()}] if one list is meant"
             return [several]
         if item.is_sweep_override() and not item.is_discrete_sweep():
@@ -361,6 +380,10 @@ class _Preflight:
             plain = to_plain(cfg)
             idle = {item.key_or_group: said for item in job if (said := _idle(item, plain))}
             problems = idle | find_problems(plain, unresolved(base)) | problems
+            written = unresolved(cfg)
+            # What only follows another key (model.image_size the data's) is wrong where that key is.
+            same = {key for key in problems if str(keys.get(written, key))[2:-1] in problems}
+            problems = {key: said for key, said in problems.items() if key not in same}
         except UserError as error:
             problems[""] = str(error)
         typed = {item.key_or_group for item in job}
@@ -411,6 +434,27 @@ class _Preflight:
                 node = node[name]
             hint = f" the keys there are {', '.join(n for n in node if not n.startswith('_')) or 'none'}"
         return f"{key}: {place};{hint}"
+
+
+def _unreadable_sweep(value: str) -> str:
+    """Return what is wrong with a call such as ``interval(1e-4)``, or nothing where the value is none."""
+    name, bracket, _ = value.partition("(")
+    if not bracket or not name.isidentifier() or not value.endswith(")"):
+        return ""
+    if name in SWEEPS:
+        return f"{name}() takes other values than these; write it as {SWEEPS[name]}"
+    return f"there is no function {name}();" + (
+        did_you_mean(nearest(name, SWEEPS)) or f" there are {', '.join(SWEEPS)}"
+    )
+
+
+def _is_decimal_comma(key: str, value: str) -> bool:
+    """Say whether two values are one number with a comma, such as ``0,001``."""
+    whole, _, decimals = value.partition(",")
+    kind = rule(key)
+    if not (whole == "0" and decimals.isdigit()) or kind is None:
+        return False
+    return kind.accepts(float(f"{whole}.{decimals}")) and not kind.accepts([int(whole), int(decimals)])
 
 
 def _idle(item: Override, plain: dict[str, Any]) -> str:

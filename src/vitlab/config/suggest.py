@@ -18,6 +18,7 @@ SYNONYMS = {
     "num_epochs": "trainer.max_epochs",
     "gpus": "trainer.devices",
     "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
     "layers": "model.depth",
     "num_layers": "model.depth",
     "num_heads": "model.heads",

@@ -6,7 +6,9 @@ from difflib import get_close_matches
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """Return the closest of ``choices`` alone in a list, or an empty list where none is close."""
-    return get_close_matches(word, list(choices), n=1, cutoff=cutoff)
+    choices = list(choices)
+    same = [choice for choice in choices if choice.lower() == word.lower()]
+    return same[:1] or get_close_matches(word, choices, n=1, cutoff=cutoff)
 
 
 def join_or(words: Sequence[str]) -> str:
