@@ -18,7 +18,7 @@ from tests.models.test_vit import TO_TIMM
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_bf16, has_compiler
-from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention
+from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, is_transformer
 from vitlab.models.flops import flops_per_image
 from vitlab.optim.groups import parameter_groups
 
@@ -276,3 +276,12 @@ def test_compiled_gradients_are_the_eager_ones(variant: str, precision: str) -> 
     tolerance = 1e-4 if precision == "float32" else 0.03
     for eager, compiled_ in zip(*found, strict=True):
         torch.testing.assert_close(compiled_, eager, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("test_vit", True), ("vit_tiny_patch16_224", True), ("test_resnet", False)]
+)
+def test_a_network_of_another_library_is_a_transformer_where_it_attends(name: str, expected: bool) -> None:
+    assert is_transformer(timm.create_model(name)) is expected
+    assert is_transformer(small_vit())
+    assert is_transformer(nn.TransformerEncoderLayer(8, 2))

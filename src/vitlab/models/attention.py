@@ -203,3 +203,11 @@ class LinformerAttention(Attention):
         queries, keys, values = super().queries_keys_values(tokens)
         # (M, N) @ (B, heads, N, head_dim)
         return queries, self.project_keys.weight @ keys, self.project_values.weight @ values
+
+
+def is_transformer(net: nn.Module) -> bool:
+    """Say whether a network, of ours or of another library, attends: by what its modules are called."""
+    return any(
+        isinstance(module, nn.MultiheadAttention) or type(module).__name__.endswith("Attention")
+        for module in net.modules()
+    )

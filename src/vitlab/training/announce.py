@@ -11,6 +11,7 @@ from vitlab.augment.base import RunFacts
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
 from vitlab.core.run_folder import ModelSummary, RunFolder, SummaryData
+from vitlab.models.attention import is_transformer
 from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
 from vitlab.models.pretrained import Loaded
@@ -89,8 +90,7 @@ def _notes(parts: Components, processes: int, loaded: Loaded | None, *, resumed:
     model = config["model"]
     image_size = pair("model.image_size", model["image_size"])
     yield from data.notes
-    is_vit = "heads" in model or "name" in model
-    if is_vit and data.num_train >= SMALL_DATA and (advice := plan.advice()):
+    if is_transformer(parts.net) and data.num_train >= SMALL_DATA and (advice := plan.advice()):
         yield advice
     patches = None
     if "patch_size" in model:
