@@ -64,7 +64,7 @@ for epoch in range(len(values) + 1, epochs + 1):
     if stopped:
         end("interrupted", stopped[0])
     if lr > 5e-3:
-        end("failed", 1, error="training diverged: not finite", error_kind="diverged")
+        end("failed", 1, error="not finite", error_kind="diverged")
     values.append(math.exp(-math.log10(lr / 1e-3) ** 2) * (1 - 0.5**epoch))
     write("metrics.csv", "epoch,val/accuracy\\n" + "".join(f"{n},{v}\\n" for n, v in enumerate(values, 1)))
 end("finished", 0)

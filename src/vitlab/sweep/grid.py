@@ -5,14 +5,9 @@ From a command line to the folder of a sweep: which one, which jobs, and why som
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from hydra.types import RunMode
-
-from vitlab.config import Combination, combinations, report, to_plain
-from vitlab.config import make_record as record
+from vitlab.config import Combination, combinations, report
 from vitlab.config.arguments import Arguments, check_folder
-from vitlab.config.composer import Composer
 from vitlab.config.labels import label
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
@@ -72,7 +67,7 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
     """Return the sweep that has just the jobs of a command line, or a new one and the jobs it is to get."""
     jobs = combinations(arguments.overrides, True)
     wanted = {_identify(job): job for job in jobs}
-    folder, given = _get_folder(arguments.overrides), any(o.startswith("hydra.sweep.dir=") for o in launcher)
+    folder, given = jobs[0].folder, any(o.startswith("hydra.sweep.dir=") for o in launcher)
     fresh = arguments.sweep_new
     sweep = None if fresh else find_sweep(folder, given, lambda other: other.has_just(wanted))
     if sweep is None:
@@ -104,13 +99,6 @@ def _say_states(sweep: Sweep) -> None:
     say(", ".join(f"{number} {state}" for state, number in sorted(sweep.count_states().items())))
 
 
-def _get_folder(overrides: Sequence[str]) -> Path:
-    """Return the folder that Hydra gives to a sweep."""
-    with Composer("train") as composer:
-        config = composer.loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
-        return Path(config.hydra.sweep.dir)
-
-
 def _add_jobs(sweep: Sweep, jobs: Sequence[Combination]) -> None:
     """Make a run folder for each job that can run, and say which cannot.
 
@@ -118,7 +106,7 @@ def _add_jobs(sweep: Sweep, jobs: Sequence[Combination]) -> None:
         UserError: none can.
     """
     possible = [job for job in jobs if not job.problems]
-    refused = data_problems([to_plain(job.config) for job in possible])
+    refused = data_problems([job.plain for job in possible])
     if possible and len(refused) == len(possible):
         raise UserError(next(iter(refused.values())))
     said = {id(possible[place]): text for place, text in refused.items()}
@@ -134,7 +122,7 @@ def _add_jobs(sweep: Sweep, jobs: Sequence[Combination]) -> None:
             continue
         name = folder_name(text, overrides, taken)
         taken.add(name)
-        RunFolder.create(sweep.path / name, record(to_plain(job.config), job.choices, overrides, job.swept))
+        RunFolder.create(sweep.path / name, job.record | {"overrides": [*overrides]})
         sweep.jobs.append(Job(overrides, text, name))
 
 
@@ -142,7 +130,7 @@ def _note_changes(folder: RunFolder, now: Combination) -> None:
     """Say it where conf/ no longer says what a sweep began with."""
     if now.problems:
         return
-    old, new = folder.read_config(), record(to_plain(now.config), now.choices, now.overrides, now.swept)
+    old, new = folder.read_config(), now.record
     ignored = ("choices", "overrides", "swept")
     changed = [key for key in new if key not in ignored and old.get(key) != new[key]]
     if changed:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from vitlab.config import make_record as record
+from vitlab.config import make_record
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
@@ -150,13 +150,14 @@ class Search:
             self._tell(trial, "repeated", reason=f"the same as trial {same}")
             return False
         try:
-            config, choices = check_trial(overrides)
-            config["trainer"]["limit_test_batches"] = 0
-            RunFolder.create(folder.path, record(config, choices, overrides, [*self.space.swept]))
+            checked = check_trial(overrides)
         except UserError as error:
             self._tell(trial, "invalid", reason=str(error))
             say(f"left out: {self.study.label(trial)}: {error}")
             return False
+        config = make_record(checked.plain, checked.choices, overrides, [*self.space.swept])
+        config["trainer"]["limit_test_batches"] = 0
+        RunFolder.create(folder.path, config)
         return True
 
     def _follow(self, running: RunningTrial) -> None:
@@ -190,9 +191,8 @@ class Search:
         else:
             reason = str(summary.data.get("error") or f"ended with status {code}, see {folder.log}")
             # A rate too high is no fault but an answer, which the sampler should learn from.
-            self._end(
-                trial, "diverged" if summary.data.get("error_kind") == "diverged" else "failed", reason=reason
-            )
+            diverged = summary.data.get("error_kind") == "diverged"
+            self._end(trial, "diverged" if diverged else "failed", reason=reason)
 
     def _end(self, trial: "Trial", outcome: str, value: float | None = None, reason: str = "") -> None:
         self.num_failed += outcome == "failed"

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from vitlab.config import combinations, compose, to_plain
+from vitlab.config import Combination, combinations, compose
 from vitlab.config.composer import Composer
 from vitlab.config.schema import rule
 from vitlab.config.types import Kind, like, show
@@ -101,18 +101,17 @@ def read_space(overrides: Sequence[str]) -> Space:
     config = _first_possible(ours, values)
     _check_validated(config)
     first = [f"{key}={found[0]}" for key, found in values.items() if key in groups]
-    files = compose([*map(_line, chosen), *first], with_hydra=True)
+    composed = compose([*fixed, *first], with_hydra=True)
     distributions = {}
     for key, item in swept.items():
-        kind = None if key in groups else rule(key) or like(OmegaConf.select(files, key))
+        kind = None if key in groups else rule(key) or like(OmegaConf.select(composed, key))
         for text in values[key]:
             value: Any = parser.parse_override(f"{key}={text}").value()
             if kind and not kind.accepts(value):
                 raise UserError(f"{_line(item)}: expected {kind.says}, found {show(value)}")
         distributions[key] = _distribution(item, kind)
     as_typed = {key: _line(item).partition("=")[2] for key, item in swept.items()}
-    folder = Path(compose([*fixed, *first], with_hydra=True).hydra.sweep.dir)
-    return Space(ours, hydra, as_typed, distributions, folder, config)
+    return Space(ours, hydra, as_typed, distributions, Path(composed.hydra.sweep.dir), config)
 
 
 def _line(item: Override) -> str:
@@ -159,7 +158,7 @@ def _number(value: float | None) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     """Return the config of one possible trial: of all first values, else with one of them replaced.
 
     Raises:
@@ -170,22 +169,21 @@ def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -
     errors: list[UserError] = []
     for point in points:
         try:
-            return check_trial([*fixed, *(f"{key}={value}" for key, value in point.items())])[0]
+            return check_trial([*fixed, *(f"{key}={value}" for key, value in point.items())]).plain
         except UserError as error:
             errors.append(error)
     raise errors[0]
 
 
-def check_trial(overrides: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """Return the config of one trial, checked with its data, and the option of each group.
+def check_trial(overrides: Sequence[str]) -> Combination:
+    """Return one trial, composed and checked with its data.
 
     Raises:
         UserError: it cannot run.
     """
     (job,) = combinations(overrides)
-    config = to_plain(job.config)
-    check_data([config])
-    return config, job.choices
+    check_data([job.plain])
+    return job
 
 
 def _check_validated(config: Mapping[str, Any]) -> None:
