@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import TINY, verb
-from tests.models.helpers import make_attention, projected, small_vit, some_tokens
+from tests.models.helpers import build, make_attention, projected, small_vit, some_tokens
 from tests.models.test_vit import TO_TIMM
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
@@ -169,7 +169,7 @@ def test_flops_grow_with_the_tokens(kind: str, degree: int) -> None:
 
 
 def test_linformer_refuses_tokens_of_another_number() -> None:
-    with pytest.raises(UserError, match="exactly 10 tokens, found 9"):
+    with pytest.raises(ValueError, match="expected 10 tokens, found 9"):
         make_attention(LinformerAttention)(some_tokens(num_tokens=9))
 
 
@@ -200,15 +200,15 @@ def test_what_does_not_fit_is_said_before_anything_is_built(overrides: list[str]
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        (LinformerAttention, {"projection_length": 10}, "must be positive and less than the 10 tokens"),
-        (LinformerAttention, {"projection_length": 0}, "must be positive"),
-        (LinformerAttention, {"rotate": lambda q, k: (q, k)}, "rotary cannot turn them by theirs"),
-        (LocalityAttention, {"num_tokens": 1}, "with one token there is no other"),
+        (LinformerAttention, {"projection_length": 10}, "projection_length 10 of 10 tokens"),
+        (LinformerAttention, {"projection_length": 0}, "projection_length 0 of 10 tokens"),
+        (LinformerAttention, {"rotate": lambda q, k: (q, k)}, "no position to rotate by"),
+        (LocalityAttention, {"num_tokens": 1}, "one token alone"),
     ],
     ids=["as many as tokens", "none", "rotary", "one token"],
 )
 def test_constructors_say_it_too(kind: type[Attention], changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(ValueError, match=said):
         make_attention(kind, **changes)
 
 
@@ -279,9 +279,19 @@ def test_compiled_gradients_are_the_eager_ones(variant: str, precision: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("test_vit", True), ("vit_tiny_patch16_224", True), ("test_resnet", False)]
+    ("overrides", "expected"),
+    [
+        (["model=vit_tiny"], True),
+        (["model=vit_tiny", "model/attention=linformer", "model.attention.projection_length=4"], True),
+        (["model=resnet18"], False),
+        (["model=timm_vit_b16", "model.name=vit_tiny_patch16_224"], True),
+        (["model=timm_vit_b16", "model.name=resnet18"], False),
+        (["model=torchvision_vit_b16"], True),
+    ],
+    ids=str,
 )
-def test_a_network_of_another_library_is_a_transformer_where_it_attends(name: str, expected: bool) -> None:
-    assert is_transformer(timm.create_model(name)) is expected
-    assert is_transformer(small_vit())
+def test_a_transformer_is_told_from_a_cnn(overrides: list[str], expected: bool) -> None:
+    changes = {"pretrained": False} if "_vit_b16" in overrides[0] else {}
+    with torch.device("meta"):
+        assert is_transformer(build(*overrides, **changes)) is expected
     assert is_transformer(nn.TransformerEncoderLayer(8, 2))

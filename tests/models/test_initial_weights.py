@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 
 from tests.models.helpers import build, small_vit
 from vitlab.core.errors import UserError
-from vitlab.models.initial_weights import start_from
+from vitlab.models.initial_weights import load_initial_weights
 
 
 def saved(net: torch.nn.Module, folder: Path) -> Path:
@@ -23,7 +23,7 @@ def saved(net: torch.nn.Module, folder: Path) -> Path:
 def test_learned_positions_are_resized(tmp_path: Path, pool: str, image_size: Any) -> None:
     old = small_vit(pool=pool)  # 4x4 tokens
     new = small_vit(pool=pool, image_size=image_size, num_classes=3)
-    loaded = start_from(new, saved(old, tmp_path))
+    loaded = load_initial_weights(new, saved(old, tmp_path))
     prefix = int(pool == "cls")
     expected = resample_abs_pos_embed(old.position.table, list(new.position.grid), [4, 4], prefix)
     torch.testing.assert_close(new.position.table.data, expected.data)
@@ -38,7 +38,7 @@ def test_a_run_says_what_its_grid_was(tmp_path: Path) -> None:
     state = {f"net.{name}": value for name, value in old.state_dict().items()}
     meta = {"mean": [0.5], "std": [0.2], "input_size": [8, 32]}
     torch.save({"state_dict": state, "vitlab": meta}, tmp_path / "best.ckpt")
-    start_from(new, tmp_path / "best.ckpt")
+    load_initial_weights(new, tmp_path / "best.ckpt")
     expected = resample_abs_pos_embed(old.position.table, [4, 16], [2, 8], 1)
     torch.testing.assert_close(new.position.table.data, expected.data)
 
@@ -46,20 +46,20 @@ def test_a_run_says_what_its_grid_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("position", ["sincos", "rotary", "none"])
 def test_positions_that_are_no_weights_need_no_resizing(tmp_path: Path, position: str) -> None:
     options = {"position": position, "dim": 32, "heads": 2}
-    loaded = start_from(small_vit(image_size=32, **options), saved(small_vit(**options), tmp_path))
+    loaded = load_initial_weights(small_vit(image_size=32, **options), saved(small_vit(**options), tmp_path))
     assert (loaded.resized, loaded.new, loaded.left_out) == ([], [], [])
 
 
 def test_colour_kernels_see_grey(tmp_path: Path) -> None:
     old, new = (build("model=resnet18", blocks=[1, 1], width=8, channels=channels) for channels in (3, 1))
-    start_from(new, saved(old, tmp_path))
+    load_initial_weights(new, saved(old, tmp_path))
     torch.testing.assert_close(new.stem[0].weight, old.stem[0].weight.sum(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize(("patch_size", "side"), [(8, 8), ([4, 8], (4, 8)), (2, 2)])
 def test_patches_are_resized(tmp_path: Path, patch_size: Any, side: Any) -> None:
     old, new = small_vit(), small_vit(patch_size=patch_size)
-    loaded = start_from(new, saved(old, tmp_path))
+    loaded = load_initial_weights(new, saved(old, tmp_path))
     assert [row.split()[0] for row in loaded.resized] == [
         "tokenizer.projection.linear.weight",
         "position.table",
@@ -75,7 +75,7 @@ def test_patches_are_resized(tmp_path: Path, patch_size: Any, side: Any) -> None
 
 def test_an_enlarged_image_gives_the_tokens_that_it_gave(tmp_path: Path) -> None:
     old, new = small_vit(), small_vit(image_size=32, patch_size=8)
-    loaded = start_from(new, saved(old, tmp_path))
+    loaded = load_initial_weights(new, saved(old, tmp_path))
     assert len(loaded.resized) == 1
     patch = torch.rand(1, 3, 4, 4)
     images = patch.repeat(1, 1, 4, 4)
@@ -85,7 +85,7 @@ def test_an_enlarged_image_gives_the_tokens_that_it_gave(tmp_path: Path) -> None
 
 def test_patches_of_colours_see_grey(tmp_path: Path) -> None:
     old, new = small_vit(), small_vit(channels=1)
-    start_from(new, saved(old, tmp_path))
+    load_initial_weights(new, saved(old, tmp_path))
     grey = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(new.tokenizer(grey), old.tokenizer(grey.expand(-1, 3, -1, -1)))
 
@@ -102,4 +102,4 @@ def test_patches_of_colours_see_grey(tmp_path: Path) -> None:
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, changes: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        start_from(small_vit(**changes), saved(small_vit(), tmp_path))
+        load_initial_weights(small_vit(**changes), saved(small_vit(), tmp_path))

@@ -117,7 +117,7 @@ def test_it_works_with_every_attention_and_position(kind: str, position: str) ->
     ids=str,
 )
 def test_sizes_that_cannot_work_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="cannot be built as configured"):
         small_vit("model.init=mimetic", **changes)
     overrides = [f"model.{key}={value}" for key, value in {"dim": 32, "heads": 2, **changes}.items()]
     with pytest.raises(UserError, match=said):
@@ -126,11 +126,11 @@ def test_sizes_that_cannot_work_are_refused(changes: dict[str, Any], said: str) 
 
 def test_another_attention_is_refused() -> None:
     block = Block(dim=8, attention=nn.Identity(), mlp=nn.Identity(), drop_path=0.0)
-    with pytest.raises(UserError, match=r"found Identity: set model.init=xavier"):
+    with pytest.raises(ValueError, match="found Identity"):
         mimetic([block], Positions(grid=(1, 1), dim=8, dim_head=8, prefix=0))
 
 
 def test_names() -> None:
     assert list(INITS) == ["xavier", "mimetic"]
-    with pytest.raises(UserError, match="did you mean 'mimetic'"):
+    with pytest.raises(UserError, match="one of xavier, mimetic, found 'mimetik'"):
         small_vit(init="mimetik")

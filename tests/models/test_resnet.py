@@ -3,10 +3,8 @@
 import copy
 from typing import Any
 
-import pytest
 import torch
 
-from vitlab.core.errors import UserError
 from vitlab.models.flops import count_parameters
 from vitlab.models.resnet import ResNet
 
@@ -51,9 +49,3 @@ def test_gradients_of_a_narrow_network_are_right() -> None:
     for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
         scale = q.grad.abs().max().item()
         torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-3, atol=1e-3 * scale, msg=name)
-
-
-@pytest.mark.parametrize("changes", [{"blocks": []}, {"blocks": [2, 0]}, {"width": 0}], ids=str)
-def test_sizes_that_cannot_work_are_refused_in_words(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        build(**changes)

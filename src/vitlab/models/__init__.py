@@ -8,4 +8,6 @@ What every model offers beside ``forward``, and ``tests/models/test_model_contra
     positions have no parameters).
 ``no_weight_decay() -> set[str]`` Names of parameters that weight decay should leave alone although
     they are matrices (positions, class token).
+``has_teacher_head: bool`` and ``forward(images, per_head=True)``, of a model with a second head for a
+    teacher alone: see `vitlab.models.distilled`.
 """

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
 from vitlab.models.layers import LAYER_NORM_EPS, linear
 from vitlab.models.positions import Rotate
 
@@ -18,8 +17,12 @@ def attend(
 ) -> Tensor:
     """Return softmax(Q Kᵀ / √head_dim) V, ``(B, heads, N, head_dim)``.
 
-    queries: of that shape; keys and values ``(B, heads, M, head_dim)``.
-    mask: which keys a query sees, bool, broadcastable to ``(B, heads, N, M)``; at least one a query.
+    Args:
+        queries: ``(B, heads, N, head_dim)``.
+        keys: ``(B, heads, M, head_dim)``.
+        values: ``(B, heads, M, head_dim)``.
+        dropout_p: rate of the attention weights.
+        mask: which keys a query sees, bool, broadcastable to ``(B, heads, N, M)``; at least one a query.
 
     By torch's fused kernel, but for reduced precision on a CPU: there the flash kernel of torch 2.15 spends
     most of a training step on its few tokens, and the operations written out made the step of a ViT
@@ -56,16 +59,21 @@ class Attention(nn.Module):
     Source: Dosovitskiy et al. 2021, appendix A.
 
     Args:
-        dim_head: numbers per head; ``None`` means ``dim // heads``.
-        attn_dropout: of the attention weights. ``dropout``: of the output.
+        dim: numbers per token.
+        heads: attention heads.
+        dim_head: numbers per head; None: ``dim // heads``.
+        qkv_bias: whether queries, keys and values have a bias.
+        attn_dropout: rate of the attention weights.
         drop_key: rate of `drop_keys` in training.
-        num_tokens: N. ``rotate``: turns queries and keys by their places, if anything does.
+        dropout: rate of the output.
+        num_tokens: N.
+        rotate: rotates queries and keys by their positions, if anything does.
         qk_norm: LayerNorm of each query and key over its head, with a scale that heads share and no bias, as
             in Flax's `normalize_qk`; "Scaling Vision Transformers to 22 Billion Parameters" (Dehghani et al.
             2023, section 2) has it against scores that grow until the loss diverges.
 
     Raises:
-        UserError: ``dim_head`` is None and ``heads`` does not divide ``dim``.
+        ValueError: ``dim_head`` is None and ``heads`` does not divide ``dim``.
     """
 
     mask: Tensor | None  # which keys a query sees, (N, N)
@@ -85,13 +93,8 @@ class Attention(nn.Module):
         qk_norm: bool,
     ) -> None:
         super().__init__()
-        if heads < 1 or (dim_head is not None and dim_head < 1):
-            raise UserError(f"model.heads and model.dim_head must be positive, found {heads} and {dim_head}.")
         if dim_head is None and dim % heads:
-            raise UserError(
-                f"model.heads={heads} does not divide model.dim={dim}; choose heads that do, or "
-                "set model.dim_head."
-            )
+            raise ValueError(f"{heads} heads do not divide dim {dim}")
         self.heads = heads
         self.dim_head = dim_head or dim // heads
         self.attn_dropout = attn_dropout
@@ -121,6 +124,7 @@ class Attention(nn.Module):
         return queries, keys, values
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Mix tokens, ``(B, N, dim) -> (B, N, dim)``."""
         queries, keys, values = self.queries_keys_values(tokens)
         mask = self.mask
         if self.training and self.drop_key > 0:
@@ -129,6 +133,15 @@ class Attention(nn.Module):
         mixed = attend(queries, keys, values, dropout_p, mask)  # (B, heads, N, head_dim)
         merged = rearrange(mixed, "b heads n d -> b n (heads d)")  # (B, N, heads * head_dim)
         return self.dropout(self.out(merged))  # (B, N, dim)
+
+
+def is_transformer(net: nn.Module) -> bool:
+    """Whether tokens of ``net`` attend to each other, be it ours, timm's or torchvision's.
+
+    The libraries share no base class for attention, but a habit: ``Attention``, ``WindowAttention``,
+    ``MultiheadAttention`` … for that of tokens, and ``…Attn``, ``…Module`` for gates of a CNN's channels.
+    """
+    return any(type(module).__name__.endswith("Attention") for module in net.modules())
 
 
 class LocalityAttention(Attention):
@@ -141,20 +154,18 @@ class LocalityAttention(Attention):
         options: as `Attention`'s, less ``qk_norm``.
 
     Raises:
-        UserError: there is one token alone, which would see nothing.
+        ValueError: there is one token alone, which would see nothing.
     """
 
     def __init__(self, *, num_tokens: int, **options: Any) -> None:
         if num_tokens < 2:
-            raise UserError(
-                "model/attention=lsa hides each token from itself, and with one token there is no other to "
-                "see: set a smaller model.patch_size, or model.pool=cls."
-            )
+            raise ValueError("one token alone would see nothing")
         super().__init__(num_tokens=num_tokens, qk_norm=False, **options)
         self.inverse_temperature = nn.Parameter(torch.full((self.heads,), self.dim_head**-0.5))
         self.mask = ~torch.eye(num_tokens, dtype=torch.bool)  # (N, N)
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project tokens ``(B, N, dim)`` to three tensors ``(B, heads, N, head_dim)``, queries sharpened."""
         queries, keys, values = super().queries_keys_values(tokens)
         # Over what `attend` divides by.
         sharpness = self.inverse_temperature.view(-1, 1, 1) * self.dim_head**0.5  # (heads, 1, 1)
@@ -169,25 +180,20 @@ class LinformerAttention(Attention):
     A class token is mixed in like any other; ``drop_key`` drops mixtures.
 
     Args:
-        projection_length: M, the mixtures. ``options``: as `Attention`'s, less ``qk_norm``.
+        projection_length: M, the mixtures.
+        options: as `Attention`'s, less ``qk_norm``.
 
     Raises:
-        UserError: as many mixtures as tokens, rotary positions, tokens of another number than ``num_tokens``.
+        ValueError: as many mixtures as tokens, rotary positions, or not ``num_tokens`` tokens.
     """
 
     def __init__(
         self, *, projection_length: int, num_tokens: int, rotate: Rotate | None, **options: Any
     ) -> None:
         if rotate is not None:
-            raise UserError(
-                "model/attention=linformer mixes keys of all places, so model.position=rotary cannot turn "
-                "them by theirs: set model.position=learnable or sincos, or take model/attention=softmax."
-            )
+            raise ValueError("keys that are mixed have no position to rotate by")
         if not 0 < projection_length < num_tokens:
-            raise UserError(
-                f"model.attention.projection_length={projection_length} must be positive and less than the "
-                f"{num_tokens} tokens, or it saves nothing: lower it, or take model/attention=softmax."
-            )
+            raise ValueError(f"projection_length {projection_length} of {num_tokens} tokens")
         super().__init__(num_tokens=num_tokens, rotate=None, qk_norm=False, **options)
         self.num_tokens = num_tokens
         self.project_keys = linear(num_tokens, projection_length, bias=False)
@@ -196,18 +202,7 @@ class LinformerAttention(Attention):
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens ``(B, N, dim)`` to queries ``(B, heads, N, head_dim)`` and M keys and values."""
         if tokens.shape[1] != self.num_tokens:
-            raise UserError(
-                f"model/attention=linformer projects exactly {self.num_tokens} tokens, found "
-                f"{tokens.shape[1]}: it does not go with a model that changes their number."
-            )
+            raise ValueError(f"expected {self.num_tokens} tokens, found {tokens.shape[1]}")
         queries, keys, values = super().queries_keys_values(tokens)
         # (M, N) @ (B, heads, N, head_dim)
         return queries, self.project_keys.weight @ keys, self.project_values.weight @ values
-
-
-def is_transformer(net: nn.Module) -> bool:
-    """Say whether a network, of ours or of another library, attends: by what its modules are called."""
-    return any(
-        isinstance(module, nn.MultiheadAttention) or type(module).__name__.endswith("Attention")
-        for module in net.modules()
-    )

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitlab.models.vit import ViT, classifier
+
+
+def has_teacher_head(net: nn.Module) -> bool:
+    """Whether ``net`` has a second head, for the teacher, and ``forward(images, per_head=True)``."""
+    return getattr(net, "has_teacher_head", False)
 
 
 class DistilledViT(ViT):
@@ -20,6 +25,7 @@ class DistilledViT(ViT):
     """
 
     own_tokens = 1
+    has_teacher_head = True
 
     def __init__(self, *, dim: int, num_classes: int, **options: Any) -> None:
         super().__init__(dim=dim, num_classes=num_classes, **options)
@@ -34,6 +40,7 @@ class DistilledViT(ViT):
         return torch.stack([labels, taught], dim=1) if per_head else (labels + taught) / 2
 
     def layers(self) -> list[tuple[str, list[str]]]:
+        """Layers in order, stem to head: (name, parameter-name prefixes)."""
         *layers, (name, prefixes) = super().layers()
         return [*layers, (name, [*prefixes, "distillation_head."])]
 

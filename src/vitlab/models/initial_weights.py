@@ -3,17 +3,16 @@
 from pathlib import Path
 
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.models import adapt_input_conv
 from torch import nn
 
 from vitlab.models.positions import LearnablePositions
-from vitlab.models.pretrained import Loaded, Weights, load_pretrained
+from vitlab.models.pretrained import Loaded, Weights, fit_channels, load_pretrained
 from vitlab.models.tokenizers import PatchEmbedding
 
 PATCHES = "tokenizer.projection.linear.weight"  # (dim, channels * down * across), a flattened kernel
 
 
-def start_from(net: nn.Module, path: Path) -> Loaded:
+def load_initial_weights(net: nn.Module, path: Path) -> Loaded:
     """Fill ``net`` from a run folder or a file of weights; what is called ``…head`` may have other classes.
 
     Learned positions are resized to another grid, bicubically (Dosovitskiy et al. 2021, section 3.2), patches
@@ -65,7 +64,6 @@ def _fit_patches(net: nn.Module, weights: Weights) -> Weights:
         side = round((values / channels) ** 0.5)
         if channels * side * side == values:
             kernel = old.unflatten(1, (channels, side, side))  # (dim, channels, side, side)
-            if channels == 3:
-                kernel = adapt_input_conv(own, kernel)
+            kernel = fit_channels(kernel, own)
             return weights | {PATCHES: resample_patch_embed(kernel, [*tokenizer.patch]).flatten(1)}
     return weights

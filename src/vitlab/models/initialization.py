@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
 from vitlab.models.attention import Attention
 from vitlab.models.positions import LearnablePositions, Positions, sincos_table
 
@@ -26,15 +25,12 @@ def mimetic(blocks: Iterable[nn.Module], positions: Positions) -> None:
     those alike are neighbours; prefix tokens keep theirs.
 
     Raises:
-        UserError: attention of another make, or heads of more numbers together than a token has.
+        ValueError: attention of another class, or heads of more numbers together than a token has.
     """
     for block in blocks:
         attention = block.attention
         if not isinstance(attention, Attention):
-            raise UserError(
-                "model.init=mimetic sets queries, keys, values and output of an `Attention`, found "
-                f"{type(attention).__name__}: set model.init=xavier."
-            )
+            raise ValueError(f"init=mimetic needs an Attention, found {type(attention).__name__}")
         _mimic(attention)
     if isinstance(positions, LearnablePositions):
         positions.table[0, positions.prefix :] = sincos_table(positions.grid, positions.table.shape[-1])
@@ -44,10 +40,7 @@ def _mimic(attention: Attention) -> None:
     dim, inner = attention.out.weight.shape
     if inner > dim:
         # The products have rank dim at most: what is left over would start at zero, and stay there.
-        raise UserError(
-            f"model.init=mimetic needs model.heads * model.dim_head of at most model.dim={dim}, found "
-            f"{inner}: set model.dim_head=null or model.init=xavier."
-        )
+        raise ValueError(f"init=mimetic needs heads * dim_head of at most dim {dim}, found {inner}")
     queries, keys, values = attention.qkv.weight.chunk(3)  # each (inner, dim), views
     heads, d = attention.heads, attention.dim_head
     left, right = factors(0.7, 0.7, heads, dim, rank=d, like=queries)

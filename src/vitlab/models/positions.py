@@ -6,20 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
-
 # Turns queries and keys, both (B, heads, prefix + N, dim_head), by their places.
 Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Positions(nn.Module):
-    """None: tokens ``(B, prefix + N, dim)`` stay as they are, and a patch may stand anywhere.
+    """No positions: tokens ``(B, prefix + N, dim)`` stay as they are, and their order is unknown.
 
     A subclass adds to the tokens in ``forward``, or turns queries and keys in ``rotate``.
 
     Args:
-        grid: tokens (down, across), N in all. ``dim_head``: numbers per attention head.
-        prefix: tokens that stand nowhere in the image and come first.
+        grid: tokens (down, across), N in all.
+        dim: numbers per token.
+        dim_head: numbers per attention head.
+        prefix: tokens that come first and have no position in the image.
     """
 
     rotate: Rotate | None = None
@@ -29,6 +29,7 @@ class Positions(nn.Module):
         self.grid, self.prefix = grid, prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Add the positions to tokens ``(B, prefix + N, dim)``."""
         return tokens
 
 
@@ -43,13 +44,10 @@ def sincos_table(grid: tuple[int, int], dim: int) -> Tensor:
     """Return sines and cosines of each token's place ``(N, dim)``: half for the column and half for the row.
 
     Raises:
-        UserError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
+        ValueError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
     """
     if dim % 4:
-        raise UserError(
-            "model.position=sincos, and with learnable positions model.init=mimetic, need a model.dim "
-            f"divisible by 4, found {dim}."
-        )
+        raise ValueError(f"sines and cosines need a dim divisible by 4, found {dim}")
     rows, columns = angles(grid, dim // 4, base=10_000)
     return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
 
@@ -74,7 +72,7 @@ class SinCosPositions(Positions):
     is a function of the config.
 
     Raises:
-        UserError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
+        ValueError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
     """
 
     table: Tensor
@@ -96,7 +94,7 @@ class RotaryPositions(Positions):
     by the column, from 1 radian a token down to nearly 1 / 100. Prefix tokens are not turned.
 
     Raises:
-        UserError: ``dim_head`` is not a multiple of 4 (two axes, pairs).
+        ValueError: ``dim_head`` is not a multiple of 4 (two axes, pairs).
     """
 
     cos: Tensor  # (prefix + N, dim_head / 2), and sin
@@ -105,16 +103,14 @@ class RotaryPositions(Positions):
     def __init__(self, *, grid: tuple[int, int], dim: int, dim_head: int, prefix: int) -> None:
         super().__init__(grid=grid, dim=dim, dim_head=dim_head, prefix=prefix)
         if dim_head % 4:
-            raise UserError(
-                "model.position=rotary needs heads of a width divisible by 4 (model.dim_head, or model.dim / "
-                f"model.heads), found {dim_head}."
-            )
+            raise ValueError(f"rotary positions need a dim_head divisible by 4, found {dim_head}")
         turns = torch.cat(angles(grid, dim_head // 4, base=100), dim=1)  # (N, dim_head / 2)
         turns = F.pad(turns, (0, 0, prefix, 0))  # (prefix + N, dim_head / 2)
         self.register_buffer("cos", turns.cos(), persistent=False)
         self.register_buffer("sin", turns.sin(), persistent=False)
 
     def turn(self, vectors: Tensor) -> Tensor:
+        """Rotate pairs of numbers of vectors ``(B, heads, prefix + N, dim_head)``."""
         # In float32: bfloat16 has three digits, too few to tell far places apart.
         even, odd = vectors.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, heads, prefix + N, dim_head / 2)
         turned = (even * self.cos - odd * self.sin, even * self.sin + odd * self.cos)

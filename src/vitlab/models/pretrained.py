@@ -194,6 +194,14 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
 # Fitting a file to a network
 
 
+def fit_channels(kernel: Tensor, channels: int) -> Tensor:
+    """Fit a kernel for three channels ``(out, 3, height, width)`` to another number, as timm does it.
+
+    One channel gets their sum, since grey is the same value three times. Any other kernel stays.
+    """
+    return adapt_input_conv(channels, kernel) if kernel.ndim == 4 and kernel.shape[1] == 3 else kernel
+
+
 def load_pretrained(
     net: nn.Module,
     path: Path,
@@ -211,9 +219,7 @@ def load_pretrained(
         convert: translates the file for ``net``: old names, positions for another size of image. It is also
             given the (height, width) of the images before, None where the file does not say so.
         heads: names of the modules that depend on the number of classes.
-        stems: names of the convolutions that see the image. Kernels for three channels become kernels
-            for another number as timm does it: one channel gets their sum, since grey is the same value
-            three times.
+        stems: names of the convolutions that see the image, whose kernels `fit_channels` fits.
         images: what these weights were trained on, unless the file itself says so.
         fetched: what the file is called where it came from, if it was fetched for exactly this network:
             what is left over then is the library's affair. None: the user's own file, which must fit.
@@ -236,9 +242,8 @@ def load_pretrained(
         ) from error
     own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     for name in own.keys() & weights.keys() & {f"{stem}.weight" for stem in stems}:
-        kernel = weights[name]  # (out, channels, height, width)
-        if kernel.ndim == len(own[name]) == 4 and kernel.shape[1] == 3:
-            weights[name] = adapt_input_conv(own[name][1], kernel)
+        if len(own[name]) == 4:
+            weights[name] = fit_channels(weights[name], own[name][1])
 
     head = {name for name in own if name.startswith(tuple(f"{part}." for part in heads))}
     if any(name not in weights or tuple(weights[name].shape) != own[name] for name in head):

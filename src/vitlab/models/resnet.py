@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
-from vitlab.models.layers import Size, pair
+from vitlab.models.layers import ChannelsLast, Size, pair
 
 
 def convolution(channels_in: int, channels_out: int, *, size: int, stride: int = 1) -> nn.Conv2d:
@@ -41,6 +40,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Add what the convolutions find, ``(B, C, H, W) -> (B, C', H / stride, W / stride)``."""
         hidden = F.relu(self.norm1(self.conv1(features)))  # (B, C', H / stride, W / stride)
         # The projection's stride is taken here: on the CPU the backward pass of a strided 1x1
         # convolution of few channels writes past its memory (oneDNN issue 6035).
@@ -55,10 +55,9 @@ class ResNet(nn.Module):
         blocks: residual blocks per stage; every stage but the first halves the image and doubles
             the width.
         width: channels of the first stage.
+        num_classes: K.
         image_size: pixels that the data are brought to; the network itself takes any size.
-
-    Raises:
-        UserError: a size that cannot work.
+        channels: of the images.
     """
 
     def __init__(
@@ -71,13 +70,8 @@ class ResNet(nn.Module):
         channels: int,
     ) -> None:
         super().__init__()
-        if not blocks or min(*blocks, width, num_classes, channels) < 1:
-            raise UserError(
-                "model.blocks, width, num_classes and channels must be at least 1, found "
-                f"{list(blocks)}, {width}, {num_classes} and {channels}."
-            )
         self.image_size = pair("model.image_size", image_size)
-        self.stem = nn.Sequential(convolution(channels, width, size=3), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = ChannelsLast(convolution(channels, width, size=3), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         channels_in = width
         for stage, count in enumerate(blocks):
@@ -88,14 +82,11 @@ class ResNet(nn.Module):
                     ResidualBlock(channels_in=channels_in, channels_out=channels_out, stride=stride)
                 )
                 channels_in = channels_out
-        self.blocks = nn.ModuleList(stages)
+        self.blocks = nn.ModuleList(stages).to(memory_format=torch.channels_last)
         self.head = nn.Linear(channels_in, num_classes)
-        # See layers.ConvStem: the other layout is slower, and compiled in bf16 on the CPU it can
-        # go wrong.
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        """Classify images ``(B, C, H, W)``: logits ``(B, num_classes)``."""
         features = self.stem(images)  # (B, width, H, W)
         for block in self.blocks:
             features = block(features)  # (B, C', H', W')

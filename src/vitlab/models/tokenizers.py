@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitlab.core.errors import UserError
-from vitlab.models.layers import LAYER_NORM_EPS, Size, choose, layer_norm, linear, pair
+from vitlab.models.layers import LAYER_NORM_EPS, ChannelsLast, Size, choose, layer_norm, linear, pair
 
 
 class Tokenizer(nn.Module):
@@ -27,16 +26,11 @@ class Tokenizer(nn.Module):
 
 
 def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
-    """Return how many patches (down, across) tile the image; a UserError when they do not."""
-    (height, width), (down, across) = (
-        pair("model.image_size", image_size),
-        pair("model.patch_size", patch_size),
-    )
+    """Return how many patches (down, across) tile the image; a ValueError when they do not."""
+    height, width = pair("model.image_size", image_size)
+    down, across = pair("model.patch_size", patch_size)
     if height % down or width % across:
-        raise UserError(
-            f"model.patch_size {down}x{across} does not divide the image of {height}x{width} "
-            "pixels; choose a patch_size that divides both sides, or another model.image_size."
-        )
+        raise ValueError(f"patches of {down}x{across} do not tile an image of {height}x{width}")
     return height // down, width // across
 
 
@@ -53,6 +47,7 @@ class Projection(nn.Module):
         self.norm_out = layer_norm(dim) if patch_norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
+        """Project features, ``(..., in_features) -> (..., dim)``."""
         return self.norm_out(self.linear(self.norm_in(features)))
 
 
@@ -63,7 +58,7 @@ class PatchEmbedding(Tokenizer):
     flattened kernel of the strided convolution that other codebases write here.
 
     Raises:
-        UserError: the patches do not tile the image.
+        ValueError: the patches do not tile the image.
     """
 
     def __init__(
@@ -76,6 +71,7 @@ class PatchEmbedding(Tokenizer):
         self.projection = Projection(in_features=patch_dim, dim=dim, patch_norm=patch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         down, across = self.patch
         patches = rearrange(
             images, "b c (h down) (w across) -> b (h w) (c down across)", down=down, across=across
@@ -91,7 +87,7 @@ class ShiftedPatches(PatchEmbedding):
     ``patch_norm`` therefore adds the LayerNorm after it alone.
 
     Raises:
-        UserError: the patches do not tile the image, or have no half.
+        ValueError: the patches do not tile the image, or have no half.
     """
 
     def __init__(
@@ -105,13 +101,11 @@ class ShiftedPatches(PatchEmbedding):
             patch_norm=patch_norm,
         )
         if min(self.patch) < 2:
-            raise UserError(
-                "model.patch_size must be at least 2 for shifted patches, which move by half a patch; "
-                f"found {patch_size}."
-            )
+            raise ValueError(f"patches of {patch_size} have no half to shift by")
         self.projection.norm_in = layer_norm(self.projection.linear.in_features)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         height, width = images.shape[-2:]
         down, across = (side // 2 for side in self.patch)
         padded = F.pad(images, (across, across, down, down))
@@ -127,6 +121,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of every pixel: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """Normalise every pixel."""
         # With channels_last memory both permutes are views, and the mean runs over neighbouring
         # numbers.
         features = features.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -153,7 +148,7 @@ class ConvStem(Tokenizer):
     the function does not depend on the share of the batch that a process sees.
 
     Raises:
-        UserError: ``patch_size`` is not a power of two or needs more halvings than there are
+        ValueError: ``patch_size`` is not a power of two or needs more halvings than there are
             convolutions, does not divide the image, or ``dim`` cannot be halved that often.
     """
 
@@ -171,27 +166,13 @@ class ConvStem(Tokenizer):
     ) -> None:
         super().__init__()
         self.grid = patch_grid(image_size, patch_size)
-        if num_convs < 1:
-            raise UserError(f"model.tokenizer.num_convs must be at least 1, found {num_convs}.")
-        if full_size_convs < 0:
-            raise UserError(f"model.tokenizer.full_size_convs must be 0 or more, found {full_size_convs}.")
         sides = pair("model.patch_size", patch_size)
         halvings = [side.bit_length() - 1 for side in sides]
-        if any(2**n != side for n, side in zip(halvings, sides, strict=True)):
-            raise UserError(
-                "model.patch_size must be a power of two for a convolutional stem, which halves "
-                f"the image; found {patch_size}."
-            )
-        if (needed := max(halvings) + full_size_convs) > num_convs:
-            raise UserError(
-                f"model.patch_size={patch_size} needs {max(halvings)} halvings after {full_size_convs} "
-                f"full-size convolutions, but the stem has {num_convs}; set "
-                f"model.tokenizer.num_convs={needed}."
-            )
-        if dim % 2 ** (num_convs - 1):
-            raise UserError(
-                f"model.dim={dim} cannot be halved {num_convs - 1} times, which the widths of "
-                f"{num_convs} convolutions need; choose a multiple of {2 ** (num_convs - 1)}."
+        powers = all(2**n == side for n, side in zip(halvings, sides, strict=True))
+        if not powers or max(halvings) + full_size_convs > num_convs or dim % 2 ** (num_convs - 1):
+            raise ValueError(
+                f"{num_convs} convolutions, {full_size_convs} of full size, make no patches of {patch_size} "
+                f"with dim {dim}"
             )
 
         widths = [dim // 2 ** (num_convs - 1 - i) for i in range(num_convs)]  # 48, 96, 192
@@ -205,13 +186,11 @@ class ConvStem(Tokenizer):
             # through a ReLU.
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             stages += [conv, normalize(wide_out), nn.ReLU()]
-        # Images and kernels in channels_last: it is the faster layout, and on the CPU the other
-        # one, compiled under bf16 autocast, has been seen to train to NaN (torch 2.15).
-        self.convs = nn.Sequential(*stages).to(memory_format=torch.channels_last)
+        self.convs = ChannelsLast(*stages)
         self.projection = Projection(in_features=dim, dim=dim, patch_norm=patch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         features = self.convs(images)  # (B, dim, h, w)
         return self.projection(rearrange(features, "b c h w -> b (h w) c"))  # (B, N, dim)
 
@@ -224,7 +203,7 @@ class ConvPool(Tokenizer):
     CCT-7/3x2 (two, 4 pixels): windows of 3x3, no bias, 64 channels between layers.
 
     Raises:
-        UserError: ``patch_size`` is not what the layers give or does not divide the image, or
+        ValueError: ``patch_size`` is not what the layers give or does not divide the image, or
             ``patch_norm`` is set: there is no projection to stand around.
     """
 
@@ -239,18 +218,8 @@ class ConvPool(Tokenizer):
         patch_norm: bool,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise UserError(f"model.tokenizer.num_layers must be at least 1, found {num_layers}.")
-        if pair("model.patch_size", patch_size) != (2**num_layers, 2**num_layers):
-            raise UserError(
-                f"model.tokenizer.num_layers={num_layers} puts tokens {2**num_layers} pixels apart, found "
-                f"model.patch_size={patch_size}; set model.patch_size={2**num_layers}."
-            )
-        if patch_norm:
-            raise UserError(
-                "model.patch_norm=true needs a projection to normalise around, and model/tokenizer=cct has "
-                "none; set model.patch_norm=false."
-            )
+        if patch_norm or pair("model.patch_size", patch_size) != (2**num_layers, 2**num_layers):
+            raise ValueError(f"{num_layers} layers make patches of {2**num_layers}, without patch_norm")
         self.grid = patch_grid(image_size, patch_size)
         widths = [channels, *[64] * (num_layers - 1), dim]
         layers: list[nn.Module] = []
@@ -258,8 +227,9 @@ class ConvPool(Tokenizer):
             conv = nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             layers += [conv, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # see ConvStem
+        self.layers = ChannelsLast(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.layers(images.contiguous(memory_format=torch.channels_last))  # (B, dim, h, w)
+        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
+        features = self.layers(images)  # (B, dim, h, w)
         return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)

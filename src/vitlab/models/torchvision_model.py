@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from timm.models import adapt_input_conv
 from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
@@ -14,64 +13,61 @@ from torchvision.ops import StochasticDepth
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_url
-from vitlab.models.layers import Size, pair
-from vitlab.models.pretrained import Images, Weights, load_pretrained
-from vitlab.models.wrapper import ForeignNet, building, check_arguments
+from vitlab.models.pretrained import Images, Loaded, Weights, fit_channels, load_pretrained
+from vitlab.models.wrapper import LibraryModel, building
 
-# What torchvision calls the things that have a key of their own here.
-OWN_KEYS = {
-    "weights": "pretrained",
-    "num_classes": "num_classes",
-    "image_size": "image_size",
-    "input_size": "image_size",
-    "stochastic_depth_prob": "drop_path",
-}
 # GoogLeNet and Inception answer with three outputs while they train; MNASNet refuses weights without
 # torchvision's own record of their version. timm has all three.
 LEFT_OUT = ("googlenet", "inception_v3", "mnasnet*")
 
 
-class TorchvisionModel(ForeignNet):
-    """Images ``(B, channels, H, W)`` to logits ``(B, num_classes)``, by torchvision's network ``name``.
+class TorchvisionModel(LibraryModel):
+    """torchvision's network ``name``, as `LibraryModel` says.
 
-    Args:
-        name: of an architecture (``vit_b_16``, ``swin_t``, ``convnext_tiny`` …), or architecture.weights
-            for other than its default weights (``vit_b_16.IMAGENET1K_SWAG_E2E_V1``).
-        pretrained: take torchvision's weights, from torch's cache on this disk or from its server.
-        checkpoint_path: weights of this architecture on this disk: a file (.safetensors, or what
-            ``torch.load`` reads), the folder it lies in, or a run folder of ours. A head for
-            another number of classes is left out and stays new. None: no file.
-        image_size: pixels; told to the architectures that are built for one size (ViT, MaxViT), others
-            take any. ViT takes squares alone; positions of its weights are resized to it by
-            ``interpolate_embeddings``.
-        drop_path: largest stochastic depth; the architecture's own of its blocks are scaled to it. None:
-            as the architecture has it.
-        kwargs: anything else that the architecture's function takes.
-
-    Raises:
-        UserError: an unknown name, an option that the architecture lacks, weights that cannot be
-            had or do not fit.
+    ``vit_b_16`` has its default weights, ``vit_b_16.IMAGENET1K_SWAG_E2E_V1`` others. A ViT takes squares
+    alone; positions of its weights are resized by ``interpolate_embeddings``. ``drop_path`` scales the
+    architecture's own rates.
     """
 
+    own_keys: ClassVar[Mapping[str, str]] = {
+        "weights": "pretrained",
+        "num_classes": "num_classes",
+        "image_size": "image_size",
+        "input_size": "image_size",
+        "stochastic_depth_prob": "drop_path",
+    }
     # Layer scale is (C, 1, 1) here and no matrix either.
-    spared = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+    no_decay = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        pretrained: bool,
-        checkpoint_path: str | None,
-        num_classes: int,
-        image_size: Size,
-        channels: int,
-        drop_path: float | None,
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        check_arguments(pretrained, checkpoint_path, kwargs, OWN_KEYS)
-        architecture, source = find(name)
-        size = pair("model.image_size", image_size)
-        arguments: dict[str, Any] = {"num_classes": num_classes, **kwargs}
+    @staticmethod
+    def find(name: str, kwargs: Mapping[str, Any]) -> Any:
+        """Return the torchvision weights that ``name`` means; unknown: a UserError."""
+        architecture, _, tag = name.partition(".")
+        choices = models.list_models(module=models, exclude=LEFT_OUT)
+        if architecture not in choices:
+            raise UserError(
+                f"torchvision has no model called {architecture!r} that fits here"
+                f"{suggest(architecture, choices)}; model.name must be one of {', '.join(choices)}."
+            )
+        weights: Any = models.get_model_weights(architecture)
+        tags = list(weights.__members__)
+        if tag and tag not in tags:
+            raise UserError(
+                f"torchvision has no weights {tag!r} of {architecture}{suggest(tag, tags)}; model.name must "
+                f"be {architecture}, or {architecture}. and one of {', '.join(tags)}."
+            )
+        return weights[tag or "DEFAULT"]
+
+    def fetch(self, name: str, source: Any, kwargs: Mapping[str, Any]) -> Path:
+        """Return the file with torchvision's weights; a UserError if it cannot be had."""
+        return fetch_from_url(name, source.url)
+
+    def create(
+        self, name: str, source: Any, arguments: dict[str, Any], channels: int, drop_path: float | None
+    ) -> nn.Module:
+        """Build the network, with weights drawn at random."""
+        architecture = name.partition(".")[0]
+        size = self.image_size
         if architecture.startswith("vit_"):
             if size[0] != size[1]:
                 raise UserError(
@@ -81,17 +77,18 @@ class TorchvisionModel(ForeignNet):
             arguments["image_size"] = size[0]
         if architecture.startswith("maxvit"):
             arguments["input_size"] = size
-        path = Path(checkpoint_path).expanduser() if checkpoint_path else None
-        if pretrained:  # before the network is built: this is what fails
-            path = fetch_from_url(name, source.url)
-        with building("torchvision", name, arguments, OWN_KEYS):
+        with building("torchvision", name, arguments, self.own_keys):
             net = models.get_model(architecture, weights=None, **arguments)
         if isinstance(net, VisionTransformer):
             # torchvision's zeros would teach the head alone in the first step; 0.02 as in DeiT.
             nn.init.normal_(net.heads.head.weight, std=0.02)
-        stem = adapt_stem(net, channels)
+        fit_stem(net, channels)
         if drop_path is not None:
             set_drop_path(net, architecture, drop_path)
+        return net
+
+    def load(self, net: nn.Module, source: Any, path: Path, *, fetched: bool) -> Loaded:
+        """Fill the network from a file, positions and old names translated."""
 
         def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
             if isinstance(net, VisionTransformer):
@@ -100,20 +97,17 @@ class TorchvisionModel(ForeignNet):
             old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
             return {old.sub(r"\1", key): value for key, value in weights.items()}
 
-        loaded = None
-        if path:
-            preset = source.transforms()
-            (side,) = preset.crop_size
-            loaded = load_pretrained(
-                net,
-                path,
-                convert=convert,
-                heads=[[key for key, _ in net.named_parameters()][-1].rpartition(".")[0]],
-                stems=[stem],
-                images=Images(tuple(preset.mean), tuple(preset.std), (side, side)),
-                fetched=f"torchvision's {source} ({path.name})" if pretrained else None,
-            )
-        super().__init__(net, size, loaded)
+        preset = source.transforms()
+        (side,) = preset.crop_size
+        return load_pretrained(
+            net,
+            path,
+            convert=convert,
+            heads=[[key for key, _ in net.named_parameters()][-1].rpartition(".")[0]],
+            stems=[find_stem(net)[0]],
+            images=Images(tuple(preset.mean), tuple(preset.std), (side, side)),
+            fetched=f"torchvision's {source} ({path.name})" if fetched else None,
+        )
 
     def groups(self) -> list[list[str]]:
         """Names of the parameters by layer; ViT's blocks lie deeper than those of other architectures."""
@@ -131,36 +125,21 @@ class TorchvisionModel(ForeignNet):
         return list(found.values())
 
 
-def find(name: str) -> tuple[str, Any]:
-    """Return the architecture and the torchvision weights that ``name`` means; unknown: a UserError."""
-    architecture, _, tag = name.partition(".")
-    choices = models.list_models(module=models, exclude=LEFT_OUT)
-    if architecture not in choices:
-        raise UserError(
-            f"torchvision has no model called {architecture!r} that fits here"
-            f"{suggest(architecture, choices)}; model.name must be one of {', '.join(choices)}."
-        )
-    weights: Any = models.get_model_weights(architecture)
-    tags = list(weights.__members__)
-    if tag and tag not in tags:
-        raise UserError(
-            f"torchvision has no weights {tag!r} of {architecture}{suggest(tag, tags)}; model.name must be "
-            f"{architecture}, or {architecture}. and one of {', '.join(tags)}."
-        )
-    return architecture, weights[tag or "DEFAULT"]
+def find_stem(net: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return the first convolution and its name."""
+    return next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
 
 
-def adapt_stem(net: nn.Module, channels: int) -> str:
-    """Let the first convolution, made for three channels, see ``channels``; return its name.
+def fit_stem(net: nn.Module, channels: int) -> None:
+    """Let the first convolution, made for three channels, see ``channels``.
 
     The random kernels are added up or repeated as trained ones are: the sum of three is as wide as a kernel
     made for one channel.
     """
-    name, stem = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    _, stem = find_stem(net)
     if channels != stem.in_channels:
-        stem.weight = nn.Parameter(adapt_input_conv(channels, stem.weight.detach()))
+        stem.weight = nn.Parameter(fit_channels(stem.weight.detach(), channels))
         stem.in_channels = channels
-    return name
 
 
 def set_drop_path(net: nn.Module, architecture: str, largest: float) -> None:

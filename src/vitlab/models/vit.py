@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
 from vitlab.models.initialization import INITS
-from vitlab.models.layers import MLP, Block, Size, choose, pair, require_rates
+from vitlab.models.layers import MLP, Block, Size, choose, pair
 from vitlab.models.pooling import POOLINGS
 from vitlab.models.positions import POSITIONS
 from vitlab.models.tokenizers import Tokenizer
@@ -31,28 +31,34 @@ class ViT(nn.Module):
     """Images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
 
     Args:
-        image_size: pixels, one number or (height, width); ``patch_size`` likewise, and it must
-            divide the image.
-        dim: numbers per token. ``depth``: blocks. ``heads``: attention heads of ``dim_head`` (None:
-            dim // heads).
+        image_size: pixels, one number or (height, width).
+        channels: of the images.
+        num_classes: K.
+        patch_size: pixels, one number or (height, width), which must divide the image.
+        dim: numbers per token.
+        depth: blocks.
+        heads: attention heads.
+        dim_head: numbers per head; None: ``dim // heads``.
         mlp_ratio: hidden width of the MLP over ``dim``.
-        pool: a name in ``POOLINGS``. ``position``: a name in ``POSITIONS``.
+        pool: a name in ``POOLINGS``.
+        position: a name in ``POSITIONS``.
         patch_norm: LayerNorms before and after the tokenizer's projection.
         dropout: after every dense layer but the query-key-value one (appendix B.1).
-            ``emb_dropout``: after the positions. ``attn_dropout``: of the attention weights.
+        emb_dropout: after the positions.
+        attn_dropout: of the attention weights.
         drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et
             al. 2016, equation 4).
         drop_key: rate at which attention loses keys (``attention.drop_keys``) in the first block; it falls
             linearly to the last (DropKey, Li et al. 2023: what early layers see may go, what late ones
             have made of it not).
-        qkv_bias: whether queries, keys and values have a bias. ``init``: a name in ``INITS``.
+        qkv_bias: whether queries, keys and values have a bias.
+        init: a name in ``INITS``.
         tokenizer: builds the ``Tokenizer`` from image_size, patch_size, channels, dim and
             patch_norm.
         attention: builds one block's attention, with the arguments of ``attention.Attention``.
 
     Raises:
-        UserError: sizes, rates or names that cannot work, and images of another size than
-            ``image_size``.
+        ValueError: sizes or names that cannot work.
     """
 
     own_tokens = 0  # learnable ones that a subclass puts before the pooling's
@@ -83,18 +89,6 @@ class ViT(nn.Module):
         attention: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
-        if min(depth, dim, heads, channels, num_classes, int(dim * mlp_ratio)) < 1:
-            raise UserError(
-                "model.depth, dim, heads, channels, num_classes and dim * mlp_ratio must be at least 1, "
-                f"found {depth}, {dim}, {heads}, {channels}, {num_classes} and {dim * mlp_ratio}."
-            )
-        require_rates(
-            dropout=dropout,
-            emb_dropout=emb_dropout,
-            attn_dropout=attn_dropout,
-            drop_path=drop_path,
-            drop_key=drop_key,
-        )
         self.image_size = pair("model.image_size", image_size)
         self.tokenizer = tokenizer(
             image_size=image_size,
@@ -135,7 +129,11 @@ class ViT(nn.Module):
         choose("model.init", init, INITS)(self.blocks, self.position)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into the first block's input ``(B, prefix + N, dim)``."""
+        """Turn images ``(B, C, H, W)`` into the first block's input ``(B, prefix + N, dim)``.
+
+        Raises:
+            UserError: images of another size than ``image_size``.
+        """
         if images.shape[-2:] != self.image_size:
             raise UserError(
                 f"The model was built for images of (height, width) {self.image_size}, found "
@@ -155,6 +153,7 @@ class ViT(nn.Module):
         return tokens
 
     def forward(self, images: Tensor) -> Tensor:
+        """Classify images ``(B, C, H, W)``: logits ``(B, num_classes)``."""
         return self.head(self.pool(self.encode(images)))  # (B, num_classes)
 
     def layers(self) -> list[tuple[str, list[str]]]:

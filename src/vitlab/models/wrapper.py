@@ -1,36 +1,95 @@
-"""What the networks of other libraries have in common here."""
+"""The networks of other libraries behind our contract: what timm's and torchvision's share."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
+from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Loaded
 
 
-class ForeignNet(nn.Module):
-    """A network of another library behind our contract: images ``(B, C, H, W)`` to logits ``(B, K)``.
+class LibraryModel(nn.Module):
+    """A network of another library: images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
+
+    Args:
+        name: of the architecture, as the library calls it; with ``.tag`` for one of several sets of weights.
+        pretrained: start from the library's weights, from the cache on this disk or downloaded into it.
+        checkpoint_path: weights of this architecture on this disk: a file (.safetensors, or what
+            ``torch.load`` reads), the folder it lies in, or a run folder of ours. A head for another number
+            of classes is left out and stays new. None: no file.
+        num_classes: K.
+        image_size: pixels; told to the architectures that are built for one size, others take any.
+        channels: of the images.
+        drop_path: the largest rate of stochastic depth. None: the architecture's own.
+        kwargs: anything else that the library's constructor takes.
+
+    Raises:
+        UserError: an unknown name, an option that the architecture lacks, weights that cannot be had or do
+            not fit.
 
     Attributes:
         net: the network.
         loaded: what became of its pretrained weights; None if it has none.
     """
 
+    # What the library calls the arguments that have a key of their own here → that key.
+    own_keys: ClassVar[Mapping[str, str]] = {}
     # Last parts of the names of parameters that weight decay leaves alone.
-    spared: tuple[str, ...] = ()
+    no_decay: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, net: nn.Module, image_size: tuple[int, int], loaded: Loaded | None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool,
+        checkpoint_path: str | None,
+        num_classes: int,
+        image_size: Size,
+        channels: int,
+        drop_path: float | None,
+        kwargs: Mapping[str, Any],
+    ) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.loaded = loaded
-        # See tokenizers.ConvStem: for convolutions the other layout is slower, and compiled in bf16 on
-        # the CPU it can go wrong.
-        self.net = net.to(memory_format=torch.channels_last)
+        assert not (pretrained and checkpoint_path)
+        for key in self.own_keys.keys() & kwargs.keys():
+            raise UserError(
+                f"model.kwargs.{key} has a key of its own, model.{self.own_keys[key]}: set that one."
+            )
+        self.image_size = pair("model.image_size", image_size)
+        source = self.find(name, kwargs)
+        path = Path(checkpoint_path).expanduser() if checkpoint_path else None
+        if pretrained:  # before the network is built: this is what fails
+            path = self.fetch(name, source, kwargs)
+        net = self.create(name, source, {"num_classes": num_classes, **kwargs}, channels, drop_path)
+        self.loaded = self.load(net, source, path, fetched=pretrained) if path else None
+        self.net = net.to(memory_format=torch.channels_last)  # see `layers.ChannelsLast`
+
+    @staticmethod
+    def find(name: str, kwargs: Mapping[str, Any]) -> Any:
+        """Return what the library knows of ``name``; unknown: a UserError."""
+        raise NotImplementedError
+
+    def fetch(self, name: str, source: Any, kwargs: Mapping[str, Any]) -> Path:
+        """Return the file with the library's weights; a UserError if it cannot be had."""
+        raise NotImplementedError
+
+    def create(
+        self, name: str, source: Any, arguments: dict[str, Any], channels: int, drop_path: float | None
+    ) -> nn.Module:
+        """Build the network, with weights drawn at random."""
+        raise NotImplementedError
+
+    def load(self, net: nn.Module, source: Any, path: Path, *, fetched: bool) -> Loaded:
+        """Fill the network from a file, which was ``fetched`` or is the user's own."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
+        """Classify images ``(B, channels, H, W)``: logits ``(B, num_classes)``."""
         return self.net(images.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
 
     def groups(self) -> list[list[str]]:
@@ -64,26 +123,12 @@ class ForeignNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Positions, tokens and tables of distances: points, not maps."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.spared}
-
-
-def check_arguments(
-    pretrained: bool, checkpoint_path: str | None, kwargs: Mapping[str, Any], own: Mapping[str, str]
-) -> None:
-    """Refuse what is said twice.
-
-    Args:
-        own: what the library calls the things that have a key of their own here → that key.
-    """
-    if pretrained and checkpoint_path:
-        raise UserError("model.pretrained=true and model.checkpoint_path both name weights; give only one.")
-    for key in own.keys() & kwargs.keys():
-        raise UserError(f"model.kwargs.{key} stands for model.{own[key]}; set that one.")
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.no_decay}
 
 
 @contextmanager
 def building(library: str, name: str, arguments: Mapping[str, Any], own: Mapping[str, str]) -> Iterator[None]:
-    """Put the errors of another library's constructor in terms of the config."""
+    """Put the errors of another library's constructor in terms of the config, with ``own`` its `own_keys`."""
     try:
         yield
     except TypeError as error:

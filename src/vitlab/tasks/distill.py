@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vitlab.core.batch import Batch
-from vitlab.models.distilled import DistilledViT
+from vitlab.models.distilled import has_teacher_head
 from vitlab.models.layers import choose
 from vitlab.tasks.classify import Classify, num_correct
 from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
@@ -17,7 +17,7 @@ class Distill(Classify):
     """Train ``net`` on its labels and on what ``teacher`` says of the same augmented, mixed images.
 
     The loss is (1 - weight) x the labels' + weight x the teacher's. Both are of the same logits, or, for a
-    `DistilledViT`, each of its own head.
+    network with a head for the teacher, each of its own head.
 
     Source: soft, "Distilling the Knowledge in a Neural Network" (Hinton et al. 2015, section 2); hard and the
     token, DeiT (Touvron et al. 2021, section 4), whose weight is a half.
@@ -53,10 +53,8 @@ class Distill(Classify):
 
     def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         images = self._cast(batch.images)
-        if isinstance(self.net, DistilledViT):
-            heads = self.net(images, per_head=True)  # (B, 2, K)
-        else:
-            heads = self.net(images)[:, None]  # (B, 1, K)
+        both = has_teacher_head(self.net)
+        heads = self.net(images, per_head=True) if both else self.net(images)[:, None]  # (B, 2 or 1, K)
         taught = self.teacher(batch.images)  # (B, K)
         label_loss = soft_cross_entropy(heads[:, 0], batch.targets, self.label_smoothing)
         teacher_loss = self.teacher_loss(heads[:, -1], taught)

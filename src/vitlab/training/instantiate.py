@@ -45,9 +45,11 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     path = node.pop("checkpoint_path", None) if "pretrained" not in node else None
     net = instantiate(node, _convert_="all")
     if path:
-        from vitlab.models.initial_weights import start_from  # timm, half a second that most uses can save
+        from vitlab.models.initial_weights import (
+            load_initial_weights,  # timm, half a second that most uses can save
+        )
 
-        net.loaded = start_from(net, Path(path).expanduser())
+        net.loaded = load_initial_weights(net, Path(path).expanduser())
     return net
 
 

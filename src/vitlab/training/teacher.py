@@ -210,7 +210,7 @@ def _from_timm(given: str, file: Path, dataset: Dataset) -> Teacher:
     """Return timm's network, with weights from ``file`` and the preprocessing that timm publishes for it."""
     name, classes = given.removeprefix(TIMM), list(dataset.classes)
     try:
-        channels, *size = timm_model.find(name).input_size
+        channels, *size = timm_model.TimmModel.find(name, {}).input_size
         net = timm_model.TimmModel(
             name=name,
             pretrained=False,
