@@ -1,4 +1,4 @@
-"""metrics.csv: one row an epoch, as it is written and read again. Torch-free."""
+"""metrics.csv: one row an epoch, as it is written and read again."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/acc
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as text, with the columns that people look for first."""
     columns = list(dict.fromkeys([c for c in COLUMNS if any(c in r for r in rows)]))
     columns += [c for c in dict.fromkeys(c for r in rows for c in r) if c not in columns]
     text = io.StringIO()

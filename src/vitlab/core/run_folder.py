@@ -119,10 +119,10 @@ class RunFolder:
             return cls(folder)
         if given.suffix == ".ckpt" and (given.parent.parent / "config.yaml").is_file():
             raise UserError(
-                f"a run goes on from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
+                f"a run resumes from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
             )
         if jobs := sorted(str(job.parent) for job in given.glob("*/config.yaml")):
-            whole = f", or go on with the sweep by sweep.resume={given}" if key == "resume" else ""
+            whole = f", or resume the sweep with sweep.resume={given}" if key == "resume" else ""
             whole = whole if (given / "sweep.json").is_file() else ""
             raise UserError(
                 f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."

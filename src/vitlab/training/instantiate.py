@@ -26,7 +26,7 @@ def instantiate(node: dict[str, Any], **options: Any) -> Any:
         return hydra.utils.instantiate(node, **options)
     except InstantiationException as error:
         cause: BaseException = error
-        # Down to what our own code says; below that lies only what it said it of.
+        # Down to what our own code says; below that is only what made it say so.
         while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
         if isinstance(cause, UserError):

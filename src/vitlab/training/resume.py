@@ -23,7 +23,7 @@ FREE = (
     *WITHOUT_EFFECT,
     *("data.root", "task.teacher", "task.teacher_checkpoint"),  # may move; a teacher is known by its hash
     *("model.pretrained", "model.checkpoint_path"),  # the start has been
-    "model.num_classes",  # the data's, whatever stands there
+    "model.num_classes",  # the data's, whatever is written there
     "trainer.limit_test_batches",  # the test is still to come; a search sets it for its best trial
 )
 # How and where it computes: a run must outlive its machine, if not bit for bit.

@@ -103,7 +103,7 @@ class Record(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
         epoch = trainer.current_epoch + 1
-        # Not every epoch is validated: the metrics of an earlier one must not stand in this row.
+        # Not every epoch is validated: the metrics of an earlier one must not get into this row.
         row = {"epoch": epoch, "step": trainer.global_step} | metrics | self._validation
         row["learning_rate"] = learning_rate(trainer, as_task(pl_module))
         self._validation = {}

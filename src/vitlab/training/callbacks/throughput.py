@@ -13,14 +13,19 @@ WARMUP_STEPS = 10
 
 
 class Throughput(L.Callback):
-    """Measure the training rate over all processes: loading, augmentation and step, without validation,
-    checkpoints, compilation and the first ten optimizer steps of each session."""
+    """Measure the training rate over all processes: loading, augmentation and step.
 
-    def __init__(self, started: float, warmup_steps: int = WARMUP_STEPS) -> None:
-        """Args:
+    Without validation, checkpoints, compilation and the first optimizer steps of each session.
+
+    Args:
         started: the `time.monotonic` at which this session began, for ``wall_seconds``.
         warmup_steps: optimizer steps of the session before the clock starts.
-        """
+
+    Attributes:
+        images, seconds: counted so far.
+    """
+
+    def __init__(self, started: float, warmup_steps: int = WARMUP_STEPS) -> None:
         self._started = started
         self._warmup_steps = warmup_steps
         self._wall_before = 0.0
