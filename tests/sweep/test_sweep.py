@@ -299,13 +299,20 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
     assert "d3/train.log)" in said
 
 
-def test_results_are_not_broken_to_the_width_of_their_table(tmp_path: Path, capsys: Any) -> None:
-    found = Sweep(tmp_path / ("a" * 70), [], ["seed"], [])
-    found.jobs.append(Job(("seed=1",), "seed=1", "seed-1"))
-    RunFolder.create(found.path / "seed-1", {"seed": 1})
-    Summary(found.run_folder(found.jobs[0])).update(status="finished", metrics={"val/accuracy": 0.5})
+def test_results_show_what_was_typed_and_are_not_broken_to_the_width_of_their_table(
+    tmp_path: Path, capsys: Any
+) -> None:
+    found = Sweep(tmp_path / ("a" * 70), [], ["augment.ops"], [])
+    for name, ops in (("one", "[crop,flip]"), ("two", "[/bold]")):  # no markup of Rich's
+        job = Job((f"augment.ops={ops}",), f"ops={ops}", name)
+        found.jobs.append(job)
+        RunFolder.create(found.path / name, {"seed": 1})
+        Summary(found.run_folder(job)).update(status="finished", metrics={"val/accuracy": 0.5})
     show_results(found)
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    assert "ops=[crop,flip]" in out
+    assert "ops=[/bold]" in out
+    lines = out.splitlines()
     assert f"{found}, best val/accuracy first" in lines
     assert f"more: python compare.py {found}" in lines
 
