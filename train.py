@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vitlab.compare import show_leaderboard
 from vitlab.config import combinations
 from vitlab.config.arguments import check_folder, parse_arguments
 from vitlab.config.data_check import check_with_data
@@ -22,7 +23,7 @@ def main() -> None:
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.multirun:
-        run_sweep(arguments)
+        run_sweep(arguments, show_leaderboard)
     else:
         train(arguments.overrides)
 

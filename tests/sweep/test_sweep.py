@@ -17,13 +17,14 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, TINY, summary, verb
+from vitlab.compare import show_leaderboard
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import Interrupted
 from vitlab.sweep import launchers, run_sweep, worker
-from vitlab.sweep.progress import Progress, ranking, show_results
+from vitlab.sweep.progress import Progress
 from vitlab.sweep.record import Job, Sweep, folder_name
 from vitlab.sweep.worker import Worker
 
@@ -66,9 +67,9 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
         before = len((tmp_path / "starts").read_text().splitlines())
         if fails:
             with pytest.raises(UserError, match=fails):
-                run_sweep(parse_arguments(arguments))
+                run_sweep(parse_arguments(arguments), show_leaderboard)
         else:
-            run_sweep(parse_arguments(arguments))
+            run_sweep(parse_arguments(arguments), show_leaderboard)
         return (tmp_path / "starts").read_text().splitlines()[before:]
 
     return run
@@ -231,7 +232,7 @@ def test_mistakes_are_answered(call: Calls, tmp_path: Path, typed: list[str], wo
     if "n_jobs" in words and not importlib.util.find_spec("hydra_plugins"):
         pytest.skip("no joblib launcher")
     with pytest.raises(UserError, match=words):
-        run_sweep(parse_arguments(typed))
+        run_sweep(parse_arguments(typed), show_leaderboard)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -246,28 +247,6 @@ def test_a_damaged_record_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"command": ')
     with pytest.raises(UserError, match=r"sweep.json cannot be read"):
         Sweep.load(tmp_path)
-
-
-def test_seeds_are_averaged_and_the_test_has_no_say() -> None:
-    def job(depth: int, seed: int) -> Job:
-        return Job((f"depth={depth}", f"seed={seed}"), f"depth={depth} seed={seed}", f"{depth}{seed}")
-
-    def metrics(val: float, test: float) -> dict[str, Any]:
-        return {"metrics": {"val/accuracy": val, "test/accuracy": test}}
-
-    rows = ranking(
-        {
-            job(4, 1): metrics(0.5, 0.9),
-            job(6, 1): metrics(0.4, 0.1),
-            job(6, 2): metrics(0.8, 0.1),
-            job(8, 1): {},
-        }
-    )
-    assert [name for name, _ in rows] == ["depth=6", "depth=4"]
-    mean, spread, number = rows[0][1]["val/accuracy"]
-    assert (mean, number) == (pytest.approx(0.6), 2)
-    assert spread == pytest.approx(0.2828, abs=1e-4)
-    assert rows[1][1]["val/accuracy"][1] is None
 
 
 def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> None:
@@ -306,9 +285,10 @@ def test_results_show_what_was_typed_and_are_not_broken_to_the_width_of_their_ta
     for name, ops in (("one", "[crop,flip]"), ("two", "[/bold]")):  # no markup of Rich's
         job = Job((f"augment.ops={ops}",), f"ops={ops}", name)
         found.jobs.append(job)
-        RunFolder.create(found.path / name, {"seed": 1})
+        config = {"seed": 1, "augment": {"ops": ops}, "swept": ["augment.ops"]}
+        RunFolder.create(found.path / name, config)
         Summary(found.run_folder(job)).update(status="finished", metrics={"val/accuracy": 0.5})
-    show_results(found)
+    show_leaderboard(found.path)
     out = capsys.readouterr().out
     assert "ops=[crop,flip]" in out
     assert "ops=[/bold]" in out

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Column, Table
 
-from vitlab.compare.groups import Comparison, make_comparison
+from vitlab.compare.groups import SPLITS, Comparison, make_comparison
 from vitlab.compare.read import plain, read_runs
-from vitlab.compare.table import leaderboard_csv, leaderboard_md, runs_csv, show
+from vitlab.compare.table import fraction, leaderboard_csv, leaderboard_md, runs_csv, show
+from vitlab.core.console import make_console, say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
+from vitlab.core.run_folder import RunFolder
+
+MOST_ROWS = 20  # of a sweep's leaderboard
 
 
 def compare(
@@ -46,6 +51,22 @@ def compare(
         markup=False,
     )
     return comparison
+
+
+def show_leaderboard(folder: Path) -> None:
+    """Print the finished runs of a sweep, the best on the hold-out first, a row for each combination."""
+    groups = make_comparison(read_runs([folder]), [], folder.name).groups
+    groups = [group for group in groups if group.spread("val")]
+    table = Table("combination", *(Column(name, justify="right") for name in ("runs", *SPLITS.values())))
+    for group in groups[:MOST_ROWS]:
+        spreads = [group.spread(split) for split in SPLITS]
+        table.add_row(group.name, str(len(group.finished)), *map(fraction, spreads))
+    if len(groups) > MOST_ROWS:
+        table.caption = f"and {len(groups) - MOST_ROWS} more"
+    place = RunFolder(folder)
+    say(f"{place}, best {SPLITS['val']} first")  # no title: the table would break it to its own width
+    make_console().print(table, soft_wrap=False)
+    say(f"more: python compare.py {place}")
 
 
 def write(comparison: Comparison, out: Path) -> None:

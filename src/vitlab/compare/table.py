@@ -43,6 +43,13 @@ def accuracy(found: Spread | None) -> str:
     )
 
 
+def fraction(found: Spread | None) -> str:
+    """Return ``0.6123 ± 0.0042``; of one seed there is no spread."""
+    if found is None:
+        return NONE
+    return f"{found.mean:.4f}" + (f" ± {found.std:.4f}" if found.std is not None else "")
+
+
 def delta(group: Group, comparison: Comparison, split: str) -> str:
     """Return points and their interval, such as ``+1.20 [+0.35, +2.05]``, or why there are none."""
     base = comparison.baseline

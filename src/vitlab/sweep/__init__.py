@@ -1,5 +1,8 @@
 """Many runs: every combination of the values given, or a search, over one record (sweep.json)."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from vitlab.config.arguments import Arguments
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
@@ -7,8 +10,12 @@ from vitlab.sweep.grid import run_grid
 from vitlab.sweep.search import is_search, run_search
 
 
-def run_sweep(arguments: Arguments) -> None:
+def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
     """Run the sweep or the search that a command line asks for, or resume it.
+
+    Args:
+        arguments: what was typed.
+        show_results: prints the results of the sweep in a folder.
 
     Raises:
         UserError: it cannot run as asked for, or jobs failed.
@@ -22,4 +29,4 @@ def run_sweep(arguments: Arguments) -> None:
     if is_search(arguments.overrides):
         run_search(arguments.overrides)
     else:
-        run_grid(arguments)
+        run_grid(arguments, show_results)

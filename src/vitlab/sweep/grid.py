@@ -4,7 +4,8 @@ From a command line to the folder of a sweep: which one, which jobs, and why som
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vitlab.config import Combination, combinations, report
 from vitlab.config.arguments import Arguments, check_folder
@@ -14,11 +15,10 @@ from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.data_check import data_problems
 from vitlab.sweep.launchers import check_launcher, launch_jobs
-from vitlab.sweep.progress import show_results
 from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name, own_overrides
 
 
-def run_grid(arguments: Arguments) -> None:
+def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
     """Run the sweep that a command line asks for, or resume it.
 
     Raises:
@@ -35,10 +35,10 @@ def run_grid(arguments: Arguments) -> None:
         sweep.save()
         say(f"{_count(sweep)} in {sweep}")
     if sweep.unfinished():
-        launch_jobs(sweep, config)
+        launch_jobs(sweep, config, show_results)
     else:
         say(f"{sweep} is already finished: {_count(sweep)}. sweep.new=true runs it afresh.")
-        show_results(sweep)
+        show_results(sweep.path)
 
 
 def _count(sweep: Sweep) -> str:

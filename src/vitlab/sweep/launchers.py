@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -27,7 +28,7 @@ from vitlab.core.console import say
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped, show_results
+from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
 from vitlab.sweep.worker import Worker
 
@@ -87,12 +88,13 @@ def _is_installed(target: str) -> bool:
         return False
 
 
-def launch_jobs(sweep: Sweep, config: DictConfig) -> None:
+def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path], object]) -> None:
     """Run every job that is left, and follow them to their end.
 
     Args:
         sweep: its record.
         config: from `check_launcher`.
+        show_results: prints the results of the sweep in a folder.
 
     Raises:
         UserError: jobs failed.
@@ -119,7 +121,10 @@ def launch_jobs(sweep: Sweep, config: DictConfig) -> None:
             stopped = worker.stop_signal()
     finally:
         sweep.save()
-    _conclude(sweep, progress, stopped)
+    raise_if_stopped(sweep, stopped, f"{len(sweep.unfinished())} of {len(sweep.runnable)} jobs")
+    if len(sweep.unfinished()) < len(sweep.runnable):
+        show_results(sweep.path)
+    _conclude(sweep, progress)
 
 
 def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
@@ -180,12 +185,9 @@ def _get_name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
-def _conclude(sweep: Sweep, progress: Progress, stopped: int | None) -> None:
-    """Show the results, and say what is left and why."""
+def _conclude(sweep: Sweep, progress: Progress) -> None:
+    """Say what is left and why."""
     left, total = sweep.unfinished(), len(sweep.runnable)
-    raise_if_stopped(sweep, stopped, f"{len(left)} of {total} jobs")
-    if len(left) < total:
-        show_results(sweep)
     running = [job for job in left if sweep.state(job) == "running"]
     if running:
         listed = list_jobs(sweep, running)

@@ -5,19 +5,15 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from rich.table import Table
-
-from vitlab.core.console import duration, make_console, say
+from vitlab.core.console import duration, say
 from vitlab.core.run_folder import RunFolder, State, SummaryData
 from vitlab.core.signals import Interrupted
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
 COUNTED = ("pruned", "diverged", "invalid", "skipped")  # in a line of progress, where there are any
 LISTED = 10  # jobs
-ROWS = 20  # of the table at the end
 
 
 class Progress:
@@ -162,48 +158,3 @@ def raise_if_stopped(sweep: Sweep, signum: int | None, left: str) -> None:
         lines = [f"stopped with {left} left", list_jobs(sweep, sweep.unfinished())]
         say("\n".join([*filter(None, lines), f"resume with: {sweep.resume_command}"]))
         raise Interrupted(signum)
-
-
-Row = tuple[str, dict[str, tuple[float, float | None, int]]]
-
-
-def ranking(summaries: Mapping[Job, SummaryData]) -> list[Row]:
-    """Return, best first by hold-out accuracy, each combination with mean, deviation and number of its seeds.
-
-    Test accuracy has no part in the order: nothing is selected on test data.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for job, summary in summaries.items():
-        if summary.get("metrics", {}).get(OBJECTIVE) is not None:
-            groups.setdefault(job.label_without_seed, []).append(summary["metrics"])
-    rows = []
-    for name, metrics in groups.items():
-        row = {}
-        for key in (OBJECTIVE, "test/accuracy"):
-            if found := [m[key] for m in metrics if m.get(key) is not None]:
-                spread = statistics.stdev(found) if len(found) > 1 else None
-                row[key] = statistics.fmean(found), spread, len(found)
-        rows.append((name, row))
-    return sorted(rows, key=lambda row: -row[1][OBJECTIVE][0])
-
-
-def show_results(sweep: Sweep) -> None:
-    """Print the finished jobs as a table, best first, the seeds of one combination in one row."""
-    done = {job: sweep.summary(job) for job in sweep.runnable if sweep.state(job) == State.FINISHED}
-    rows = ranking(done)
-    table = Table()
-    table.add_column("combination")
-    for name in ("runs", OBJECTIVE, "test/accuracy"):
-        table.add_column(name, justify="right")
-    for name, row in rows[:ROWS]:
-        cells = [_cell(*row[key]) if key in row else "-" for key in (OBJECTIVE, "test/accuracy")]
-        table.add_row(name or "all alike", str(row[OBJECTIVE][2]), *cells)
-    if len(rows) > ROWS:
-        table.caption = f"and {len(rows) - ROWS} more"
-    say(f"{sweep}, best {OBJECTIVE} first")  # no title of the table, which would break it to its own width
-    make_console().print(table, soft_wrap=False)
-    say(f"more: python compare.py {sweep}")
-
-
-def _cell(mean: float, spread: float | None, _: int) -> str:
-    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
