@@ -76,7 +76,7 @@ def test_numbers_are_short_and_stay_in_their_interval() -> None:
         ([RATE, "sweep.pruner=mean"], "median or hyperband or none"),
         ([RATE, "data.val_size=0"], "nothing is validated"),
         ([RATE, "hydra/launcher=joblib"], "sweep.jobs=N"),
-        (["optimizer.lr=interval(1,"], "cannot be read"),
+        (["optimizer.lr=interval(1,2"], "cannot be read"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(
