@@ -1,4 +1,4 @@
-"""Measure images per second against other stacks: check, claim a folder, measure. See `--help`."""
+"""Measure images per second against a plain loop: check, claim a folder, measure. See `--help`."""
 
 import os
 import sys

@@ -35,7 +35,12 @@ def run(data: list[str]) -> None:
             recipe = ["experiment=cpu_quick", *LENGTH, *QUIET, *data, f"seed={seed}"]
             commands = [["train.py", *recipe, f"hydra.run.dir={ours}"]]
         if not (theirs / "result.json").exists():
-            tutorial = [str(HERE / "tutorial.py"), f"--minutes={MINUTES}", f"--out={theirs / 'result.json'}"]
+            tutorial = [
+                "-m",
+                "experiments.ten_minutes.tutorial",
+                f"--minutes={MINUTES}",
+                f"--out={theirs / 'result.json'}",
+            ]
             commands.append([*tutorial, *data, f"seed={seed}"])
         jobs = [
             subprocess.Popen(

@@ -1,6 +1,6 @@
 """What a tutorial's stack reaches in a given wall time, everything included.
 
-    python experiments/ten_minutes/tutorial.py data=image_folder data.root=DIR --minutes=10 --out=FILE.json
+    python -m experiments.ten_minutes.tutorial data=image_folder data.root=DIR --minutes=10 --out=FILE.json
 
 vit-pytorch's ViT (patch 4, dim 192, depth 6), Adam at 1e-4, float32, PIL images with crop, flip and
 AutoAugment in a DataLoader, classes as targets: no schedule, no label smoothing, not compiled. It trains on
@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import torchvision  # noqa: E402
 
-from vitlab.benchmark import references  # noqa: E402
+from experiments.input_speed import references  # noqa: E402
 from vitlab.config import preflight, to_plain  # noqa: E402
 from vitlab.core.cpu_count import count_cores  # noqa: E402
 from vitlab.training.build import build  # noqa: E402

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from vitlab.benchmark import timing
-from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
+from vitlab.benchmark.timing import SETTLE, Contender, Sample, measure_in_turn, summarize, timed, warm_up
 from vitlab.core.signals import Interrupted, StopSignal
 
 
@@ -51,7 +51,7 @@ def test_warm_up_skips_the_compilation_and_finds_the_number_of_steps(clock: Cloc
 
 def test_contenders_take_turns_and_each_begins_once(clock: Clock) -> None:
     contenders = [clock.contender(name, 0.5) for name in "abc"]
-    race(contenders, rounds=3, seconds=1.0, warmup_steps=1)
+    measure_in_turn(contenders, rounds=3, seconds=1.0, warmup_steps=1)
     turns = "".join(clock.taken).replace("a" * (SETTLE + 2), "A")
     turns = turns.replace("b" * (SETTLE + 2), "B").replace("c" * (SETTLE + 2), "C")
     assert turns.endswith("ABC" + "BCA" + "CAB")
@@ -64,7 +64,7 @@ def test_medians_and_ratios_are_of_rounds() -> None:
     theirs = Contender("theirs", lambda steps: Sample(0, 0.0), note="slower", flops=7, details={"workers": 2})
     theirs.samples = [Sample(50, 1.0), Sample(10, 1.0), Sample(25, 1.0)]
     absent = Contender("not measured", lambda steps: Sample(0, 0.0))
-    found = results([ours, theirs, absent])
+    found = summarize([ours, theirs, absent])
     assert list(found) == ["ours", "theirs"]
     assert found["ours"]["images_per_second"] == {"median": 100, "min": 100, "max": 200}
     assert found["ours"]["ratio"] is None
@@ -79,8 +79,8 @@ def test_an_unfinished_round_still_gives_ratios() -> None:
     ours, theirs = (Contender(name, lambda steps: Sample(0, 0.0)) for name in ("ours", "theirs"))
     ours.samples = [Sample(8, 1.0), Sample(9, 1.0)]
     theirs.samples = [Sample(4, 1.0)]
-    assert results([ours, theirs])["theirs"]["ratio"] == {"median": 2, "min": 2, "max": 2}
-    assert results([]) == {}
+    assert summarize([ours, theirs])["theirs"]["ratio"] == {"median": 2, "min": 2, "max": 2}
+    assert summarize([]) == {}
 
 
 def test_a_signal_ends_it_between_two_steps(clock: Clock) -> None:

@@ -1,5 +1,5 @@
-"""Images per second, against other stacks: the training step, the input, and both together.
+"""Images per second: the training step, the input, and both together, against a plain PyTorch loop.
 
-`checks` is torch-free and refuses what cannot be compared; `measure.measure` does the rest. A contender
-is something that takes steps; `timing` lets several take them in turn.
+`checks` refuses what cannot be measured, `baselines` is what takes steps, `timing` lets several take them in
+turn, `measure` does it layer by layer, and `report` shows it.
 """

@@ -1,6 +1,5 @@
 """What takes steps: vitlab's run through Lightning, a plain PyTorch loop, and input without training."""
 
-import copy
 import functools
 import itertools
 import tempfile
@@ -12,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -51,7 +49,7 @@ class Repeat(L.LightningDataModule):
         return self
 
 
-def fit(
+def train_with_lightning(
     job: Components, stop: StopSignal, steps: int, batch: Batch | None = None, settle: int = SETTLE
 ) -> Sample:
     """Train as ``train.py`` does, in a folder that is thrown away, and time ``steps`` steps.
@@ -87,11 +85,9 @@ def fit(
     return Sample(clock.images, clock.seconds)
 
 
-def inputs(job: Components) -> Iterator[Batch]:
+def endless_input(job: Components) -> Iterator[Batch]:
     """Yield the batches that a run of ``job`` trains on, from the first epoch on, without an end."""
-    data = copy.copy(job.data)  # Lightning hangs the original on its Trainers; the images are shared
-    data._stream_readers = {}  # workers of its own, where images are streamed: a stream has one reader
-    data.trainer = None
+    data = job.data.copy()
     loader = data.train_dataloader()  # which counts the epochs itself, as it has no Trainer
     data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     data.trainer.training = True  # or else nothing would be augmented
@@ -101,7 +97,7 @@ def inputs(job: Components) -> Iterator[Batch]:
             yield data.on_after_batch_transfer(on_device, 0)
 
 
-def plain(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
+def train_plainly(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator[int]:
     """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
     task, options = job.task, job.config["trainer"]
     optimizer = optimizer_factory(job.config["optimizer"], job.precision, job.kind)(net)
@@ -110,7 +106,7 @@ def plain(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator
     clip = functools.partial(
         nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_, list(net.parameters()), largest
     )
-    return train(
+    return plain_loop(
         net,
         optimizer,
         ((batch.images, batch.targets) for batch in batches),
@@ -121,12 +117,7 @@ def plain(job: Components, net: nn.Module, batches: Iterator[Batch]) -> Iterator
     )
 
 
-def tutorial(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[int]:
-    """Train ``net`` as tutorials do: float32, not compiled, Adam, class indices for targets."""
-    return train(net, torch.optim.Adam(net.parameters(), lr=1e-3), batches, F.cross_entropy)
-
-
-def train(
+def plain_loop(
     net: nn.Module,
     optimizer: Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],

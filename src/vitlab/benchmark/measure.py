@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import itertools
 import json
 import warnings
@@ -11,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from lightning.fabric.utilities.throughput import get_available_flops
 from rich.console import Console
 from rich.text import Text
-from torchvision.transforms import v2
 
-from vitlab.benchmark import checks, references
-from vitlab.benchmark.baselines import AUTOCAST, fit, inputs, plain, tutorial
-from vitlab.benchmark.figures import plot_throughput
-from vitlab.benchmark.report import show
-from vitlab.benchmark.timing import SETTLE, Contender, Sample, race, results, timed, warm_up
+from vitlab.benchmark.baselines import AUTOCAST, endless_input, train_plainly, train_with_lightning
+from vitlab.benchmark.report import plot_throughput, show_table
+from vitlab.benchmark.timing import SETTLE, Contender, Sample, measure_in_turn, summarize, timed
 from vitlab.core import hardware
 from vitlab.core.batch import Batch
 from vitlab.core.console import make_console
@@ -31,33 +26,17 @@ from vitlab.core.files import write_atomic
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.seeding import derive_seed
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.models.flops import count_parameters, flops_per_image, show_flops
+from vitlab.models.flops import count_parameters, show_flops
 from vitlab.training.build import build
 from vitlab.training.run import plain_errors, quieten
 
+PREFETCH = 2  # batches that a worker has ready, PyTorch's default
 TITLES = {
     "step": "The training step, on one fixed batch",
     "input": "Input alone, all cores",
     "input_one_core": "Input alone, one core",
     "both": "Training with its input",
 }
-
-
-def measure(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Measure what ``config["benchmark"]`` asks for; return what ``folder``/results.json then holds.
-
-    Raises:
-        UserError: the config cannot be built, or the hardware cannot do what is asked.
-        Interrupted: Ctrl-C or SIGTERM; what was measured by then is kept.
-    """
-    console = make_console()
-    quieten()
-    try:
-        with plain_errors(), hardware.use_matmul_precision(config["matmul_precision"]):
-            return Benchmark(folder, config, console).run()
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # which works if nothing is in it: nothing was measured
 
 
 class Benchmark:
@@ -89,7 +68,7 @@ class Benchmark:
             job.net.compile(dynamic=False)
             self.net.compile(dynamic=False)
         self.record: dict[str, Any] = {
-            "status": "running",
+            "status": "interrupted",  # until it has ended: a second Ctrl-C leaves no time to write
             "device": hardware.describe_device(job.kind),
             "cores": count_cores(),
             "threads": torch.get_num_threads(),
@@ -98,7 +77,7 @@ class Benchmark:
             "compiled": job.compiled,
             "peak_flops": self.peak_flops(job.precision),
             "model": {"parameters": count_parameters(job.net), "flops_per_image": job.flops},
-            "versions": find_versions("pillow", "vit-pytorch"),
+            "versions": find_versions("pillow"),
             "commit": find_commit(),
             "config": config,
             "layers": {},
@@ -110,12 +89,11 @@ class Benchmark:
         self.stop.install()
         try:
             for layer in dict.fromkeys(self.options["layers"]):
-                getattr(self, f"_{layer}")()
+                getattr(self, layer)()
             self.record["status"] = "finished"
         except BaseException as error:
             # A signal reaches the children too, and a compiler or a worker that dies looks like a fault.
             if self.stop.received:
-                self.record["status"] = "interrupted"
                 raise Interrupted(self.stop.received) from None
             self.record |= {"status": "failed", "error": str(error) or type(error).__name__}
             raise
@@ -139,97 +117,57 @@ class Benchmark:
         ]
         for name, value in lines:
             self.console.print(Text.assemble((f"{name:<9}", "bold cyan"), f" {value}"))
-        notes = list(job.data.notes)
-        notes += [f"benchmark.against={n} does nothing in these layers" for n in checks.idle(job.config)]
-        for note in notes:
+        for note in job.data.notes:
             self.console.print(f"note: {note}")
 
     # layers
 
-    def _step(self) -> None:
-        batch = next(inputs(self.job))
-        contenders = [self.vitlab(batch)]
-        for name in checks.rivals(self.job.config, "step"):
-            if name == "plain":
-                contenders.append(self.plain(itertools.repeat(batch)))
-            else:
-                pair = batch.images, batch.targets.argmax(1)
-                contenders.append(self.tutorial(itertools.repeat(pair)))
-        self.race("step", contenders)
+    def step(self) -> None:
+        """Measure training on one fixed batch."""
+        batch = next(endless_input(self.job))
+        self.measure("step", [self.vitlab(batch), self.plain(itertools.repeat(batch))])
 
-    def _input(self) -> None:
-        for layer, threads in (("input", torch.get_num_threads()), ("input_one_core", 1)):
-            if layer == "input_one_core" and self.read_ahead:
-                self.console.print("note: input on one core is not measured, as workers read the images")
-                return
-            batches = inputs(self.job)
-            steps = (len(batch.images) for batch in batches)
-            note = f"one draw an image, {self.device.type}, {threads} thread(s)"
-            if self.read_ahead:
-                note += f", {self.job.data.num_workers} worker(s) reading"
-            contenders = [self.contender("vitlab", steps, note, threads=threads)]
-            for name in checks.rivals(self.job.config, "input"):
-                if name == "torchvision_batch":
-                    contenders.append(self.whole_batches(threads))
-                elif layer == "input":
-                    contenders.append(self.best(functools.partial(self.loader, name)))
-                else:
-                    contenders.append(self.loader(name, 0, threads))
-            self.race(layer, contenders)
+    def input(self) -> None:
+        """Measure the batches alone, with all threads and with one."""
+        self.measure("input", [self.own_input(torch.get_num_threads())])
+        if self.workers:
+            self.console.print("note: input on one core is not measured, as workers read the images")
+        else:
+            self.measure("input_one_core", [self.own_input(1)])
 
-    def _both(self) -> None:
-        contenders = [self.vitlab(None)]
-        for name in checks.rivals(self.job.config, "both"):
-            if name == "plain":
-                contenders.append(self.plain(inputs(self.job)))
-            else:
-                contenders.append(self.best(lambda workers: self.tutorial(self.pil(workers), workers)))
-        self.race("both", contenders)
+    def both(self) -> None:
+        """Measure training with its input."""
+        self.measure("both", [self.vitlab(None), self.plain(endless_input(self.job))])
 
     # contenders
 
     def vitlab(self, batch: Batch | None) -> Contender:
         """Return vitlab as ``train.py`` runs it: Lightning, callbacks, TensorBoard."""
+        settle = SETTLE + PREFETCH * self.workers
         compiled = ", compiled" if self.job.compiled else ""
         return Contender(
             "vitlab",
-            lambda steps: fit(self.job, self.stop, steps, batch, SETTLE + self.read_ahead),
+            lambda steps: train_with_lightning(self.job, self.stop, steps, batch, settle),
             f"Lightning and callbacks, {self.job.precision}{compiled}",
-            max(1, self.job.data.num_workers if self.read_ahead else 1),
+            max(1, self.workers),
             3 * self.job.flops,
             self.job.precision,
         )
 
     def plain(self, batches: Iterator[Batch]) -> Contender:
+        """Return a plain PyTorch loop over the same network."""
         compiled = ", compiled" if self.job.compiled else ""
-        steps = plain(self.job, self.net, batches)
+        steps = train_plainly(self.job, self.net, batches)
         note = f"the same network in a plain loop, {self.job.precision}{compiled}"
         return self.contender("plain", steps, note, flops=3 * self.job.flops, precision=self.job.precision)
 
-    def tutorial(self, batches: Iterator[references.Pair], workers: int | None = None) -> Contender:
-        """Return vit-pytorch's ViT as tutorials train it; ``workers`` of a DataLoader make the batches."""
-        net = self.reference_net
-        size, channels = self.job.data.input_size, self.job.config["model"]["channels"]
-        flops = 3 * flops_per_image(net, size, channels)
-        note = "vit-pytorch, fp32, Adam" + ("" if workers is None else f", PIL in {workers} worker(s)")
-        return self.contender("tutorial", tutorial(net, batches), note, workers=workers, flops=flops)
-
-    def loader(self, name: str, workers: int, threads: int | None = None) -> Contender:
-        """Return the input of ``name``, ``pil`` or ``torchvision``, without training."""
-        batches = self.pil(workers) if name == "pil" else self.torchvision(workers)
-        steps = (len(images) for images, _ in batches)
-        kind = "PIL" if name == "pil" else "v2 on uint8"
-        note = f"{kind}, image by image, {workers} worker(s)"
-        return self.contender(name, steps, note, workers=workers, threads=threads)
-
-    def whole_batches(self, threads: int) -> Contender:
-        images, labels = self.pool
-        batches = references.load_whole_batches(
-            images.to(self.device), labels.to(self.device), self.transform(v2), self.batch_size, self.seed
-        )
-        steps = (len(images) for images, _ in batches)
-        note = f"v2, ONE draw for all images of a batch (augments less), {threads} thread(s)"
-        return self.contender("torchvision_batch", steps, note, threads=threads)
+    def own_input(self, threads: int) -> Contender:
+        """Return vitlab's input without training."""
+        note = f"one draw an image, {self.device.type}, {threads} thread(s)"
+        if self.workers:
+            note += f", {self.workers} worker(s) reading"
+        steps = (len(batch.images) for batch in endless_input(self.job))
+        return self.contender("vitlab", steps, note, threads=threads)
 
     def contender(
         self,
@@ -242,9 +180,16 @@ class Benchmark:
         flops: int | None = None,
         precision: str = "32-true",
     ) -> Contender:
-        """Return a contender that takes ``steps`` in this process, with ``threads`` of torch's."""
-        # What a DataLoader's workers have ready was made in the time of another: not counted.
-        settle = SETTLE + (self.read_ahead if workers is None else references.PREFETCH * workers)
+        """Return a contender that takes ``steps`` in this process.
+
+        Args:
+            steps: each ``next`` takes a step and returns its number of images.
+            workers: processes that make the batches; None for those of vitlab's own input.
+            threads: torch's; None leaves them as they are.
+        """
+        workers = self.workers if workers is None else workers
+        # What the workers have ready was made in the time of another: not counted.
+        settle = SETTLE + PREFETCH * workers
 
         def sample(count: int) -> Sample:
             before = torch.get_num_threads()
@@ -254,73 +199,29 @@ class Benchmark:
             finally:
                 torch.set_num_threads(before)
 
-        details = {} if workers is None else {"workers": workers}
-        readers = self.job.data.num_workers if self.read_ahead and workers is None else workers
-        return Contender(name, sample, note, max(1, readers or 1), flops, precision, details)
-
-    def best(self, make: Callable[[int], Contender]) -> Contender:
-        """Try each number of workers for as long as a measurement lasts, and return the fastest."""
-        trials = {}
-        for workers in references.worker_counts(self.options["worker_counts"]):
-            trial = make(workers)
-            steps = warm_up(trial, self.options["seconds"], self.options["warmup_steps"])
-            trials[workers] = trial.measure(steps).rate
-        best = max(trials, key=lambda workers: trials[workers])
-        contender = make(best)
-        contender.note += f", best of {', '.join(map(str, trials))}"
-        contender.details["images_per_second_by_workers"] = trials
-        return contender
-
-    def pil(self, workers: int) -> Iterator[references.Pair]:
-        return self.load(torchvision.transforms, workers)
-
-    def torchvision(self, workers: int) -> Iterator[references.Pair]:
-        return self.load(v2, workers)
-
-    def load(self, library: Any, workers: int) -> Iterator[references.Pair]:
-        pool = references.Pool(*self.pool, self.transform(library), pil=library is not v2)
-        return references.load(pool, self.batch_size, workers, self.seed, self.device)
-
-    def transform(self, library: Any) -> Any:
-        data, (images, _) = self.job.data, self.pool
-        height, width = images.shape[-2:]
-        return references.transform(
-            library, self.job.config, (height, width), data.input_size, data.mean, data.std
-        )
+        return Contender(name, sample, note, max(1, workers), flops, precision)
 
     @property
-    def read_ahead(self) -> int:
-        """Batches that vitlab's own workers may have ready, where the images are streamed."""
-        data = self.job.data
-        return 0 if data.in_memory else references.PREFETCH * data.num_workers
+    def workers(self) -> int:
+        """Processes that read the images of vitlab's own input, where they are streamed."""
+        return 0 if self.job.data.in_memory else self.job.data.num_workers
 
     @property
     def batch_size(self) -> int:
         return self.job.plan.batch_size
 
-    @functools.cached_property
-    def pool(self) -> references.Pair:
-        """Decoded training images on the CPU, uint8 (N, C, H, W), and labels (N,)."""
-        images, labels = self.job.data.train_images(self.options["pool"])
-        return images.cpu(), labels.cpu()
-
-    @functools.cached_property
-    def reference_net(self) -> torch.nn.Module:
-        torch.manual_seed(self.seed)
-        return references.tutorial_net(self.job.config["model"]).to(self.device)
-
     # the record
 
-    def race(self, layer: str, contenders: list[Contender]) -> None:
+    def measure(self, layer: str, contenders: list[Contender]) -> None:
         """Measure the contenders of a layer against each other, record and show them."""
         options = self.options
         try:
-            race(contenders, options["rounds"], options["seconds"], options["warmup_steps"])
+            measure_in_turn(contenders, options["rounds"], options["seconds"], options["warmup_steps"])
         finally:
-            if found := results(contenders):
+            if found := summarize(contenders):
                 self.record["layers"][layer] = {name: self.with_mfu(row) for name, row in found.items()}
                 self.write()
-                show(self.console, TITLES[layer], self.record["layers"][layer])
+                show_table(self.console, TITLES[layer], self.record["layers"][layer])
 
     def with_mfu(self, row: Any) -> dict[str, Any]:
         """Add the share of the device's peak, where both are known."""
@@ -352,3 +253,27 @@ class Benchmark:
         with contextlib.suppress(ValueError):
             return str(self.folder.absolute().relative_to(Path.cwd()))
         return str(self.folder)
+
+
+def measure(
+    folder: Path,
+    config: dict[str, Any],
+    make: Callable[[Path, dict[str, Any], Console], Benchmark] = Benchmark,
+) -> dict[str, Any]:
+    """Measure what ``config["benchmark"]`` asks for; return what ``folder``/results.json then holds.
+
+    Args:
+        make: builds the benchmark, from the folder, the config and the console.
+
+    Raises:
+        UserError: the config cannot be built, or the hardware cannot do what is asked.
+        Interrupted: Ctrl-C or SIGTERM; what was measured by then is kept.
+    """
+    console = make_console()
+    quieten()
+    try:
+        with plain_errors(), hardware.use_matmul_precision(config["matmul_precision"]):
+            return make(folder, config, console).run()
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which works if nothing is in it: nothing was measured

@@ -1,13 +1,17 @@
-"""The table of a layer."""
+"""The table of a layer, and the figure of them all."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from rich.console import Console
 from rich.table import Table
 
+from vitlab.core.plotting import GREY, TRAIN, hide_spines, new_figure
 
-def show(console: Console, title: str, rows: Mapping[str, Any]) -> None:
+
+def show_table(console: Console, title: str, rows: Mapping[str, Any]) -> None:
     """Print images/s and what the first contender reaches of each other's; median, and min to max."""
     first = next(iter(rows))
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
@@ -19,8 +23,8 @@ def show(console: Console, title: str, rows: Mapping[str, Any]) -> None:
         table.add_column("of peak", justify="right", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for name, row in rows.items():
-        cells = [name, spread(row["images_per_second"], ",.0f")]
-        cells.append(spread(row["ratio"], ".2f") if row["ratio"] else "")
+        cells = [name, describe_spread(row["images_per_second"], ",.0f")]
+        cells.append(describe_spread(row["ratio"], ".2f") if row["ratio"] else "")
         if shares:
             cells.append("" if row["mfu"] is None else f"{row['mfu']:.1%}")
         table.add_row(*cells, row["note"])
@@ -28,6 +32,42 @@ def show(console: Console, title: str, rows: Mapping[str, Any]) -> None:
     console.print(table, soft_wrap=False)
 
 
-def spread(values: Mapping[str, float], form: str) -> str:
+def describe_spread(values: Mapping[str, float], form: str) -> str:
     """Return ``"median (min–max)"``."""
     return f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})"
+
+
+def plot_throughput(layers: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """Draw images per second of several contenders as bars: the median, whiskers from min to max.
+
+    Args:
+        layers: title of a panel → name → {"images_per_second": {"median", "min", "max"}, "ratio": the
+            same or None}. A bar says its median, and how many times that the first one reaches.
+        title: says what was measured on what.
+    """
+    counts = [len(rows) for rows in layers.values()]
+    figure = new_figure(width=9, height=0.8 + sum(0.75 + 0.42 * count for count in counts))
+    panels = figure.subplots(len(layers), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])
+    for axes, (name, rows) in zip(panels.ravel(), layers.items(), strict=True):
+        rates = [row["images_per_second"] for row in rows.values()]
+        medians = [rate["median"] for rate in rates]
+        whiskers = [
+            [rate["median"] - rate["min"] for rate in rates],
+            [rate["max"] - rate["median"] for rate in rates],
+        ]
+        colours = [TRAIN] + [GREY] * (len(rates) - 1)
+        axes.barh(list(rows), medians, xerr=whiskers, color=colours, capsize=3, error_kw={"linewidth": 1})
+        for place, (row, rate) in enumerate(zip(rows.values(), rates, strict=True)):
+            text = f"  {rate['median']:,.0f}"
+            if row["ratio"]:
+                text += f"   ({next(iter(rows))}: {row['ratio']['median']:.2f} times)"
+            axes.text(rate["max"], place, text, va="center", fontsize=9)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xlim(0, 1.45 * max(rate["max"] for rate in rates))  # room for the words
+        axes.invert_yaxis()
+        hide_spines(axes)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.tick_params(labelsize=9)
+    panels[-1, 0].set_xlabel("images per second")
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -88,11 +88,11 @@ def warm_up(contender: Contender, seconds: float, steps: int) -> int:
     return contender.multiple * max(1 if contender.multiple == 1 else 3, round(wanted / contender.multiple))
 
 
-def race(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:
-    """Warm all up, then measure them in turn; the samples come to stand in each contender.
+def measure_in_turn(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:
+    """Warm all up, then measure them in turn; each keeps its samples.
 
-    A drift of the machine then falls on all alike, and a round's ratio is of measurements that lie side by
-    side. Who begins changes from round to round.
+    A drift of the machine then falls on all alike, and a round's ratio is between neighbouring measurements.
+    Who begins changes from round to round.
     """
     steps = [warm_up(contender, seconds, warmup_steps) for contender in contenders]
     turns = list(zip(contenders, steps, strict=True))
@@ -111,7 +111,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def results(contenders: Sequence[Contender]) -> dict[str, Mapping[str, Any]]:
+def summarize(contenders: Sequence[Contender]) -> dict[str, Mapping[str, Any]]:
     """Return name → what was measured; ``ratio`` is the first contender's rate over this one's, by round.
 
     Contenders without a sample (the measurement was stopped) are left out.

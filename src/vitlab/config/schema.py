@@ -111,12 +111,9 @@ RULES: dict[str, Kind] = {
     "matmul_precision": word("highest", "high", "medium"),
     # benchmark.py
     "benchmark.layers": listing(word("step", "input", "both")),
-    "benchmark.against": listing(word("plain", "tutorial", "pil", "torchvision", "torchvision_batch")),
     "benchmark.rounds": whole(1, 1000),
     "benchmark.seconds": real(0, 3600, above=True),
     "benchmark.warmup_steps": whole(1, 1_000_000),
-    "benchmark.worker_counts": either(null(), listing(whole(0, 1024))),
-    "benchmark.pool": whole(1, 1_000_000),
     "benchmark.peak_flops": either(null(), real(0, 1e19, above=True)),
     # model
     "model.image_size": _sides,

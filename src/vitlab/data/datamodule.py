@@ -1,5 +1,6 @@
 """The data of a run: dataset → hold-out → in memory or streamed → augmented, normalised batches."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -133,6 +134,13 @@ class ImageData(lightning.LightningDataModule):
     def notes(self) -> list[str]:
         """What the reader of the log should know about the data: options without effect, files left out."""
         return [*self.dataset.notes, *self._notes]
+
+    def copy(self) -> "ImageData":
+        """Return a module of the same images for another loop over them: no trainer, readers of its own."""
+        other = copy.copy(self)
+        other._stream_readers = {}  # a stream has one reader
+        other.trainer = None
+        return other
 
     def describe_storage(self) -> str:
         """Return where the images are kept and why, for the log."""

@@ -12,13 +12,76 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from vitlab.benchmark.checks import counterpart_nodes
+from vitlab.config.keys import get
+from vitlab.config.types import show
 from vitlab.core.cpu_count import count_cores
+from vitlab.core.errors import UserError
 
 Size = tuple[int, int]
 Pair = tuple[Tensor, Tensor]  # images float (B, C, H, W) normalised, labels int64 (B,)
 ENDLESS = 1 << 40  # images: no measurement meets the end of an epoch
 PREFETCH = 2  # batches that a worker has ready, PyTorch's default
+# What vit-pytorch's ViT is made of, in our words.
+PLAIN_VIT = (
+    "vitlab.models.vit.ViT",
+    "vitlab.models.tokenizers.PatchEmbedding",
+    "vitlab.models.attention.Attention",
+)
+# What it can say: the values of options that leave nothing out.
+PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "pool": ("cls", "mean"),
+    "position": ("learnable", "sincos"),
+    "drop_key": (0,),
+    "init": ("xavier",),
+    "attention.qk_norm": (False,),
+}
+# Augmentations that torchvision has too, and the values with which the two do the same.
+SAME: dict[str, dict[str, Any]] = {
+    "RandomCrop": {},
+    "RandomFlip": {},
+    "RandAugment": {"magnitude_std": 0, "p": 1, "space": "paper"},
+    "AutoAugment": {},
+    "TrivialAugment": {},
+}
+
+
+def check_tutorial(model: Mapping[str, Any]) -> None:
+    """Refuse a model that vit-pytorch's ViT is no counterpart of.
+
+    Raises:
+        UserError: it is made of other parts, or set to what vit-pytorch's ViT lacks.
+    """
+    parts = [model, model.get("tokenizer", {}), model.get("attention", {})]
+    differs = None if tuple(part.get("_target_") for part in parts) == PLAIN_VIT else "as configured"
+    for key, plain in PLAIN_OPTIONS.items() if not differs else ():
+        if (value := get(model, key)) not in plain:
+            differs = f"with {key}={show(value)}"
+    if differs:
+        raise UserError(
+            f"{model['_target_']} {differs} has no counterpart in vit-pytorch. Use model=vit_tiny, vit_small "
+            "or vit_base as they are, or leave the tutorial out (--against)."
+        )
+
+
+def counterpart_nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (class name, node) of each configured augmentation, in order.
+
+    Raises:
+        UserError: torchvision has no counterpart of it as configured.
+    """
+    for name in config["augment"]["ops"]:
+        node = config["augment"][name]
+        kind = node["_target_"].rpartition(".")[2]
+        differs = next((f"{k}={node[k]}" for k, v in SAME.get(kind, {}).items() if node[k] != v), None)
+        if kind == "RandAugment" and node["magnitude"] % 1:
+            differs = f"magnitude={node['magnitude']}"  # torchvision's are whole numbers
+        if kind not in SAME or differs:
+            raise UserError(
+                f"augment.{name} ({kind}{f' with {differs}' if differs else ''}) has no counterpart "
+                "among torchvision's transforms, so there is nothing fair to compare with. Use augment=none, "
+                "basic, randaugment, autoaugment or trivialaugment."
+            )
+        yield kind, node
 
 
 def worker_counts(asked: Sequence[int] | None) -> list[int]:

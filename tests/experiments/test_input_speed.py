@@ -1,7 +1,9 @@
-"""The stacks to compare with do what they are said to do."""
+"""What vitlab's input is measured against does what it is said to do."""
 
+import json
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,18 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
+from experiments.input_speed import study
+from experiments.input_speed.references import (
+    Pool,
+    load,
+    load_whole_batches,
+    transform,
+    tutorial_net,
+    worker_counts,
+)
 from tests.benchmark.test_checks import config
-from vitlab.benchmark.references import Pool, load, load_whole_batches, transform, tutorial_net, worker_counts
+from tests.benchmark.test_measure import TINY
+from vitlab.core.errors import UserError
 from vitlab.models.flops import count_parameters
 from vitlab.training.build import build_net
 
@@ -128,3 +140,37 @@ def test_the_tutorials_network_has_our_shape(pool: str) -> None:
     around_the_projection = 2 * patch + 2 * dim  # norms before and after it
     no_bias = 2 * 3 * dim  # queries, keys and values of two blocks
     assert count_parameters(theirs) - count_parameters(ours) == around_the_projection - no_bias
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("augment=three_augment", r"augment.three \(ThreeAugment\) has no counterpart"),
+        ("augment=randaugment augment.randaugment.space=timm", "RandAugment with space=timm"),
+        ("augment=randaugment augment.randaugment.magnitude=9.5", "RandAugment with magnitude=9.5"),
+        ("model=resnet18", "ResNet as configured"),
+        ("model=vit_convstem_tiny", "as configured has no counterpart"),
+        ("model.pool=sequence", "with pool=sequence has no counterpart"),
+        ("model.attention.qk_norm=true", "with attention.qk_norm=true has no counterpart"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(overrides: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        study.main([*overrides.split(), f"--out={tmp_path / 'no'}"])
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_study_measures_every_contender(tmp_path: Path) -> None:
+    study.main([*TINY, f"--out={tmp_path}", "--worker-counts", "0", "1", "--pool=16"])
+    layers = json.loads((tmp_path / "results.json").read_text())["layers"]
+    assert {layer: list(rows) for layer, rows in layers.items()} == {
+        "step": ["vitlab", "plain", "tutorial"],
+        "input": ["vitlab", "pil", "torchvision", "torchvision_batch"],
+        "input_one_core": ["vitlab", "pil", "torchvision", "torchvision_batch"],
+        "both": ["vitlab", "plain", "tutorial"],
+    }
+    for row in (layers["input"]["pil"], layers["input"]["torchvision"], layers["both"]["tutorial"]):
+        rates = row["images_per_second_by_workers"]
+        assert {*rates} == {"0", "1"}
+        assert row["workers"] == int(max(rates, key=lambda workers: rates[workers]))
+    assert layers["input_one_core"]["pil"]["workers"] == 0
