@@ -1,7 +1,7 @@
 """Many runs become an answer: `compare` reads run folders and writes tables, figures and a page.
 
 read.py what is in the folders, groups.py what belongs together, statistics.py the arithmetic, and
-table.py, figures.py and page.py what is shown. Torch-free: 500 runs take seconds.
+table.py, figures.py and page.py what is shown. It needs no torch: 500 runs take seconds.
 """
 
 from collections.abc import Sequence

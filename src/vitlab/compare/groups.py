@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed are a group: what it is called, and its statistics. Torch-free."""
+"""Runs that differ in nothing but the seed are a group: what it is called, and its statistics."""
 
 import re
 from collections import Counter

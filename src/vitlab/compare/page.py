@@ -1,4 +1,4 @@
-"""report.html: everything of a comparison on one page that needs no network. Torch-free."""
+"""report.html: everything of a comparison on one page that needs no network."""
 
 import base64
 import os

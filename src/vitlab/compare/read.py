@@ -1,4 +1,4 @@
-"""Run folders as plain numbers and words, whatever state they are in. Torch-free."""
+"""Run folders as plain numbers and words, whatever state they are in."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The comparison as text: on the screen, leaderboard.csv, leaderboard.md and runs.csv. Torch-free."""
+"""The comparison as text: on the screen, leaderboard.csv, leaderboard.md and runs.csv."""
 
 import csv
 import io
