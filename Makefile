@@ -40,7 +40,7 @@ test: install  ## run the tests (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: install  ## run the long tests
-	@$(BIN)/python -m pytest -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
 
 lint: install  ## check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .
