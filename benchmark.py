@@ -1,5 +1,6 @@
 """Measure images per second against a plain loop: check, claim a folder, measure. See `--help`."""
 
+import functools
 import os
 import sys
 
@@ -36,9 +37,9 @@ def main() -> None:
         composed.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder cannot be made: {error}") from error
-    from vitlab.benchmark.measure import measure
+    from vitlab.benchmark.measure import Benchmark, measure
 
-    measure(composed.folder, config)
+    measure(composed.folder, config, functools.partial(Benchmark, dataset=dataset))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from vitlab.core.files import write_atomic
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.seeding import derive_seed
 from vitlab.core.signals import Interrupted, StopSignal
+from vitlab.data.datasets import Dataset
 from vitlab.models.flops import count_parameters, show_flops
 from vitlab.training.build import build
 from vitlab.training.run import plain_errors, quieten
@@ -42,7 +43,9 @@ TITLES = {
 class Benchmark:
     """One call of ``benchmark.py``: its job, its contenders, its record."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], console: Console) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], console: Console, dataset: Dataset | None = None
+    ) -> None:
         trainer = config["trainer"]
         kind = hardware.resolve_device_type(trainer["accelerator"])
         devices = trainer["devices"]
@@ -59,7 +62,7 @@ class Benchmark:
         )
         # Neither validation nor checkpoints fall into a measurement; so their time, and the disk's, is saved.
         between = {"limit_val_batches": 0, "enable_checkpointing": False}
-        self.job = job = build(config | {"trainer": trainer | between})
+        self.job = job = build(config | {"trainer": trainer | between}, dataset=dataset)
         self.device = job.data.device
         self.seed = derive_seed(config["seed"], "benchmark")
         torch.manual_seed(self.seed)
