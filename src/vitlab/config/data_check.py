@@ -34,6 +34,11 @@ def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_
             f"model.num_classes={asked}, but {name} has {num_classes} classes. Leave it out: it is found "
             "from the data."
         )
+    if (batch_size := config["data"]["batch_size"]) > num_train:
+        raise UserError(
+            f"data.batch_size={batch_size} is more than the {num_train} training images of {name}: choose "
+            f"{num_train} or fewer."
+        )
     plan = make_plan(config, num_train)
     if "teacher" in config["task"]:
         teacher_file(config["task"])

@@ -101,7 +101,10 @@ def build(options: Mapping[str, Any]) -> Dataset:
             from vitlab.data.cifar import ARCHIVES, Cifar
 
             dataset = Cifar(ARCHIVES[kind], root=root, url=options["url"], md5=options["md5"], **common)
-    _check(dataset, options)
+    found = describe(dataset, options["val_size"])  # which refuses a hold-out that leaves nothing
+    if len(found.classes) < 2:
+        only = ", ".join(found.classes)
+        raise UserError(f"{found.name} has {len(found.classes)} class ({only}); two are needed.")
     if kind == "shapes" and options["root"] is not None:
         dataset.notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
     if "val" in dataset.sizes and options["val_size"] is not None:
@@ -137,21 +140,3 @@ def fixed_normalization(
     if isinstance(normalization, Mapping):
         return [float(v) for v in normalization["mean"]], [float(v) for v in normalization["std"]]
     return None if normalization == "dataset" else ([0.5] * channels, [0.5] * channels)
-
-
-def _check(dataset: Dataset, options: Mapping[str, Any]) -> None:
-    """Refuse what only the data can reveal."""
-    found = describe(dataset, options["val_size"])
-    number, asked, batch_size = len(found.classes), options["num_classes"], options["batch_size"]
-    if number < 2:
-        raise UserError(f"{found.name} has {number} class ({', '.join(found.classes)}); two are needed.")
-    if asked is not None and asked != number:
-        raise UserError(
-            f"data.num_classes={asked}, but {found.name} has {number} classes. Leave it out: it is found "
-            "from the data."
-        )
-    if batch_size > found.num_train:
-        raise UserError(
-            f"data.batch_size={batch_size} is more than the {found.num_train} training images. Set it to "
-            f"{found.num_train} or less."
-        )

@@ -7,6 +7,9 @@ from vitlab.config.data_check import check_with_data
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
 
+# Options that say how images are read, not which there are: jobs that differ in these share a data set.
+HOW_READ = ("batch_size", "in_memory", "num_workers")
+
 
 def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError for the first problem of `data_problems`."""
@@ -24,7 +27,7 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     problems: dict[int, str] = {}
     for place, config in enumerate(configs):
         data = config["data"]
-        key = repr(sorted((k, repr(v)) for k, v in data.items()))
+        key = repr(sorted((k, repr(v)) for k, v in data.items() if k not in HOW_READ))
         try:
             if key not in found:
                 try:
