@@ -112,9 +112,10 @@ def test_what_cannot_be_built_is_refused_in_words(changes: dict[str, Any], messa
 
 
 def test_other_weights_of_an_architecture_are_named_after_a_point() -> None:
-    assert torchvision_model.find("vit_b_16") == ("vit_b_16", models.ViT_B_16_Weights.DEFAULT)
+    find = torchvision_model.TorchvisionModel.find
+    assert find("vit_b_16", {}) is models.ViT_B_16_Weights.DEFAULT
     name = "vit_b_16.IMAGENET1K_SWAG_E2E_V1"
-    assert torchvision_model.find(name)[1] is models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
+    assert find(name, {}) is models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
 def save(weights: dict[str, Tensor], folder: Path) -> str:
