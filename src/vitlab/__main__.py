@@ -10,6 +10,7 @@ from vitlab.core.errors import UserError
 
 
 def main() -> None:
+    """Run the folder that is named on the command line."""
     from vitlab.core.run_folder import RunFolder
 
     if len(sys.argv) != 2:

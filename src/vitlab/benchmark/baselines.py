@@ -46,6 +46,7 @@ class Repeat(L.LightningDataModule):
         return itertools.repeat(self.batch, self.steps)
 
     def train_dataloader(self) -> "Repeat":
+        """Return the same batch, as often as asked for."""
         return self
 
 

@@ -211,6 +211,7 @@ class Benchmark:
 
     @property
     def batch_size(self) -> int:
+        """Images of a batch."""
         return self.job.plan.batch_size
 
     # the record
@@ -242,6 +243,7 @@ class Benchmark:
             return get_available_flops(self.device, AUTOCAST.get(precision, torch.float32))
 
     def write(self) -> None:
+        """Write results.json and its figure, with what is measured so far."""
         self.record["peak_memory_bytes"] = hardware.measure_peak_memory(self.job.kind)  # of all contenders
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(self.folder / "results.json", (text + "\n").encode())
@@ -253,6 +255,7 @@ class Benchmark:
 
     @property
     def shown(self) -> str:
+        """The folder as a person would type it."""
         with contextlib.suppress(ValueError):
             return str(self.folder.absolute().relative_to(Path.cwd()))
         return str(self.folder)

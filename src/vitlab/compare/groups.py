@@ -41,6 +41,7 @@ class Group:
 
     @property
     def finished(self) -> list[Run]:
+        """The runs that have finished."""
         return [run for run in self.runs if run.state == State.FINISHED]
 
     def by_seed(self, metric: str) -> dict[str, float]:
@@ -55,6 +56,7 @@ class Group:
         return {seed: fmean(found) for seed, found in values.items()}
 
     def spread(self, split: str) -> Spread | None:
+        """Return mean and deviation of a split's accuracy over the seeds."""
         return spread([*self.by_seed(SPLITS[split]).values()])
 
     def cost(self, key: str) -> float | None:
@@ -89,14 +91,17 @@ class Comparison:
 
     @property
     def unfinished(self) -> list[Run]:
+        """The runs that are in no statistics."""
         return [run for run in self.runs if run.state != State.FINISHED]
 
     @property
     def loose(self) -> list[Run]:
+        """The runs that belong to no group."""
         return [run for run in self.runs if not run.config]
 
     @property
     def several_data(self) -> bool:
+        """Whether the groups were measured on different images."""
         return any(group.data for group in self.groups)
 
 

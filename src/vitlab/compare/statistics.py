@@ -27,14 +27,17 @@ class Difference:
 
     @property
     def low(self) -> float | None:
+        """The lower end of the interval."""
         return None if self.half is None else self.mean - self.half
 
     @property
     def high(self) -> float | None:
+        """The upper end of the interval."""
         return None if self.half is None else self.mean + self.half
 
 
 def spread(values: Sequence[float]) -> Spread | None:
+    """Return the spread of independent values; None of no values."""
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None

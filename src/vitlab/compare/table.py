@@ -159,6 +159,7 @@ def _fit(heads: Sequence[str], lines: Sequence[Sequence[Cell]], room: int) -> tu
 
 
 def plain_title(comparison: Comparison) -> Text:
+    """Return what is compared and how many runs are in which state."""
     return Text(f"{comparison.title}: {tally(comparison.runs)}")
 
 

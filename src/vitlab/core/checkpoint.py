@@ -35,6 +35,7 @@ class CheckpointMeta(TypedDict):
 
 
 def checksum_file(checkpoint: Path) -> Path:
+    """Return the file that holds a checkpoint's SHA-256."""
     return checkpoint.with_name(checkpoint.name + ".sha256")
 
 

@@ -35,6 +35,7 @@ class PlainConsole(Console):
     """A console that takes every string for text, those in the cells of a table too."""
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """Return ``text`` as it is, without markup."""
         return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
 
 

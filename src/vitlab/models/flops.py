@@ -48,4 +48,5 @@ def flops_per_image(model: nn.Module, image_size: Size, channels: int) -> int:
 
 
 def show_flops(count: int) -> str:
+    """Return ``"2.43 GFLOPs"`` or ``"62.3 MFLOPs"``."""
     return f"{count / 1e9:,.3g} GFLOPs" if count >= 1e9 else f"{count / 1e6:,.3g} MFLOPs"

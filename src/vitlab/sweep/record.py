@@ -71,10 +71,12 @@ class Job:
 
     @property
     def identity(self) -> frozenset[str]:
+        """What a job is known by, in whatever order it was typed."""
         return frozenset(self.overrides)
 
     @property
     def label_without_seed(self) -> str:
+        """What sets the job apart from those that differ in more than the seed."""
         return " ".join(part for part in self.label.split() if not part.startswith("seed="))
 
 
@@ -135,13 +137,16 @@ class Sweep:
 
     @property
     def resume_command(self) -> str:
+        """The command that resumes the sweep."""
         return shlex.join(["python", "train.py", f"sweep.resume={self}"])
 
     def run_folder(self, job: Job) -> RunFolder:
+        """Return the run folder of a job."""
         assert job.folder is not None
         return RunFolder(self.path / job.folder)
 
     def summary(self, job: Job) -> SummaryData:
+        """Return what a job's summary.json says."""
         return Summary(self.run_folder(job), writable=False).data
 
     def state(self, job: Job) -> str:
@@ -151,6 +156,7 @@ class Sweep:
         return State.SKIPPED if job.folder is None else self.run_folder(job).state()
 
     def count_states(self) -> Counter[str]:
+        """Return how many jobs are in which state."""
         return Counter(map(self.state, self.jobs))
 
     def unfinished(self) -> list[Job]:

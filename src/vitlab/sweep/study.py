@@ -61,9 +61,11 @@ class Study:
 
     @property
     def trials(self) -> "list[FrozenTrial]":
+        """All trials so far, in the order of their numbers."""
         return self.study.get_trials(deepcopy=False)
 
     def count_trained(self) -> int:
+        """Return how many trials count towards ``sweep.trials``."""
         return sum(map(_is_trained, self.trials))
 
     def get_unfinished(self) -> "list[Trial]":
@@ -99,10 +101,12 @@ class Study:
         return None
 
     def run_folder(self, trial: "Trial | FrozenTrial") -> RunFolder:
+        """Return the run folder of a trial."""
         lines = self.space.lines(trial.params)
         return RunFolder(self.folder / f"{trial.number:03d}_{folder_name(self.label(trial), lines)}")
 
     def label(self, trial: "Trial | FrozenTrial") -> str:
+        """Return what sets a trial apart, such as ``lr=0.001 depth=6``."""
         return label(self.space.lines(trial.params), self.space.swept)
 
     def best(self) -> "FrozenTrial | None":

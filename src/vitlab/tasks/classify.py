@@ -99,6 +99,7 @@ class Classify(L.LightningModule):
     # training
 
     def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; frozen layers stay in evaluation."""
         super().train(mode)
         freeze_eval(self.net, self.frozen)
         return self

@@ -52,6 +52,7 @@ class Distill(Classify):
         self.weight = weight
 
     def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss, and the sums that `shown` names: see `Classify.objective`."""
         images = self._cast(batch.images)
         both = has_teacher_head(self.net)
         heads = self.net(images, per_head=True) if both else self.net(images)[:, None]  # (B, 2 or 1, K)

@@ -23,6 +23,7 @@ class CountingScaler(torch.amp.GradScaler):
     skipped: Tensor | float = 0.0  # since the run began; on the device, as reading it makes the host wait
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """Step the optimizer, or skip the step and count it."""
         result = super().step(optimizer, *args, **kwargs)
         self.skipped = self.skipped + sum(self._found_inf_per_device(optimizer).values())
         return result

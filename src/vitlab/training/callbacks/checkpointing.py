@@ -37,6 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Read plain types only, after the checksum."""
         return read_checkpoint(Path(path))
 
 
