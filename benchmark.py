@@ -16,7 +16,7 @@ from vitlab.core.errors import UserError
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     if arguments.shows:
-        show("benchmark")
+        show(arguments.shows, "benchmark")
         return
     if arguments.resume or arguments.multirun:
         raise UserError(

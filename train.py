@@ -19,7 +19,7 @@ from vitlab.sweep import run_sweep
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     if arguments.shows:
-        show()
+        show(arguments.shows)
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.multirun:

@@ -140,6 +140,19 @@ def test_syntax_that_has_no_place_here_is_refused(typed: str, said: str) -> None
     assert said in refused(typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *(("lr 1e-3", "optimizer.lr=1e-3"), ("optimizer.lr = 1e-3", "optimizer.lr=1e-3")),
+        *(("seed= 1", "seed=1"), ("model vit_small", "model=vit_small")),
+    ],
+)
+def test_a_key_and_a_value_in_two_words_are_answered_with_the_one(typed: str, meant: str) -> None:
+    words = typed.replace(" = ", " ")
+    said = f"{words}: a key and its value are written as one word; did you mean {meant}?"
+    assert refused(*typed.split()) == said
+
+
 def test_one_option_of_a_group_at_a_time() -> None:
     assert "model=vit_tiny was given before" in refused("model=vit_tiny", "model=vit_small")
 

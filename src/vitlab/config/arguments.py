@@ -12,18 +12,17 @@ from vitlab.core.run_folder import RunFolder, taken
 from vitlab.core.suggest import join_or, nearest
 
 SWEEP = ("-m", "--multirun")
-# Of Hydra's flags those that show something and end; there is one config tree. Each with what may follow it.
+# Hydra's flags that show the same whatever is typed beside them.
+ALONE = ("--help", "--hydra-help", "--version")
+# Those that show the config. Each with what may follow it.
 SHOW: dict[str, tuple[str, ...]] = {
-    "--help": (),
-    "--hydra-help": (),
-    "--version": (),
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "--shell-completion": (),
 }
 SHORT = {"-h": "--help", "-c": "--cfg", "-i": "--info", "-sc": "--shell-completion"}
 OF_CFG = ("-p", "--package", "--resolve")
-FLAGS = (*SWEEP, *SHOW, *SHORT, *OF_CFG)
+FLAGS = (*SWEEP, *ALONE, *SHOW, *SHORT, *OF_CFG)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Arguments:
     Attributes:
         overrides: everything that is no flag.
         multirun: a sweep is asked for.
-        shows: Hydra is only to show something (``--help``, ``--cfg job`` …).
+        shows: what Hydra is to show, such as ``("--help",)``; empty where something is to be run.
         resume: the run folder to finish, if one is given.
         sweep_resume: the sweep to continue, if one is given.
         sweep_new: start a sweep afresh, though the same was begun before.
@@ -41,7 +40,7 @@ class Arguments:
 
     overrides: list[str]
     multirun: bool
-    shows: bool
+    shows: tuple[str, ...] = ()
     resume: str | None = None
     sweep_resume: str | None = None
     sweep_new: bool = False
@@ -53,6 +52,9 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     Raises:
         UserError: a flag does not exist or does not go with another, or something stands beside ``resume=``.
     """
+    for flag in ALONE:
+        if flag in (SHORT.get(argument, argument) for argument in arguments):
+            return Arguments([], multirun=False, shows=(flag,))
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-")]
     for flag in flags:
@@ -68,10 +70,10 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     if resume and not resume[0]:
         raise UserError("resume= needs the folder of a run, such as resume=outputs/runs/NAME.")
     if resume:
-        return Arguments([], multirun=False, shows=False, resume=resume[0])
+        return Arguments([], multirun=False, resume=resume[0])
     multirun = bool({*SWEEP} & {*flags}) or "hydra.mode=MULTIRUN" in overrides
-    if shows := _shown(arguments, flags, multirun=multirun):
-        return Arguments(overrides, multirun=False, shows=shows)
+    if _shows_config(arguments, flags, multirun=multirun):
+        return Arguments(overrides, multirun=False, shows=tuple(arguments))
     again = [o.removeprefix("sweep.resume=") for o in overrides if o.startswith("sweep.resume=")]
     if again and not again[-1]:
         raise UserError("sweep.resume= needs the folder of a sweep, such as sweep.resume=outputs/runs/NAME.")
@@ -83,7 +85,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
             raise UserError(f"{of_sweep[0]} belongs to a sweep: add -m.")
         multirun = True
     new = "sweep.new=true" in [o.lower() for o in overrides]
-    return Arguments(overrides, multirun, shows=False, sweep_resume=sweep_resume, sweep_new=new)
+    return Arguments(overrides, multirun, sweep_resume=sweep_resume, sweep_new=new)
 
 
 def _meant(flag: str) -> str:
@@ -95,8 +97,8 @@ def _meant(flag: str) -> str:
     return f": settings are written without dashes, as {key}={value or 'VALUE'}" if len(key) > 1 else ""
 
 
-def _shown(arguments: Sequence[str], flags: Sequence[str], *, multirun: bool) -> bool:
-    """Say whether Hydra is to show something.
+def _shows_config(arguments: Sequence[str], flags: Sequence[str], *, multirun: bool) -> bool:
+    """Say whether Hydra is to show the config.
 
     Raises:
         UserError: a flag lacks its value, or two do not go together.
@@ -105,8 +107,8 @@ def _shown(arguments: Sequence[str], flags: Sequence[str], *, multirun: bool) ->
     shown = [name for name in dict.fromkeys(names) if name in SHOW]
     if len(shown) > 1:
         raise UserError(f"{' and '.join(shown)} each show something else: give one of them.")
-    if multirun and shown in (["--cfg"], ["--info"]):
-        raise UserError(f"{shown[0]} shows one config, and -m asks for several: leave out -m.")
+    if multirun and shown:
+        raise UserError(f"{shown[0]} is about one config, and -m asks for several: leave out -m.")
     if shown != ["--cfg"]:
         for name in names:
             if name in OF_CFG:

@@ -5,7 +5,7 @@ Torch-free: a typo is answered before anything heavy is imported.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class _Preflight:
         except OmegaConfBaseException as error:
             raise UserError(f"hydra.{key}.dir cannot be resolved: {reason(error)}") from error
 
-    def _parse(self, lines: Iterable[str]) -> list[Override]:
+    def _parse(self, lines: Sequence[str]) -> list[Override]:
         parsed: list[Override] = []
         problems: list[str] = []
         for line in lines:
@@ -181,8 +181,20 @@ class _Preflight:
             except HydraException:
                 problems.append(self._unreadable(line))
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(self._spaced(lines) or problems))
         return parsed
+
+    def _spaced(self, lines: Iterable[str]) -> list[str]:
+        """Return what to say of keys and values typed as two words, such as ``lr 1e-3``."""
+        said: list[str] = []
+        for one, two in pairwise(line for line in lines if line != "="):
+            key, value = one.removesuffix("="), two.removeprefix("=")
+            if "=" not in key + value:
+                known = keys.walk(unresolved(self.composer.compose(())))
+                meant = [match for match in suggest_key(key, known, self.groups) if "=" not in match]
+                if hint := did_you_mean([f"{match}={value}" for match in meant]):
+                    said.append(f"{one} {two}: a key and its value are written as one word;{hint}")
+        return said
 
     def _unreadable(self, line: str) -> str:
         key, sign, value = line.partition("=")

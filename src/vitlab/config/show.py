@@ -1,6 +1,8 @@
 """What Hydra shows itself: ``--help``, ``--cfg job``, ``--info``, ``--version``, completion."""
 
 import os
+import sys
+from collections.abc import Sequence
 
 import hydra
 from hydra.errors import HydraException
@@ -11,8 +13,12 @@ from vitlab.config.composer import CONF, VERSION_BASE, reason, register_resolver
 from vitlab.core.errors import UserError
 
 
-def show(root: str = "train") -> None:
-    """Let Hydra show what the command line asks for, and end the process; no run is started.
+def show(arguments: Sequence[str], root: str = "train") -> None:
+    """Let Hydra show what the arguments ask for, and end the process; no run is started.
+
+    Args:
+        arguments: flags and overrides, such as ``["--cfg", "job", "model.depth=3"]``.
+        root: of ``conf/<root>.yaml``.
 
     Raises:
         UserError: the config cannot be composed.
@@ -24,6 +30,7 @@ def show(root: str = "train") -> None:
     def main(cfg: DictConfig) -> None:
         raise AssertionError("a flag that only shows something has run a job")
 
+    sys.argv[1:] = arguments
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
