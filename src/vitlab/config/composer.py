@@ -8,8 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import hydra
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -89,11 +87,6 @@ class Composer:
         trace: TracebackType | None,
     ) -> None:
         self._context.__exit__(kind, error, trace)
-
-    @property
-    def loader(self) -> ConfigLoader:
-        """Hydra's own loader, for its override parser."""
-        return GlobalHydra.instance().config_loader()
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """Return the config with Hydra's node; the same object for the same overrides."""

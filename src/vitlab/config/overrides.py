@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.config import keys
 from vitlab.config.checks import find_problems, make_record, names, to_plain, unresolved
 from vitlab.config.composer import CONF, Composer, reason, without_hydra
+from vitlab.config.hydra_internals import make_parser
 from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
 from vitlab.config.types import show
@@ -126,7 +126,7 @@ def report(jobs: Sequence[Combination], what: str) -> str:
 class _Preflight:
     def __init__(self, composer: Composer, overrides: Sequence[str], multirun: bool) -> None:
         self.composer = composer
-        self.parser = OverridesParser.create(config_loader=composer.loader)
+        self.parser = make_parser()
         self.groups = composer.options
         parsed = self._parse(overrides)
         self.hydra = tuple(str(item.input_line) for item in parsed if item.is_hydra_override())

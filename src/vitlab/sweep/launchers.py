@@ -14,14 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.composer import Composer
+from vitlab.config.hydra_internals import make_launcher
 from vitlab.config.types import found as show_found
 from vitlab.config.types import like, show
 from vitlab.core.console import say
@@ -132,12 +130,8 @@ def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, s
     # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
     config.hydra.job.config_name = None
     config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
-    with Composer("train") as composer:
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(composer.loader, Callbacks()),
-            task_function=functools.partial(_run_launched, worker=worker),
-            config=config,
-        )
+    with Composer("train"):
+        launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
         for first in range(0, len(jobs), size):
             batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
             for ended in launcher.launch(batch, initial_job_idx=first):

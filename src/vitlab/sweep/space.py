@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from vitlab.config import Combination, combinations, compose
 from vitlab.config.composer import Composer
+from vitlab.config.hydra_internals import make_parser
 from vitlab.config.schema import rule
 from vitlab.config.types import Kind, like, show
 from vitlab.core.errors import UserError
@@ -75,7 +75,7 @@ def read_space(overrides: Sequence[str]) -> Space:
     try:
         with Composer("train") as composer:
             groups = composer.options
-            parser = OverridesParser.create(config_loader=composer.loader)
+            parser = make_parser()
             typed = parser.parse_overrides(list(overrides))
             chosen = [o for o in typed if not o.is_sweep_override()]
             chosen = [o for o in chosen if o.key_or_group in groups or o.is_hydra_override()]
