@@ -1,4 +1,4 @@
-"""What a person types is answered: composed, or refused with a sentence that says the way on."""
+"""What a person types is answered: composed, or refused with a sentence that says what to write."""
 
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         ("model.depth=[1,2", "the value cannot be read"),
         ("optimizer.lr=interval(1e-4)", "write it as interval(1e-4,1e-2)"),
         ("optimizer.lr=interva(1e-4,1e-2)", "there is no function interva(); did you mean interval?"),
-        ("data.image_size=(32,64)", "a list stands in square brackets: data.image_size=[32,64]"),
+        ("data.image_size=(32,64)", "a list is written in square brackets: data.image_size=[32,64]"),
         ("model.depth=3;", "the value ends in ';'; write model.depth=3"),
         ("optimizer.lr=0,001", "or write optimizer.lr=0.001 if one number is meant"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true has no effect"),

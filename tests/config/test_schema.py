@@ -16,7 +16,7 @@ def test_augmentations_are_listed_and_only_those_are_kept() -> None:
     assert (augment["cutout"]["size"], augment["crop"]["padding"]) == (8, 2)
     assert "augment.flip.p=1.5: expected a number" in refused("augment.flip.p=1.5")
     assert "did you mean flip?" in refused("augment.ops=[crop,fli]")
-    assert "crop stands there twice" in refused("augment.ops=[crop,crop]")
+    assert "crop is listed twice" in refused("augment.ops=[crop,crop]")
     assert "augment.ops=null" in refused("augment.ops=null")
 
 
@@ -38,7 +38,7 @@ def test_augmentations_are_listed_and_only_those_are_kept() -> None:
         ("optimizer.betas=0.9", "expected a list of two"),
         ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
         ("augment.ops=3", "augment.ops=3: expected a list"),
-        ("augment.ops=crop", "a list stands in brackets: augment.ops=[crop]"),
+        ("augment.ops=crop", "a list is written in brackets: augment.ops=[crop]"),
         ("data.val_size=20%", "a share is written as a fraction: data.val_size=0.2"),
         ("model.patch_size=4x8", "a height and a width are a list: model.patch_size=[4,8]"),
         ("trainer.max_time=2h", "found the text '2h'"),

@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """Tell flags, ``resume=`` and overrides apart.
 
     Raises:
-        UserError: a flag does not exist or does not go with another, or something stands beside ``resume=``.
+        UserError: a flag does not exist or does not go with another, or ``resume=`` is not alone.
     """
     for flag in ALONE:
         if flag in (SHORT.get(argument, argument) for argument in arguments):
@@ -127,7 +127,7 @@ def _shows_config(arguments: Sequence[str], flags: Sequence[str], *, multirun: b
 
 
 def check_folder(overrides: Sequence[str]) -> None:
-    """Refuse a folder that was asked for and cannot be had, before anything is written into it.
+    """Check that the folder asked for can be used, before anything is written into it.
 
     Raises:
         UserError: it holds runs already, or cannot be written to.

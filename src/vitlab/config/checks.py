@@ -1,4 +1,4 @@
-"""What is wrong with a composed config: kinds, ranges, and what does not fit. Torch-free."""
+"""What is wrong with a composed config: kinds, ranges, and what does not fit."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ Problems = dict[str, str]  # key -> sentence; one a key, the first found
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain dicts, lists and scalars, resolved, without Hydra's node.
 
-    Raises UserError where a value is missing (``???``) or an interpolation leads nowhere.
+    Raises:
+        UserError: a value is missing (``???``), or an interpolation leads nowhere.
     """
     plain = unresolved(cfg)
     missing = [key for key, value in keys.leaves(plain) if value == "???"]
@@ -58,16 +59,25 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Raise one UserError with a line for each thing wrong in a composed config."""
+    """Check a composed config.
+
+    Raises:
+        UserError: with a line for each thing that is wrong.
+    """
     problems = find_problems(to_plain(cfg) if isinstance(cfg, DictConfig) else cfg)
     if problems:
         raise UserError("\n".join(problems.values()))
 
 
 def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
-    """Raise UserError if a ``_target_`` anywhere below names code outside `allowed`.
+    """Check which code a config names: whoever made a checkpoint must not choose what runs.
 
-    Meant for configs that come with a checkpoint: whoever made the file must not choose what runs.
+    Args:
+        node: a config, or a part of one.
+        allowed: what a ``_target_`` may begin with.
+
+    Raises:
+        UserError: a ``_target_`` names other code.
     """
     problems = dict(bad_targets(node, allowed=allowed))
     if problems:
@@ -77,8 +87,9 @@ def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
 def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problems:
     """Return what is wrong in a resolved config.
 
-    base: the YAML files' own values: the measure for keys without a rule, and for whether a key
-        exists at all.
+    Args:
+        plain: the config.
+        base: the YAML files' own values, which tell what keys exist, and the kind of one without a rule.
     """
     problems: Problems = {}
     if base is not None:
@@ -125,10 +136,7 @@ def make_record(
 def _strangers(
     plain: Mapping[str, Any], base: Mapping[str, Any], at: str, top: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the keys that the YAML files do not have, and nodes that are no longer nodes.
-
-    top: all dotted keys of the YAML files.
-    """
+    """Yield the keys that the YAML files do not have, and nodes that were replaced by a value."""
     for part, value in plain.items():
         key = keys.join(at, part)
         if is_open(key) or (rule(key) is not None and part in base):
@@ -153,7 +161,7 @@ def _unknown_ops(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[
             hint = did_you_mean(nearest(str(name), there)) or f" there are {', '.join(there)}"
             yield "augment.ops", f"augment.ops={show(ops)}: there is no augmentation '{name}';{hint}"
         elif name in ops[:place]:
-            yield "augment.ops", f"augment.ops={show(ops)}: {name} stands there twice"
+            yield "augment.ops", f"augment.ops={show(ops)}: {name} is listed twice"
 
 
 def names(node: Mapping[str, Any]) -> str:
@@ -190,7 +198,7 @@ def _hint(key: str, value: Any, kind: Kind) -> str:
         (str, {"true": True, "false": False}.__getitem__, "; write it without quotes: {key}={meant}"),
         (str, _percent, "; a share is written as a fraction: {key}={meant}"),
         (str, _size, "; a height and a width are a list: {key}={meant}"),
-        (str, lambda text: [text], "; a list stands in brackets: {key}={meant}"),
+        (str, lambda text: [text], "; a list is written in brackets: {key}={meant}"),
         (int, str, "; in quotes it is text: '{key}=\"{meant}\"'"),
     ]
     for of, read, words in readings:

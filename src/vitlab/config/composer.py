@@ -1,4 +1,4 @@
-"""Hydra's composition of conf/, from any folder and beside a running hydra.main. Torch-free."""
+"""Hydra's composition of conf/, from any folder and beside a running hydra.main."""
 
 import warnings
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
 
 # conf/hydra/launcher/ has options of the same names as the launcher plugins. Hydra checks ours by theirs,
-# which is welcome, and calls it deprecated.
+# which is what we want, and calls it deprecated.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -41,7 +41,13 @@ def _timestamp() -> str:
 def compose(overrides: Iterable[str] = (), *, root: str = "train", with_hydra: bool = False) -> DictConfig:
     """Return the config of conf/<root>.yaml under Hydra overrides; unchecked.
 
-    with_hydra: keep Hydra's own node. Raises UserError where Hydra cannot compose.
+    Args:
+        overrides: as typed, without flags.
+        root: of ``conf/<root>.yaml``.
+        with_hydra: keep Hydra's own node.
+
+    Raises:
+        UserError: Hydra cannot compose it.
     """
     with Composer(root) as composer:
         cfg = composer.compose(tuple(overrides))

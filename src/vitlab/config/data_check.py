@@ -1,4 +1,4 @@
-"""What of a config only its data can tell: classes, the length of the run, the teacher's file."""
+"""The checks of a config that need its data: classes, the length of the run, the teacher's file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from vitlab.core.errors import UserError
 
 
 def check_with_data(config: Mapping[str, Any], name: str, num_classes: int, num_train: int) -> Plan:
-    """Hold a resolved config against what its data turned out to be.
+    """Check a resolved config against its data.
 
     Args:
         config: resolved, plain values.

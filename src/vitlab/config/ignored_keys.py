@@ -1,6 +1,6 @@
-"""Which keys of a config cannot matter: for runs that are compared, and for one that goes on."""
+"""Which keys of a config cannot matter: when runs are compared, and when one is resumed."""
 
-# What changes nothing that is learned or measured: where things lie, what is shown, how images are held.
+# What changes nothing that is learned or measured: where files are, what is shown, how images are held.
 WITHOUT_EFFECT = (
     *("study", "resume", "overrides", "swept", "choices", "sweep", "logger"),
     *("callbacks.figures", "callbacks.checkpoint"),

@@ -1,7 +1,4 @@
-"""The check of a command line before its first job starts: syntax, names, values, combinations.
-
-Torch-free: a typo is answered before anything heavy is imported.
-"""
+"""The check of a command line before its first job starts: syntax, names, values, combinations."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,6 +78,7 @@ class Combination:
         return " ".join(line for line in self.overrides if line.partition("=")[0].lstrip("+") in self.swept)
 
     def refused(self, problem: str) -> "Combination":
+        """Return the same combination with one problem more."""
         return replace(self, problems=(*self.problems, problem))
 
 
@@ -89,9 +87,14 @@ def combinations(
 ) -> list[Combination]:
     """Return every job that a command line asks for, in Hydra's order, with what is wrong in some of them.
 
-    overrides: as typed, without flags. multirun: whether ``-m`` was given. root: conf/<root>.yaml.
-    Raises UserError for what is wrong in the overrides themselves or in every combination, and where no
-    combination is right: only a sweep of which a part can run is worth starting.
+    Args:
+        overrides: as typed, without flags.
+        multirun: whether ``-m`` was given.
+        root: of ``conf/<root>.yaml``.
+
+    Raises:
+        UserError: something is wrong in the overrides themselves or in every combination, or no combination
+            can run: only a sweep of which a part can run is worth starting.
     """
     with Composer(root) as composer:
         return _Preflight(composer, overrides, multirun).run()
@@ -103,9 +106,11 @@ def preflight(overrides: Sequence[str], multirun: bool = False, *, root: str = "
 
 
 def report(jobs: Sequence[Combination], what: str) -> str:
-    """Return which combinations are wrong: each reason once, the combinations below it.
+    """Return which combinations are wrong: each reason once, with its combinations below it.
 
-    what: what becomes of them, such as ``"are skipped"``.
+    Args:
+        jobs: of which at least one is wrong.
+        what: happens to those, such as ``"are skipped"``.
     """
     refused: dict[tuple[str, ...], list[int]] = {}
     for number, job in enumerate(jobs):
@@ -124,6 +129,8 @@ def report(jobs: Sequence[Combination], what: str) -> str:
 
 
 class _Preflight:
+    """One command line, parsed and then checked."""
+
     def __init__(self, composer: Composer, overrides: Sequence[str], multirun: bool) -> None:
         self.composer = composer
         self.parser = make_parser()
@@ -141,19 +148,19 @@ class _Preflight:
         ours = self.ours
         if self.multirun:
             params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-            standing = self._parse([f"{key}={value}" for key, value in params.items()])
-            self._refuse(standing)
-            ours = standing + ours
+            of_recipe = self._parse([f"{key}={value}" for key, value in params.items()])
+            self._refuse(of_recipe)
+            ours = of_recipe + ours
         swept = tuple({item.key_or_group: None for item in ours if item.is_sweep_override()})
         jobs = [self._build(job, swept) for job in self._expand(ours)]
         everywhere = set.intersection(*(set(job.problems) for job in jobs))
         if everywhere or all(job.problems for job in jobs):
             raise UserError(report(jobs, "are refused, none was started"))
-        folder, environment = self._place(item for item in self.ours if not item.is_sweep_override())
+        folder, environment = self._find_folder(item for item in self.ours if not item.is_sweep_override())
         return [replace(job, folder=folder, environment=environment) for job in jobs]
 
-    def _place(self, items: Iterable[Override]) -> tuple[Path, dict[str, str]]:
-        """Return the folder of the run, or of the sweep, and what is to be set in its environment."""
+    def _find_folder(self, items: Iterable[Override]) -> tuple[Path, dict[str, str]]:
+        """Return the folder of the run, or of the sweep, and the variables to set for it."""
         items = list(items)
         lines = [str(item.input_line) for item in self.ours]
         whole = self._compose(items).copy()
@@ -210,12 +217,12 @@ class _Preflight:
         if sweep := _unreadable_sweep(value):
             return f"{line}: {sweep}"
         if value.startswith("(") and value.endswith(")"):
-            return f"{line}: a list stands in square brackets: {key}=[{value[1:-1]}]"
+            return f"{line}: a list is written in square brackets: {key}=[{value[1:-1]}]"
         if value.endswith((",", ";")):
             return f"{line}: the value ends in '{value[-1]}'; write {key}={value.rstrip(',;')}"
         return (
             f"{line}: the value cannot be read; close brackets and quotes, and put text with "
-            f"special signs in quotes: '{key}=\"{value}\"'"
+            f"special characters in quotes: '{key}=\"{value}\"'"
         )
 
     def _is_group(self, item: Override) -> bool:
@@ -390,7 +397,7 @@ class _Preflight:
                 problems |= self._apply(item, cfg, known, choices)
         try:
             plain = to_plain(cfg)
-            idle = {item.key_or_group: said for item in job if (said := _idle(item, plain))}
+            idle = {item.key_or_group: said for item in job if (said := _has_no_effect(item, plain))}
             problems = idle | find_problems(plain, unresolved(base)) | problems
             written = unresolved(cfg)
             # What only follows another key (model.image_size the data's) is wrong where that key is.
@@ -417,7 +424,7 @@ class _Preflight:
     def _apply(
         self, item: Override, cfg: DictConfig, known: dict[str, Any], choices: dict[str, str]
     ) -> dict[str, str]:
-        """Set one value in `cfg` as Hydra does; return what stands in the way. known: its keys."""
+        """Set one value in ``cfg``, whose keys are ``known``, as Hydra does; return what is wrong with it."""
         line, key = str(item.input_line), item.key_or_group
         adds = item.is_add() or item.is_force_add()
         if not adds and not keys.has(known, key):
@@ -469,8 +476,8 @@ def _is_decimal_comma(key: str, value: str) -> bool:
     return kind.accepts(float(f"{whole}.{decimals}")) and not kind.accepts([int(whole), int(decimals)])
 
 
-def _idle(item: Override, plain: dict[str, Any]) -> str:
-    """Return what to say of a setting that what else is set makes void, or nothing."""
+def _has_no_effect(item: Override, plain: dict[str, Any]) -> str:
+    """Return what to say of a setting that another setting overrules, or nothing."""
     group, _, rest = item.key_or_group.partition(".")
     if group == "scheduler" and rest.endswith("_fraction"):
         # A fraction is what counts where no length is given, and so has a value in every YAML.

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: batches, optimizer steps, durations. Torch-free."""
+"""The arithmetic of a run: batches, optimizer steps, durations."""
 
 import math
 from collections.abc import Mapping

@@ -35,7 +35,10 @@ SYNONYMS = {
 def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[str]]) -> list[str]:
     """Return the keys (or `group=option`) that were probably meant by `key`, best first.
 
-    keys: all dotted keys of the config. options: the groups and their options.
+    Args:
+        key: as typed.
+        keys: all dotted keys of the config.
+        options: the config groups and their options.
     """
     parts = {group.replace("/", "."): group for group in options}  # model.tokenizer is chosen with a slash
     return [parts.get(match, match) for match in _nearest_keys(key, keys, options)]

@@ -1,4 +1,4 @@
-"""What a value may be: a test and the words for it, so that a rule and its message cannot part."""
+"""What a value may be: a test and the words for it, so that a rule and its message always agree."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,8 +12,9 @@ from vitlab.core.suggest import join_or
 class Kind:
     """A set of allowed values.
 
-    says: the words after "expected", such as ``"a whole number from 1 to 512"``.
-    accepts: true for an allowed value.
+    Attributes:
+        says: the words after "expected", such as ``"a whole number from 1 to 512"``.
+        accepts: true for an allowed value.
     """
 
     says: str

@@ -1,4 +1,4 @@
-"""Cross-checks: values that are right alone and wrong together, with the way on. Torch-free."""
+"""Cross-checks: values that are right alone and wrong together, with what to write instead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,12 @@ from vitlab.config.cross_checks.training import training_misfits
 
 
 def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
-    """Yield (key, sentence) for values that do not fit each other; `bad` keys are left alone."""
+    """Yield (key, sentence) for values that do not fit each other.
+
+    Args:
+        plain: the resolved config.
+        bad: keys already known to be wrong, which are left alone.
+    """
     read = Reader(plain, bad)
     yield from model_misfits(read)
     yield from data_misfits(read)

@@ -1,4 +1,4 @@
-"""What does not fit inside a model: sizes, heads, positions, tokenizers, weights. Torch-free."""
+"""What does not fit inside a model: sizes, heads, positions, tokenizers, weights."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def model_misfits(read: Reader) -> Misfits:
+    """Yield (key, sentence) for what does not fit inside the model."""
     patch, image = read("model.patch_size"), read("model.image_size")
     if patch is not None and image is not None:
         (height, width), (down, across) = two(image), two(patch)

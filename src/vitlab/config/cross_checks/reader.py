@@ -1,4 +1,4 @@
-"""What the cross-checks read a config with. Torch-free."""
+"""How the cross-checks read a config."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What does not fit in how a run trains: its length, its schedule, its devices, its teacher. Torch-free."""
+"""What does not fit in how a run trains: its length, its schedule, its devices, its teacher."""
 
 from vitlab.config.cross_checks.data import train_images
 from vitlab.config.cross_checks.model import is_distilled
@@ -10,6 +10,7 @@ from vitlab.core.errors import UserError
 
 
 def training_misfits(read: Reader) -> Misfits:
+    """Yield (key, sentence) for what does not fit in how the run trains."""
     yield from _duration(read)
     yield from _schedule(read)
     yield from _device(read)
