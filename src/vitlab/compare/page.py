@@ -15,7 +15,7 @@ from vitlab.compare.table import ACCURACIES, NONE, WORDS, accuracy, cells, colum
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
-LONG = 28  # signs
+LONG = 28  # characters
 
 
 def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:

@@ -286,7 +286,7 @@ def text(value: Any, depth: int = 0) -> str:
 
 
 def plain(words: str) -> str:
-    """Return text that every file and terminal can take: one line, no control signs."""
+    """Return text that every file and terminal can take: one line, no control characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words.split()))
 
 

@@ -15,7 +15,7 @@ from vitlab.compare.read import COSTS, STATES, Run
 from vitlab.compare.statistics import Difference, Spread
 
 NONE = "–"
-WIDEST = 32  # signs of a word before it is broken
+WIDEST = 32  # characters of a word before it is broken
 MOST_GROUPS = 40  # on the screen
 SHOWN = 8  # runs of a state that are named on the screen
 SHOWN_COSTS = {"parameters": "parameters", "flops_per_image": "FLOPs", "images_per_second": "images/s"}
@@ -142,7 +142,7 @@ def show(console: Console, comparison: Comparison) -> None:
 
 
 def _fit(heads: Sequence[str], lines: Sequence[Sequence[Cell]], room: int) -> tuple[list[int], list[int]]:
-    """Return how narrow each column can be, and which columns fit into so many signs.
+    """Return how narrow each column can be, and which columns fit into ``room`` characters.
 
     Headings and names break between words, numbers never.
     """
