@@ -11,6 +11,7 @@ from tests.config.helpers import recipe, refused
 from vitlab import config
 from vitlab.config import compose, preflight
 from vitlab.config import composer as composition
+from vitlab.config.show import show
 
 
 def test_the_plain_command_line_is_one_checked_config() -> None:
@@ -108,12 +109,6 @@ def test_without_conf_the_way_to_install_is_told(tmp_path: Path, monkeypatch: py
     assert "pip install -e ." in refused()
 
 
-def run_script(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True
-    )
-
-
 TYPO = """
 import resource, sys
 from vitlab.config import preflight
@@ -131,35 +126,18 @@ assert usage.ru_utime + usage.ru_stime < 1.0, usage
 
 @pytest.mark.parametrize("typed", ["model=vit_smal", "patch=8", "model.patch_size=5", "seed=0"])
 def test_the_answer_takes_less_than_a_second_and_no_torch(typed: str, tmp_path: Path) -> None:
-    done = run_script(TYPO, typed, folder=tmp_path)
+    done = subprocess.run([sys.executable, "-c", TYPO, typed], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-MAIN = """
-import sys, hydra
-from vitlab.config import CONF, preflight, register_resolvers, to_plain
-register_resolvers()
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg):
-    print("job", cfg.model.depth, to_plain(cfg)["study"])
-if "--help" not in sys.argv:
-    preflight([word for word in sys.argv[1:] if word != "-m"], "-m" in sys.argv)
-main()
-"""
-
-
-def test_hydra_runs_after_the_check_quietly_and_where_it_should(tmp_path: Path) -> None:
-    done = run_script(MAIN, "-m", "model.depth=2,3", "study=patch", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["job 2 patch", "job 3 patch"]
-    (sweep,) = (tmp_path / "outputs" / "patch").iterdir()
-    assert sorted(job.name for job in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
-
-
-def test_help_fits_a_screen_and_names_every_group(tmp_path: Path) -> None:
-    done = run_script(MAIN, "--help", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_help_fits_a_screen_and_names_every_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        show(["--help"])
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 40
     for group in ("model", "optimizer", "scheduler", "augment", "data", "trainer", "experiment"):
         assert any(line.strip().startswith(f"{group}:") for line in lines)

@@ -60,7 +60,7 @@ from vitlab.config import check
         ({"trainer.accelerator": "cpu", "trainer.precision": 16}, "trainer.precision=16 CPU"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_with_the_way_on(
+def test_values_that_do_not_fit_are_refused_with_what_to_write(
     refused_values: Refuse, values: dict[str, Any], words: str
 ) -> None:
     said = refused_values(values)
@@ -86,44 +86,34 @@ def test_values_that_fit_pass(default: dict[str, Any], values: dict[str, Any]) -
     check(changed(default, values))
 
 
-def test_weights_come_from_one_place() -> None:
-    said = refused("model=timm_vit_b16", "model.pretrained=true", "model.checkpoint_path=a.pth")
-    assert "model.pretrained=true and model.checkpoint_path both give the weights" in said
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["model.patch_size=6", "data.image_size=36"], "power of two"),
-        (["model.patch_size=16"], "set model.tokenizer.num_convs=4"),
-        (["model.dim=198", "model.heads=3", "model.tokenizer.num_convs=4"], "a multiple of 8"),
-    ],
-)
-def test_a_convolutional_stem_halves(overrides: list[str], words: str) -> None:
-    assert words in refused("model=vit_convstem_tiny", *overrides)
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ("cct model.patch_size=8", "set model.patch_size=4, or model.tokenizer.num_layers=3"),
-        ("cct model.patch_size=[4,2]", "set model.patch_size=4"),
-        ("cct model.tokenizer.num_layers=1", "set model.patch_size=2, or model.tokenizer.num_layers=2"),
-        ("cct model.patch_norm=true", "model/tokenizer=cct has none: set model.patch_norm=false"),
-        ("spt model.patch_size=1", "no half to shift by"),
-    ],
-)
-def test_what_a_tokenizer_cannot_do_is_refused_before_any_job(typed: str, words: str) -> None:
-    assert words in refused(*f"model/tokenizer={typed}".split())
-
-
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
         (
-            "augment=strong augment.randaugment.magnitude=11",
-            "augment.randaugment.magnitude=11 is more than 10",
+            "model=timm_vit_b16 model.pretrained=true model.checkpoint_path=a.pth",
+            "model.pretrained=true and model.checkpoint_path both give the weights",
         ),
+        ("model=vit_convstem_tiny model.patch_size=6 data.image_size=36", "power of two"),
+        ("model=vit_convstem_tiny model.patch_size=16", "set model.tokenizer.num_convs=4"),
+        (
+            "model=vit_convstem_tiny model.dim=198 model.heads=3 model.tokenizer.num_convs=4",
+            "a multiple of 8",
+        ),
+        (
+            "model/tokenizer=cct model.patch_size=8",
+            "set model.patch_size=4, or model.tokenizer.num_layers=3",
+        ),
+        ("model/tokenizer=cct model.patch_size=[4,2]", "set model.patch_size=4"),
+        (
+            "model/tokenizer=cct model.tokenizer.num_layers=1",
+            "set model.patch_size=2, or model.tokenizer.num_layers=2",
+        ),
+        (
+            "model/tokenizer=cct model.patch_norm=true",
+            "model/tokenizer=cct has none: set model.patch_norm=false",
+        ),
+        ("model/tokenizer=spt model.patch_size=1", "no half to shift by"),
+        ("augment=strong augment.randaugment.magnitude=11", "magnitude=11 is more than 10"),
         (
             "data=shapes augment.crop.padding_mode=reflect augment.crop.padding=32",
             "less than the image's side of 32",
@@ -139,5 +129,5 @@ def test_what_a_tokenizer_cannot_do_is_refused_before_any_job(typed: str, words:
         ),
     ],
 )
-def test_augmentations_that_cannot_be_are_refused_before_any_job(typed: str, said: str) -> None:
+def test_parts_of_a_model_and_augmentations_that_cannot_be_are_refused(typed: str, said: str) -> None:
     assert said in refused(*typed.split())

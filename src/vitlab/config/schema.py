@@ -5,6 +5,7 @@ too little: a range, a union (`auto` or a number), a null. The upper bounds are 
 a slip of the keyboard (depth 10**6), not an ambition.
 """
 
+import re
 from fnmatch import fnmatchcase
 
 from vitlab.config import keys
@@ -19,6 +20,7 @@ from vitlab.config.types import (
     null,
     pair,
     real,
+    spelled,
     text,
     whole,
     word,
@@ -35,42 +37,20 @@ _probability = real(0, 1)
 _drop = real(0, 1, below=True)
 _auto_flag = either(flag(), word("auto"))
 _batches = either(whole(0, MANY), real(0, 1))
-_maybe_batches = either(null(), _batches)
 _statistics = listing(real(0, 1))
 
 
-def _folder_name(value: object) -> bool:
+def _is_folder_name(value: object) -> bool:
     """Accept names for a folder below outputs/, nested by slashes, that cannot lead out of it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return True  # study=2026
-    if not isinstance(value, str):
-        return False
-    parts = value.split("/")
-    return all(
-        part
-        and not part.startswith((".", "-"))
-        and all(letter.isalnum() or letter in "._-+" for letter in part)
-        for part in parts
-    )
-
-
-def _freeze(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    number = value.removeprefix("first_")
-    return value in ("none", "head_only") or (number != value and number.isdecimal() and int(number) > 0)
+    part = r"(?![.\-])[\w.+\-]+"
+    return isinstance(value, str) and bool(re.fullmatch(f"{part}(/{part})*", value))
 
 
 _duration = either(
     null(),
-    matching(
-        "a time as DD:HH:MM:SS",
-        lambda value: (
-            isinstance(value, str)
-            and len(value.split(":")) == 4
-            and all(part.isdigit() for part in value.split(":"))
-        ),
-    ),
+    spelled(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS"),
     matching(
         "a mapping such as {hours: 2, minutes: 30}",
         lambda value: (
@@ -91,18 +71,22 @@ _names = matching(
     ),
 )
 
+# Names of files and folders, all of which may be left out.
+_PATHS = (
+    *("resume", "sweep.resume", "model.checkpoint_path", "task.teacher", "task.teacher_checkpoint"),
+    *("data.root", "data.url", "data.md5", "data.cache", "trainer.default_root_dir"),
+)
+
 RULES: dict[str, Kind] = {
+    **dict.fromkeys(_PATHS, either(null(), text())),
     # the run
-    "seed": whole(0, 2**32 - 1),
+    "*seed": whole(0, 2**32 - 1),
     "study": matching(
         "a folder name of letters, digits and . _ - + (slashes nest; no part starts with a point)",
-        _folder_name,
+        _is_folder_name,
     ),
-    "resume": either(null(), text()),
-    "sweep.resume": either(null(), text()),
     "sweep.trials": whole(1, 1_000_000),
     "sweep.jobs": whole(1, 1024),
-    "sweep.seed": whole(0, 2**32 - 1),
     "sweep.random_trials": whole(1, 1_000_000),
     "sweep.pruner": word("median", "hyperband", "none"),
     "sweep.warmup_trials": whole(0, 1_000_000),
@@ -140,7 +124,6 @@ RULES: dict[str, Kind] = {
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),
     "model.name": text(),
-    "model.checkpoint_path": either(null(), text()),
     # optimizer
     "optimizer.lr": real(0, 1000, above=True, below=True),
     "optimizer.weight_decay": real(0, 100),
@@ -166,9 +149,6 @@ RULES: dict[str, Kind] = {
     "scheduler.*_ratio": _probability,
     # data
     "data.kind": word(*KINDS),
-    "data.root": either(null(), text()),
-    "data.url": either(null(), text()),
-    "data.md5": either(null(), text()),
     "data.image_size": _sides,
     "data.channels": exactly(3, 1),
     "data.num_classes": either(null(), whole(1, 1_000_000)),
@@ -177,10 +157,7 @@ RULES: dict[str, Kind] = {
     "data.test_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
     "data.num_train": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.num_test": whole(NUM_CLASSES["shapes"], 100_000_000),
-    "data.seed": whole(0, 2**32 - 1),
-    "data.split_seed": whole(0, 2**32 - 1),
     "data.in_memory": _auto_flag,
-    "data.cache": either(null(), text()),
     "data.num_workers": either(null(), whole(0, 1024)),
     "data.normalization": either(
         word("dataset", "half"),
@@ -189,7 +166,9 @@ RULES: dict[str, Kind] = {
     "data.labels": either(null(), _names),
     # augmentation
     "augment.ops": listing(text(), least=0),
-    "augment.*.p": _probability,
+    **dict.fromkeys(
+        (f"augment.*.{name}" for name in ("p", "switch_p", "brightness", "contrast", "color")), _probability
+    ),
     "augment.*.size": whole(1, 8192),
     "augment.*.num_ops": whole(1, 100),
     "augment.*.magnitude": real(0, 30),
@@ -201,26 +180,21 @@ RULES: dict[str, Kind] = {
     "augment.*.num_levels": whole(2, 1000),
     "augment.*.threshold": whole(0, 256),
     "augment.*.m??_sigma": real(0.01, 2),
-    "augment.*.brightness": _probability,
-    "augment.*.contrast": _probability,
-    "augment.*.color": _probability,
     "augment.*.padding": whole(0, 1024),
     "augment.resized_crop.m*_area": real(0.0001, 1),
     "augment.*.m??_area": _probability,
     "augment.*.m??_ratio": real(0.001, 1000),
     "augment.*.value": word("zero", "mean", "random"),
     "augment.*.*_alpha": either(null(), real(0, 1000)),
-    "augment.*.switch_p": _probability,
     "augment.*.off_after_epoch": either(null(), whole(1, MANY)),
     # task
     "task.label_smoothing": _drop,
-    "task.teacher": either(null(), text()),
-    "task.teacher_checkpoint": either(null(), text()),
     "task.kind": word("hard", "soft"),
     "task.temperature": real(0, 1000, above=True),
     "task.weight": _probability,
-    "task.freeze": matching(
-        "none, head_only or first_N, such as first_1 for the stem and first_3 for two blocks as well", _freeze
+    "task.freeze": spelled(
+        r"none|head_only|first_0*[1-9]\d*",
+        "none, head_only or first_N, such as first_1 for the stem and first_3 for two blocks as well",
     ),
     # callbacks
     "callbacks.ema.decay": either(null(), _drop),
@@ -241,10 +215,7 @@ RULES: dict[str, Kind] = {
     "trainer.max_time": _duration,
     "trainer.fast_dev_run": either(flag(), whole(0, MANY)),
     "trainer.overfit_batches": _batches,
-    "trainer.limit_train_batches": _maybe_batches,
-    "trainer.limit_val_batches": _maybe_batches,
-    "trainer.limit_test_batches": _maybe_batches,
-    "trainer.limit_predict_batches": _maybe_batches,
+    "trainer.limit_*_batches": either(null(), _batches),
     "trainer.accumulate_grad_batches": whole(1, 1_000_000),
     "trainer.gradient_clip_val": either(null(), real(0, MANY)),
     "trainer.gradient_clip_algorithm": either(null(), word("norm", "value")),
@@ -257,7 +228,6 @@ RULES: dict[str, Kind] = {
     "trainer.enable_progress_bar": either(null(), flag()),
     "trainer.enable_model_summary": either(null(), flag()),
     "trainer.enable_checkpointing": either(null(), flag()),
-    "trainer.default_root_dir": either(null(), text()),
     "trainer.profiler": either(null(), word("simple", "advanced", "pytorch", "xla")),
     "trainer.reload_dataloaders_every_n_epochs": whole(0, 1_000_000),
 }

@@ -1,6 +1,7 @@
 """What a value may be: a test and the words for it, so that a rule and its message always agree."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,11 @@ def exactly(*values: int) -> Kind:
 def text() -> Kind:
     """Return any non-empty text."""
     return Kind("text", lambda value: isinstance(value, str) and bool(value.strip()))
+
+
+def spelled(pattern: str, says: str) -> Kind:
+    """Return the texts that match a regular expression as a whole."""
+    return Kind(says, lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value)))
 
 
 def flag() -> Kind:
