@@ -109,10 +109,8 @@ def _shows_config(arguments: Sequence[str], flags: Sequence[str], *, multirun: b
         raise UserError(f"{' and '.join(shown)} each show something else: give one of them.")
     if multirun and shown:
         raise UserError(f"{shown[0]} is about one config, and -m asks for several: leave out -m.")
-    if shown != ["--cfg"]:
-        for name in names:
-            if name in OF_CFG:
-                raise UserError(f"{name} is for --cfg: add --cfg job.")
+    if shown != ["--cfg"] and (of_cfg := [name for name in names if name in OF_CFG]):
+        raise UserError(f"{of_cfg[0]} is for --cfg: add --cfg job.")
     for place, argument in enumerate(arguments):
         flag, sign, value = argument.partition("=")
         flag = SHORT.get(flag, flag)

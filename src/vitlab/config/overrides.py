@@ -279,13 +279,12 @@ class _Preflight:
             meant = line.replace(key, part, 1)
             return [f"{line}: a part is chosen with a slash: {meant}; {self._choose(part)}"]
         if item.is_sweep_override() and not self.multirun:
-            several = f"{line} gives several values: add -m to run each of them"
-            typed = item.get_value_string()
+            typed, otherwise = item.get_value_string(), ""
             if _is_decimal_comma(key, typed):
-                several += f", or write {key}={typed.replace(',', '.')} if one number is meant"
+                otherwise = f", or write {key}={typed.replace(',', '.')} if one number is meant"
             elif item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not self._is_group(item):
-                several += f", or write {key}=[{item.get_value_string()}] if one list is meant"
-            return [several]
+                otherwise = f", or write {key}=[{typed}] if one list is meant"
+            return [f"{line} gives several values: add -m to run each of them{otherwise}"]
         if item.is_sweep_override() and not item.is_discrete_sweep():
             if any(name.startswith("hydra/sweeper=") for name in self.hydra):
                 return []  # such a sweeper draws from the interval
@@ -303,10 +302,9 @@ class _Preflight:
 
     def _bad_options(self, item: Override, line: str, key: str) -> list[str]:
         values = list(item.sweep_string_iterator()) if item.is_sweep_override() else [item.value()]
-        problems: list[str] = []
-        options = self.groups[key]
         if not values:
-            problems.append(f"{line}: no option matches; {self._choose(key)}")
+            return [f"{line}: no option matches; {self._choose(key)}"]
+        problems: list[str] = []
         for value in values:
             if isinstance(value, dict | list):
                 problems.append(
@@ -314,13 +312,10 @@ class _Preflight:
                     f"one by one, as {key}.name=value"
                 )
             elif value is None or value == "null":
-                problems.append(
-                    f"{key}=null: leave {key} out"
-                    if key == "experiment"
-                    else f"{key}=null: {key} is needed; {self._choose(key)}"
-                )
-            elif str(value) not in options:
-                hint = did_you_mean(nearest(str(value), options))
+                needed = f"{key} is needed; {self._choose(key)}"
+                problems.append(f"{key}=null: {'leave experiment out' if key == 'experiment' else needed}")
+            elif str(value) not in self.groups[key]:
+                hint = did_you_mean(nearest(str(value), self.groups[key]))
                 choose = self._choose(key)
                 problems.append(f"{key}={value}:{hint} {choose[0].upper() + choose[1:] if hint else choose}")
         return problems
@@ -383,11 +378,9 @@ class _Preflight:
         }
         experiment = choices.get("experiment")
         base = composed
-        if experiment is not None:  # what the files say without the recipe is its measure
-            base = self.composer.compose(
-                self.hydra
-                + tuple(f"{group}={option}" for group, option in choices.items() if group != "experiment")
-            )
+        if experiment is not None:  # a recipe is checked against what the files say without it
+            others = (f"{group}={option}" for group, option in choices.items() if group != "experiment")
+            base = self.composer.compose((*self.hydra, *others))
         cfg = without_hydra(composed)
         known = unresolved(composed)
         plain: dict[str, Any] = {}
@@ -482,8 +475,7 @@ def _has_no_effect(item: Override, plain: dict[str, Any]) -> str:
     if group == "scheduler" and rest.endswith("_fraction"):
         # A fraction is what counts where no length is given, and so has a value in every YAML.
         name = rest.removesuffix("_fraction")
-        ways = (f"{name}_epochs", f"{name}_steps", *(["every_epochs"] if name == "milestone" else []))
-        for way in ways:
+        for way in (f"{name}_epochs", f"{name}_steps", "every_epochs" if name == "milestone" else ""):
             if (length := plain["scheduler"].get(way)) is not None:
                 return (
                     f"{item.input_line} has no effect beside scheduler.{way}={show(length)}: leave it out or "

@@ -37,8 +37,7 @@ def bad_targets(
         for part, value in node.items():
             key = keys.join(at, part)
             if part == "_target_":
-                reason = _objection(value, tuple(allowed))
-                if reason:
+                if reason := _objection(value, tuple(allowed)):
                     yield key, f"{key}={show(value)}: {reason}"
             else:
                 yield from bad_targets(value, key, allowed)

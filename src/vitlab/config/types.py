@@ -1,6 +1,5 @@
 """What a value may be: a test and the words for it, so that a rule and its message always agree."""
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -146,12 +145,8 @@ def like(value: Any) -> Kind | None:
 
 def show(value: Any) -> str:
     """Return a value as it is written in YAML."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, dict):
@@ -163,13 +158,8 @@ def found(value: Any) -> str:
     """Return a value with its kind in words, for the part of a message after "found"."""
     if isinstance(value, str):
         return f"the text '{value}'"
-    if value is None or isinstance(value, bool):
-        return show(value)
-    if isinstance(value, list):
-        return f"the list {show(value)}"
-    if isinstance(value, dict):
-        return f"the mapping {show(value)}"
-    return show(value)
+    kind = "the list " if isinstance(value, list) else "the mapping " if isinstance(value, dict) else ""
+    return f"{kind}{show(value)}"
 
 
 def alternatives(values: Iterable[Any], limit: int = 12) -> str:
