@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitlab.config import combinations, preflight, report
+from vitlab.config import combinations, keys, preflight, report
 from vitlab.core.errors import UserError
 
 Refuse = Callable[..., str]
@@ -27,11 +27,8 @@ def partly(*overrides: str) -> str:
 def changed(plain: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     plain = copy.deepcopy(plain)
     for key, value in values.items():
-        *nodes, last = key.split(".")
-        node = plain
-        for part in nodes:
-            node = node[part]
-        node[last] = value
+        node, _, last = key.rpartition(".")
+        (keys.get(plain, node) if node else plain)[last] = value
     return plain
 
 

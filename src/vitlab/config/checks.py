@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config import keys
 from vitlab.config.composer import compose
-from vitlab.config.cross_checks import misfits
+from vitlab.config.cross_checks import find_conflicts
 from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
 from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
@@ -97,7 +97,7 @@ def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = Non
         problems |= dict(_unknown_ops(plain, base))
     for key, sentence in (*_bad_values(plain, base, ""), *bad_targets(plain)):
         problems.setdefault(key, sentence)
-    for key, sentence in misfits(plain, set(problems)):
+    for key, sentence in find_conflicts(plain, set(problems)):
         problems.setdefault(key, sentence)
     return problems
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import hydra
@@ -86,13 +85,8 @@ class Composer:
         self._context.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._context.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(*error)
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """Return the config with Hydra's node; the same object for the same overrides."""

@@ -22,7 +22,6 @@ ALLOWED_TARGETS = (
     "vitlab.optim.",
     "vitlab.tasks.",
     "vitlab.training.callbacks.",
-    "vitlab.tasks.losses.",
     "torch.optim.",
 )
 _PACKAGE = Path(__file__).parents[1]

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitlab.config.cross_checks.data import data_misfits
-from vitlab.config.cross_checks.model import model_misfits
-from vitlab.config.cross_checks.reader import Misfits, Reader
-from vitlab.config.cross_checks.training import training_misfits
+from vitlab.config.cross_checks.data import data_conflicts
+from vitlab.config.cross_checks.model import model_conflicts
+from vitlab.config.cross_checks.reader import Conflicts, Reader
+from vitlab.config.cross_checks.training import training_conflicts
 
 
-def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
+def find_conflicts(plain: Mapping[str, Any], bad: set[str]) -> Conflicts:
     """Yield (key, sentence) for values that do not fit each other.
 
     Args:
@@ -17,6 +17,6 @@ def misfits(plain: Mapping[str, Any], bad: set[str]) -> Misfits:
         bad: keys already known to be wrong, which are left alone.
     """
     read = Reader(plain, bad)
-    yield from model_misfits(read)
-    yield from data_misfits(read)
-    yield from training_misfits(read)
+    yield from model_conflicts(read)
+    yield from data_conflicts(read)
+    yield from training_conflicts(read)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from vitlab.config.cross_checks.reader import Misfits, Reader, two
+from vitlab.config.cross_checks.reader import Conflicts, Reader, two
 from vitlab.config.types import show
 from vitlab.core.data_protocol import DEFAULT_VAL_SIZE, NUM_CLASSES, NUM_TRAIN, num_held_out
 
 
-def data_misfits(read: Reader) -> Misfits:
+def data_conflicts(read: Reader) -> Conflicts:
     """Yield (key, sentence) for what does not fit in the data and its augmentation."""
     yield from _data(read)
     yield from _augment(read)
@@ -27,7 +27,7 @@ def _total(read: Reader) -> int | None:
     return NUM_TRAIN.get(read("data.kind")) or read("data.num_train")
 
 
-def _data(read: Reader) -> Misfits:
+def _data(read: Reader) -> Conflicts:
     kind = read("data.kind")
     if kind not in (None, "shapes") and read.is_null("data.root"):
         what = "FILE.csv" if kind == "image_list" else "FOLDER"
@@ -64,7 +64,7 @@ def _data(read: Reader) -> Misfits:
                 )
 
 
-def _augment(read: Reader) -> Misfits:
+def _augment(read: Reader) -> Conflicts:
     """Yield what does not fit in the augmentations that are listed in ``augment.ops``."""
     ops = read("augment.ops")
     for name in ops if isinstance(ops, list) else []:
@@ -109,7 +109,7 @@ def _augment(read: Reader) -> Misfits:
             )
 
 
-def _model_and_data(read: Reader) -> Misfits:
+def _model_and_data(read: Reader) -> Conflicts:
     for key, reason in (
         ("num_classes", "the head would not fit the labels"),
         ("channels", "the first layer would not fit the images"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.cross_checks.reader import Misfits, Reader, two
+from vitlab.config.cross_checks.reader import Conflicts, Reader, two
 from vitlab.config.types import alternatives, show
 
 
@@ -16,7 +16,7 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def model_misfits(read: Reader) -> Misfits:
+def model_conflicts(read: Reader) -> Conflicts:
     """Yield (key, sentence) for what does not fit inside the model."""
     patch, image = read("model.patch_size"), read("model.image_size")
     if patch is not None and image is not None:
@@ -71,7 +71,7 @@ def model_misfits(read: Reader) -> Misfits:
         yield from check(read, patch)
 
 
-def _attention(read: Reader) -> Misfits:
+def _attention(read: Reader) -> Conflicts:
     """Check positions, first weights and attention against the sizes of heads and the number of tokens."""
     dim, heads, position = read("model.dim"), read("model.heads"), read("model.position")
     width = read("model.dim_head") or (dim and heads and dim // heads)
@@ -123,7 +123,7 @@ def _attention(read: Reader) -> Misfits:
         )
 
 
-def _conv_stem(read: Reader, patch: Any) -> Misfits:
+def _conv_stem(read: Reader, patch: Any) -> Conflicts:
     dim, convs = read("model.dim"), read("model.tokenizer.num_convs")
     if dim is None or convs is None:
         return
@@ -152,7 +152,7 @@ def _conv_stem(read: Reader, patch: Any) -> Misfits:
         )
 
 
-def _conv_pool(read: Reader, patch: Any) -> Misfits:
+def _conv_pool(read: Reader, patch: Any) -> Conflicts:
     layers = read("model.tokenizer.num_layers")
     if layers is not None and two(patch) != (2**layers, 2**layers):
         fit = [n for n in range(1, 9) if two(patch) == (2**n, 2**n)]
@@ -170,7 +170,7 @@ def _conv_pool(read: Reader, patch: Any) -> Misfits:
         )
 
 
-def _shifted_patches(read: Reader, patch: Any) -> Misfits:
+def _shifted_patches(read: Reader, patch: Any) -> Conflicts:
     if min(two(patch)) < 2:
         yield (
             "model.patch_size",

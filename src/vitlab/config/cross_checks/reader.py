@@ -5,7 +5,7 @@ from typing import Any
 
 from vitlab.config import keys
 
-Misfits = Iterator[tuple[str, str]]  # key, and the sentence about it
+Conflicts = Iterator[tuple[str, str]]  # key, and the sentence about it
 
 
 class Reader:

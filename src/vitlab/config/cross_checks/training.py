@@ -2,14 +2,14 @@
 
 from vitlab.config.cross_checks.data import train_images
 from vitlab.config.cross_checks.model import is_distilled
-from vitlab.config.cross_checks.reader import Misfits, Reader
+from vitlab.config.cross_checks.reader import Conflicts, Reader
 from vitlab.config.plan import duration_names, make_plan
 from vitlab.config.teacher import TIMM
 from vitlab.config.types import alternatives, show
 from vitlab.core.errors import UserError
 
 
-def training_misfits(read: Reader) -> Misfits:
+def training_conflicts(read: Reader) -> Conflicts:
     """Yield (key, sentence) for what does not fit in how the run trains."""
     yield from _duration(read)
     yield from _schedule(read)
@@ -17,7 +17,7 @@ def training_misfits(read: Reader) -> Misfits:
     yield from _teacher(read)
 
 
-def _duration(read: Reader) -> Misfits:
+def _duration(read: Reader) -> Conflicts:
     epochs, steps = read("trainer.max_epochs"), read("trainer.max_steps")
     for name, least, most in (
         ("epochs", read("trainer.min_epochs"), epochs),
@@ -31,7 +31,7 @@ def _duration(read: Reader) -> Misfits:
             )
 
 
-def _schedule(read: Reader) -> Misfits:
+def _schedule(read: Reader) -> Conflicts:
     name = str(read("scheduler._target_") or "").rpartition(".")[2]
     if not name:
         return
@@ -77,7 +77,7 @@ def _schedule(read: Reader) -> Misfits:
             )
 
 
-def _device(read: Reader) -> Misfits:
+def _device(read: Reader) -> Conflicts:
     devices, batch = read("trainer.devices"), read("data.batch_size")
     nodes = read("trainer.num_nodes") or 1
     count = len(devices) if isinstance(devices, list) else devices
@@ -99,7 +99,7 @@ def _device(read: Reader) -> Misfits:
         )
 
 
-def _teacher(read: Reader) -> Misfits:
+def _teacher(read: Reader) -> Conflicts:
     if read.is_null("task.teacher"):
         yield (
             "task.teacher",
