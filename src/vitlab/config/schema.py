@@ -236,9 +236,9 @@ _PATTERNS = {key: kind for key, kind in RULES.items() if "*" in key}
 
 
 def rule(key: str) -> Kind | None:
-    """Return the rule for a dotted key: its own, else the first pattern that matches."""
-    if key in RULES:
-        return RULES[key]
+    """Return the rule for a dotted key: its own, else the first pattern that matches; none in an open node."""
+    if key in RULES or is_open(key):
+        return RULES.get(key)
     return next((kind for pattern, kind in _PATTERNS.items() if fnmatchcase(key, pattern)), None)
 
 
