@@ -236,7 +236,7 @@ _PATTERNS = {key: kind for key, kind in RULES.items() if "*" in key}
 
 
 def rule(key: str) -> Kind | None:
-    """Return the rule for a dotted key: its own, else the first pattern that matches; none in an open node."""
+    """Return the rule for a key: its own, else the first pattern that matches; none in an open node."""
     if key in RULES or is_open(key):
         return RULES.get(key)
     return next((kind for pattern, kind in _PATTERNS.items() if fnmatchcase(key, pattern)), None)
