@@ -134,13 +134,13 @@ BUILT_FROM = (
 )
 
 
-@pytest.mark.parametrize("key", BUILT_FROM)
-def test_a_key_that_was_deleted_before_the_first_checkpoint_is_named(train: Train, key: str) -> None:
+def test_a_key_that_was_deleted_before_the_first_checkpoint_is_named(train: Train) -> None:
     folder = train("trainer.max_epochs=1")
     shutil.rmtree(folder / "checkpoints")
-    data = summary(folder)
-    (folder / "summary.json").write_text(json.dumps(data | {"status": "interrupted"}))
-    (folder / "config.yaml").write_text(edited(read(folder), key, DELETED))
-    with pytest.raises(UserError) as refused:
-        run(RunFolder(folder))
-    assert str(refused.value).startswith(f"{RunFolder(folder).config} has no {key}")
+    unfinished, before = json.dumps(summary(folder) | {"status": "interrupted"}), read(folder)
+    for key in BUILT_FROM:
+        (folder / "summary.json").write_text(unfinished)
+        (folder / "config.yaml").write_text(edited(before, key, DELETED))
+        with pytest.raises(UserError) as refused:
+            run(RunFolder(folder))
+        assert str(refused.value).startswith(f"{RunFolder(folder).config} has no {key}")
