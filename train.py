@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vitlab.compare import show_leaderboard
 from vitlab.config import combinations
 from vitlab.config.arguments import check_folder, parse_arguments
 from vitlab.config.data_check import check_with_data
@@ -13,7 +12,6 @@ from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, Summary, wait_for_run
-from vitlab.sweep import run_sweep
 
 
 def main() -> None:
@@ -23,6 +21,9 @@ def main() -> None:
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.multirun:
+        from vitlab.compare import show_leaderboard  # a single run starts sooner without
+        from vitlab.sweep import run_sweep
+
         run_sweep(arguments, show_leaderboard)
     else:
         train(arguments.overrides)
