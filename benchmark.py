@@ -31,7 +31,7 @@ def main() -> None:
     config = composed.record
     dataset = datasets.build(config["data"])
     info = datasets.describe(dataset, config["data"]["val_size"])
-    check_with_data(config, info.name, len(info.classes), info.num_train)
+    check_with_data(config, info)
     check_own_folder(arguments.overrides)
     try:
         composed.folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def train(overrides: Sequence[str]) -> None:
     config = composed.record
     dataset = datasets.build(config["data"])
     info = datasets.describe(dataset, config["data"]["val_size"])
-    plan = check_with_data(config, info.name, len(info.classes), info.num_train)
+    plan = check_with_data(config, info)
     if rank_in_environment():
         folder = wait_for_run(composed.folder)
     else:

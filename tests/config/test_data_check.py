@@ -6,7 +6,10 @@ import pytest
 
 from tests.config.helpers import changed
 from vitlab.config.data_check import check_with_data
+from vitlab.core.data_protocol import DatasetInfo
 from vitlab.core.errors import UserError
+
+PETS = DatasetInfo("pets", ("cat", "dog", "eel"), num_train=500, num_val=50, num_test=50)
 
 
 @pytest.mark.parametrize(
@@ -22,9 +25,9 @@ def test_a_count_that_does_not_fit_the_data_is_refused(
 ) -> None:
     config = changed(default, {"model.num_classes": None, "data.num_classes": None} | values)
     with pytest.raises(UserError, match=said):
-        check_with_data(config, "pets", 3, 500)
+        check_with_data(config, PETS)
 
 
 def test_what_fits_gives_the_plan_of_the_run(default: dict[str, Any]) -> None:
     config = changed(default, {"model.num_classes": None, "data.batch_size": 50})
-    assert check_with_data(config, "pets", 3, 500).batches_per_epoch == 10
+    assert check_with_data(config, PETS).batches_per_epoch == 10

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vitlab.config import ignored_keys as effect
+from vitlab.config import ignored_keys
 from vitlab.config.keys import under
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, State
@@ -29,7 +29,7 @@ DEEPEST = 40  # nodes inside nodes; a file that refers to itself has no end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What tells no groups apart: the seed, over which they are averaged, and what changes no result.
-WITHOUT_EFFECT = ("seed", *effect.WITHOUT_EFFECT)
+WITHOUT_EFFECT = ("seed", *ignored_keys.WITHOUT_EFFECT)
 FROM_FILES = ("image_folder", "image_list")  # kinds of data whose root says which data it is
 # What decides on which images an accuracy is measured.
 MEASURED_ON = (

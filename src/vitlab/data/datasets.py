@@ -4,12 +4,12 @@ Building a data set finds (or downloads) its files and checks what is there; ``l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from vitlab.core.data_protocol import DatasetInfo
 from vitlab.core.errors import UserError
 from vitlab.data.decode import Images
 from vitlab.data.split import split_size
@@ -44,25 +44,6 @@ class Dataset(Protocol):
             `LazyImages`, which are read when they are indexed.
         """
         ...
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a config is checked against, without any image.
-
-    Attributes:
-        name: for titles.
-        classes: names, in the order of the labels.
-        num_train: images to train on.
-        num_val: images held out, or in the data set's own validation part; 0 for none.
-        num_test: test images.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    num_train: int
-    num_val: int
-    num_test: int
 
 
 def build(options: Mapping[str, Any]) -> Dataset:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitlab.config.data_check import check_with_data
+from vitlab.core.data_protocol import DatasetInfo
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
 
@@ -23,7 +24,7 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     Returns:
         For the places of those configs that cannot be trained, why.
     """
-    found: dict[str, datasets.DatasetInfo | UserError] = {}
+    found: dict[str, DatasetInfo | UserError] = {}
     problems: dict[int, str] = {}
     for place, config in enumerate(configs):
         data = config["data"]
@@ -38,7 +39,7 @@ def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
             info = found[key]
             if isinstance(info, UserError):
                 raise info
-            check_with_data(config, info.name, len(info.classes), info.num_train)
+            check_with_data(config, info)
         except UserError as error:
             problems[place] = str(error)
     return problems
