@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_said_before_anything_is_built(overrides: list[str]
     [
         (LinformerAttention, {"projection_length": 10}, "projection_length 10 of 10 tokens"),
         (LinformerAttention, {"projection_length": 0}, "projection_length 0 of 10 tokens"),
-        (LinformerAttention, {"rotate": lambda q, k: (q, k)}, "no position to rotate by"),
+        (LinformerAttention, {"rotate": torch.clone}, "no position to rotate by"),
         (LocalityAttention, {"num_tokens": 1}, "one token alone"),
     ],
     ids=["as many as tokens", "none", "rotary", "one token"],

@@ -26,7 +26,7 @@ def products(attention: Any) -> tuple[Tensor, Tensor]:
 
 def test_factors_are_the_best_of_their_rank() -> None:
     torch.manual_seed(0)
-    left, right = factors(0.7, 0.7, 2, 48, rank=48, like=torch.zeros(1))
+    left, right = factors(0.7, 0.7, 2, 48, rank=48)
     torch.manual_seed(0)
     target = 0.7 * torch.randn(2, 48, 48) / 48**0.5 + 0.7 * torch.eye(48)
     torch.testing.assert_close(left @ right, target, atol=1e-4, rtol=1e-4)
@@ -34,7 +34,7 @@ def test_factors_are_the_best_of_their_rank() -> None:
         left.norm(dim=1), right.norm(dim=2)
     )  # what is equally large learns equally fast
     torch.manual_seed(0)
-    left, right = factors(0.7, 0.7, 2, 48, rank=16, like=torch.zeros(1))
+    left, right = factors(0.7, 0.7, 2, 48, rank=16)
     assert (left.shape, right.shape) == ((2, 48, 16), (2, 16, 48))
     # Eckart & Young: what is missing is the singular values that are left out.
     missing = torch.linalg.svdvals(target)[:, 16:].square().sum(1)

@@ -15,28 +15,22 @@ def rotary(grid: tuple[int, int] = (3, 5), dim_head: int = 16, prefix: int = 1) 
     return RotaryPositions(grid=grid, dim=32, dim_head=dim_head, prefix=prefix)
 
 
-def vectors(tokens: int, dim_head: int = 16) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = torch.randn(2, 2, 3, tokens, dim_head, generator=generator)
-    return queries, keys
+def vectors(tokens: int, dim_head: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(2, 3, tokens, dim_head, generator=torch.Generator().manual_seed(seed))
 
 
 def test_rotary_positions_turn_as_timms_do() -> None:
     reference = RotaryEmbeddingCat(16, temperature=100, in_pixels=False, feat_shape=[3, 5])
-    queries, keys = vectors(15)
-    found = rotary(prefix=0).rotate(queries, keys)
-    for turned, vector in zip(found, (queries, keys), strict=True):
-        expected = apply_rot_embed_cat(vector, reference.get_embed())
-        torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
+    expected = apply_rot_embed_cat(vectors(15), reference.get_embed())
+    torch.testing.assert_close(rotary(prefix=0).rotate(vectors(15)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_rotary_positions_are_the_formula() -> None:
     """Heo et al. 2024: pair t of a half turns by its row, or column, times 100^(-t / (dim_head / 4))."""
     row, column, dim_head = 2, 3, 8
-    queries, _ = vectors(16, dim_head)
-    turned = rotary(dim_head=dim_head).rotate(queries, queries)[0]
+    turned = rotary(dim_head=dim_head).rotate(vectors(16, dim_head))
     place = 1 + row * 5 + column
-    pairs = torch.view_as_complex(queries[0, 0, place].reshape(-1, 2))
+    pairs = torch.view_as_complex(vectors(16, dim_head)[0, 0, place].reshape(-1, 2))
     angles = torch.tensor([row * 1.0, row * 0.1, column * 1.0, column * 0.1])
     expected = torch.view_as_real(pairs * torch.polar(torch.ones(4), angles)).flatten()
     torch.testing.assert_close(turned[0, 0, place], expected)
@@ -44,9 +38,10 @@ def test_rotary_positions_are_the_formula() -> None:
 
 def test_scores_know_the_relative_place_only() -> None:
     height, width, down, across = 6, 7, 2, 3
-    query, key = vectors(1)
-    same = [vector.expand(-1, -1, height * width, -1) for vector in (query, key)]
-    queries, keys = rotary((height, width), prefix=0).rotate(*same)
+    positions = rotary((height, width), prefix=0)
+    queries, keys = (
+        positions.rotate(vectors(1, seed=seed).expand(-1, -1, height * width, -1)) for seed in (0, 1)
+    )
     scores = (queries @ keys.mT).unflatten(-1, (height, width)).unflatten(-3, (height, width))
     shifted = scores[:, :, down:, across:, down:, across:]
     torch.testing.assert_close(
@@ -58,22 +53,19 @@ def test_scores_know_the_relative_place_only() -> None:
 
 
 def test_prefix_tokens_are_not_turned() -> None:
-    queries, keys = vectors(17)
-    turned = rotary(prefix=2).rotate(queries, keys)
-    for new, old in zip(turned, (queries, keys), strict=True):
-        assert torch.equal(new[:, :, :3], old[:, :, :3])  # nor is the patch at row 0, column 0
-        assert not torch.isclose(new[:, :, 3:], old[:, :, 3:]).all(-1).any()
+    old = vectors(17)
+    new = rotary(prefix=2).rotate(old)
+    assert torch.equal(new[:, :, :3], old[:, :, :3])  # nor is the patch at row 0, column 0
+    assert not torch.isclose(new[:, :, 3:], old[:, :, 3:]).all(-1).any()
 
 
 @pytest.mark.parametrize("table", [torch.float32, torch.bfloat16])
 def test_bfloat16_is_turned_in_float32(table: torch.dtype) -> None:
     """The table is of that type in a network that is so throughout (trainer.precision=bf16-true)."""
-    queries, keys = (vector.bfloat16() for vector in vectors(32 * 32 + 1))
-    positions = rotary((32, 32)).to(table)
-    exact = rotary((32, 32)).to(table).float()
-    for turned, vector in zip(positions.rotate(queries, keys), (queries, keys), strict=True):
-        assert turned.dtype == torch.bfloat16
-        assert torch.equal(turned, exact.turn(vector.float()).bfloat16())
+    vector, positions = vectors(32 * 32 + 1).bfloat16(), rotary((32, 32)).to(table)
+    turned = positions.rotate(vector)
+    assert turned.dtype == torch.bfloat16
+    assert torch.equal(turned, positions.float().rotate(vector.float()).bfloat16())
 
 
 def test_rotary_positions_add_nothing_and_learn_nothing() -> None:

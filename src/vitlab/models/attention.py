@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitlab.models.layers import LAYER_NORM_EPS, linear
+from vitlab.models.layers import layer_norm, linear
 from vitlab.models.positions import Rotate
 
 
@@ -17,12 +17,9 @@ def attend(
 ) -> Tensor:
     """Return softmax(Q Kᵀ / √head_dim) V, ``(B, heads, N, head_dim)``.
 
-    Args:
-        queries: ``(B, heads, N, head_dim)``.
-        keys: ``(B, heads, M, head_dim)``.
-        values: ``(B, heads, M, head_dim)``.
-        dropout_p: rate of the attention weights.
-        mask: which keys a query sees, bool, broadcastable to ``(B, heads, N, M)``; at least one a query.
+    Queries are ``(B, heads, N, head_dim)``, keys and values ``(B, heads, M, head_dim)``. ``dropout_p`` is the
+    rate of the attention weights, ``mask`` a bool, broadcastable to ``(B, heads, N, M)``: which keys a query
+    sees, at least one.
 
     By torch's fused kernel, but for reduced precision on a CPU: there the flash kernel of torch 2.15 spends
     most of a training step on its few tokens, and the operations written out made the step of a ViT
@@ -54,26 +51,17 @@ def drop_keys(queries: Tensor, keys: Tensor, rate: float, mask: Tensor | None = 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, ``(B, N, dim) -> (B, N, dim)``.
-
-    Source: Dosovitskiy et al. 2021, appendix A.
+    """Multi-head self-attention, ``(B, N, dim) -> (B, N, dim)`` (Dosovitskiy et al. 2021, appendix A).
 
     Args:
-        dim: numbers per token.
-        heads: attention heads.
-        dim_head: numbers per head; None: ``dim // heads``.
-        qkv_bias: whether queries, keys and values have a bias.
         attn_dropout: rate of the attention weights.
         drop_key: rate of `drop_keys` in training.
         dropout: rate of the output.
         num_tokens: N.
-        rotate: rotates queries and keys by their positions, if anything does.
+        rotate: turns queries and keys by their positions; None: nothing does.
         qk_norm: LayerNorm of each query and key over its head, with a scale that heads share and no bias, as
             in Flax's `normalize_qk`; "Scaling Vision Transformers to 22 Billion Parameters" (Dehghani et al.
             2023, section 2) has it against scores that grow until the loss diverges.
-
-    Raises:
-        ValueError: ``dim_head`` is None and ``heads`` does not divide ``dim``.
     """
 
     mask: Tensor | None  # which keys a query sees, (N, N)
@@ -103,8 +91,7 @@ class Attention(nn.Module):
         inner = heads * self.dim_head
         self.qkv = linear(dim, 3 * inner, bias=qkv_bias, stacked=3)
         self.norm_queries, self.norm_keys = (
-            nn.LayerNorm(self.dim_head, eps=LAYER_NORM_EPS, bias=False) if qk_norm else nn.Identity()
-            for _ in range(2)
+            layer_norm(self.dim_head, bias=False) if qk_norm else nn.Identity() for _ in range(2)
         )
         self.out = linear(inner, dim)
         self.dropout = nn.Dropout(dropout)
@@ -120,11 +107,10 @@ class Attention(nn.Module):
         queries = self.norm_queries(queries).to(values.dtype)
         keys = self.norm_keys(keys).to(values.dtype)
         if self.rotate is not None:
-            queries, keys = self.rotate(queries, keys)
+            queries, keys = self.rotate(queries), self.rotate(keys)
         return queries, keys, values
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mix tokens, ``(B, N, dim) -> (B, N, dim)``."""
         queries, keys, values = self.queries_keys_values(tokens)
         mask = self.mask
         if self.training and self.drop_key > 0:
@@ -148,10 +134,8 @@ class LocalityAttention(Attention):
     """Locality self-attention: no token looks at itself, and each head learns how sharply it looks.
 
     Source: "Vision Transformer for Small-Size Datasets" (Lee et al. 2021, section on LSA). What is learned
-    is the inverse temperature, one a head, as in the authors' code, from the usual 1 / √head_dim.
-
-    Args:
-        options: as `Attention`'s, less ``qk_norm``.
+    is the inverse temperature, one a head, as in the authors' code, from the usual 1 / √head_dim. It takes no
+    ``qk_norm``.
 
     Raises:
         ValueError: there is one token alone, which would see nothing.
@@ -165,7 +149,6 @@ class LocalityAttention(Attention):
         self.mask = ~torch.eye(num_tokens, dtype=torch.bool)  # (N, N)
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens ``(B, N, dim)`` to three tensors ``(B, heads, N, head_dim)``, queries sharpened."""
         queries, keys, values = super().queries_keys_values(tokens)
         # Over what `attend` divides by.
         sharpness = self.inverse_temperature.view(-1, 1, 1) * self.dim_head**0.5  # (heads, 1, 1)
@@ -177,11 +160,7 @@ class LinformerAttention(Attention):
 
     Source: "Linformer: Self-Attention with Linear Complexity" (Wang et al. 2020), equation 7. Keys and values
     have a projection each (E and F), which the heads of a block share, section 4's "headwise sharing".
-    A class token is mixed in like any other; ``drop_key`` drops mixtures.
-
-    Args:
-        projection_length: M, the mixtures.
-        options: as `Attention`'s, less ``qk_norm``.
+    A class token is mixed in like any other; ``drop_key`` drops mixtures. It takes no ``qk_norm``.
 
     Raises:
         ValueError: as many mixtures as tokens, rotary positions, or not ``num_tokens`` tokens.
@@ -200,9 +179,8 @@ class LinformerAttention(Attention):
         self.project_values = linear(num_tokens, projection_length, bias=False)
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens ``(B, N, dim)`` to queries ``(B, heads, N, head_dim)`` and M keys and values."""
         if tokens.shape[1] != self.num_tokens:
             raise ValueError(f"expected {self.num_tokens} tokens, found {tokens.shape[1]}")
         queries, keys, values = super().queries_keys_values(tokens)
-        # (M, N) @ (B, heads, N, head_dim)
+        # (M, N) @ (B, heads, N, head_dim), for M = projection_length
         return queries, self.project_keys.weight @ keys, self.project_values.weight @ values

@@ -40,7 +40,7 @@ class DistilledViT(ViT):
         return torch.stack([labels, taught], dim=1) if per_head else (labels + taught) / 2
 
     def layers(self) -> list[tuple[str, list[str]]]:
-        """Layers in order, stem to head: (name, parameter-name prefixes)."""
+        """As `ViT`'s, with both heads in the last one."""
         *layers, (name, prefixes) = super().layers()
         return [*layers, (name, [*prefixes, "distillation_head."])]
 

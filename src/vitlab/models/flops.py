@@ -9,7 +9,7 @@ from vitlab.models.layers import Size, pair
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers in the parameters, frozen ones included, shared ones once."""
+    """Count the numbers in all parameters, frozen ones too; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -21,26 +21,17 @@ def count_trainable(model: nn.Module) -> int:
 def flops_per_image(model: nn.Module, image_size: Size, channels: int) -> int:
     """Count the floating point operations of one image's forward pass; a multiply-add is 2.
 
-    Matrix products and convolutions are counted, attention's included; norms, activations and
-    additions are not. The model is left as it was: every module's mode is restored, no gradient,
-    statistic or random number is touched.
+    Counts matrix products and convolutions, attention's included; leaves out norms, activations and
+    additions. Afterwards the model is as it was: train or eval mode of each module, statistics, gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters())
-    height, width = pair("image_size", image_size)
-    image = torch.zeros(
-        1, channels, height, width, device=parameter.device, dtype=parameter.dtype
-    )  # (1, C, H, W)
+    image = next(model.parameters()).new_zeros(1, channels, *pair("image_size", image_size))  # (1, C, H, W)
     try:
         model.eval()
-        # MATH writes attention out as two matrix products, so that the count does not depend on
-        # which fused kernels this version of the counter knows.
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model.forward(image)  # past the compiled version, should there be one
+        # MATH computes attention as two plain matrix products, so that the count does not depend on which
+        # fused kernels this version of the counter knows.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.forward(image)  # not the compiled version, if there is one
     finally:
         for module, training in modes:
             module.training = training

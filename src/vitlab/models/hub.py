@@ -1,12 +1,12 @@
-"""Published weights: a file in a cache on this disk, or fetched into it, or one sentence that says which.
+"""Published weights: from a cache on this disk, downloaded into it, or an error that says what to download.
 
-Everything that can fail for want of a network stands here.
+Everything that can fail because there is no network is in this file.
 """
 
 import logging
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -21,28 +21,25 @@ from vitlab.core.errors import UserError
 
 log = logging.getLogger("vitlab")
 
-# How a repository on the hub calls the whole network; the first is preferred.
+# The usual names of a whole network's weights in a repository of the hub; the first is preferred.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def check_reachable(url: str, seconds: float = 5) -> None:
-    """Raise what is in the way of ``url``, after one question.
-
-    The clients that download ask again and again for most of a minute before they say so.
-    """
+def check_reachable(url: str) -> None:
+    """Ask for ``url`` once and raise if there is no answer; the clients would retry for most of a minute."""
     try:
-        urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+        urlopen(Request(url, method="HEAD"), timeout=5).close()
     except HTTPError as error:
         if error.code >= 500:
-            raise  # of a proxy, or of a hub that is down; below 500 the client knows more, such as a token
+            raise  # a proxy, or a hub that is down; below 500 the client knows more, such as a token
     except URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # the client brings certificates of its own
+        if not isinstance(error.reason, ssl.SSLError):  # the client brings its own certificates
             raise
 
 
 @contextmanager
 def fetching(name: str, what: str, url: str, *, offline: bool = False) -> Iterator[None]:
-    """Download inside this, or end in one sentence that names what to fetch by hand."""
+    """Run a download; if it fails, raise a UserError that names what to fetch by hand."""
     try:
         if offline:
             raise ConnectionError("HF_HUB_OFFLINE is set")
@@ -61,10 +58,10 @@ def fetching(name: str, what: str, url: str, *, offline: bool = False) -> Iterat
 def fetch_from_hub(
     name: str, hub_id: str, file: str | None, cache_dir: str | None, address: str | None
 ) -> Path:
-    """Return the file with a network's weights, from the hub's cache on this disk or from the hub.
+    """Return a file of the hub, from its cache on this disk or downloaded into it.
 
-    The hub is where ``HF_ENDPOINT`` says, the cache where ``HF_HUB_CACHE`` or ``HF_HOME`` do. What is in
-    the cache is taken as it is, without asking the hub for news.
+    ``HF_ENDPOINT`` says where the hub is, ``HF_HUB_CACHE`` or ``HF_HOME`` where the cache is. A cached file
+    is used as it is; the hub is not asked for a newer one.
 
     Args:
         name: of the network, for messages.
@@ -74,7 +71,7 @@ def fetch_from_hub(
         address: of the same weights elsewhere, for messages.
 
     Raises:
-        UserError: they are neither here nor to be had; says which file to fetch.
+        UserError: the file is not in the cache and cannot be downloaded.
     """
     repository, _, revision = hub_id.partition("@")
     where: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
@@ -86,10 +83,8 @@ def fetch_from_hub(
     what = f"{files[0]} of {repository} ({url}" + (f", or {address})" if address else ")")
     with fetching(name, what, url, offline=constants.HF_HUB_OFFLINE):
         for candidate in files[:-1]:
-            try:
+            with suppress(EntryNotFoundError):
                 return Path(hf_hub_download(repository, candidate, **where))
-            except EntryNotFoundError:
-                continue
         return Path(hf_hub_download(repository, files[-1], **where))
 
 
@@ -97,14 +92,14 @@ def fetch_from_url(name: str, url: str, cache_dir: str | None = None) -> Path:
     """Return the file at an address, from torch's cache (``TORCH_HOME``) or downloaded into it.
 
     Raises:
-        UserError: it is neither here nor to be had; says which file to fetch.
+        UserError: the file is not in the cache and cannot be downloaded.
     """
     folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints")
     path = folder / Path(urlparse(url).path).name
     if not path.is_file():
         with fetching(name, url, url):
             folder.mkdir(parents=True, exist_ok=True)
-            # torch.hub's habit: a file's name ends in the beginning of its SHA-256.
+            # torch.hub's convention: a file's name ends in the beginning of its SHA-256.
             checksum = torch.hub.HASH_REGEX.search(path.name)
             torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None)
     return path

@@ -45,8 +45,6 @@ def load_initial_weights(net: nn.Module, path: Path) -> Loaded:
         convert=convert,
         heads=[name for name, _ in net.named_children() if name.endswith("head")],
         stems=convolutions[:1],
-        images=None,
-        fetched=None,
     )
 
 

@@ -31,32 +31,24 @@ def mimetic(blocks: Iterable[nn.Module], positions: Positions) -> None:
         attention = block.attention
         if not isinstance(attention, Attention):
             raise ValueError(f"init=mimetic needs an Attention, found {type(attention).__name__}")
-        _mimic(attention)
+        dim, inner = attention.out.weight.shape
+        if inner > dim:
+            # The products have rank dim at most: what is left over would start at zero, and stay there.
+            raise ValueError(f"init=mimetic needs heads * dim_head of at most dim {dim}, found {inner}")
+        queries, keys, values = attention.qkv.weight.chunk(3)  # each (inner, dim), views
+        left, right = factors(0.7, 0.7, attention.heads, dim, rank=attention.dim_head)
+        queries.copy_(left.mT.reshape(inner, dim))  # a Linear holds its matrix transposed
+        keys.copy_(right.reshape(inner, dim))
+        left, right = factors(0.4, -0.4, 1, dim, rank=inner)
+        values.copy_(left[0].mT)  # (inner, dim)
+        attention.out.weight.copy_(right[0].mT)  # (dim, inner)
     if isinstance(positions, LearnablePositions):
         positions.table[0, positions.prefix :] = sincos_table(positions.grid, positions.table.shape[-1])
 
 
-def _mimic(attention: Attention) -> None:
-    dim, inner = attention.out.weight.shape
-    if inner > dim:
-        # The products have rank dim at most: what is left over would start at zero, and stay there.
-        raise ValueError(f"init=mimetic needs heads * dim_head of at most dim {dim}, found {inner}")
-    queries, keys, values = attention.qkv.weight.chunk(3)  # each (inner, dim), views
-    heads, d = attention.heads, attention.dim_head
-    left, right = factors(0.7, 0.7, heads, dim, rank=d, like=queries)
-    queries.copy_(left.mT.reshape(inner, dim))  # (heads * d, dim): a Linear holds its matrix transposed
-    keys.copy_(right.reshape(inner, dim))
-    left, right = factors(0.4, -0.4, 1, dim, rank=inner, like=values)
-    values.copy_(left[0].mT)  # (inner, dim)
-    attention.out.weight.copy_(right[0].mT)  # (dim, inner)
-
-
-def factors(
-    alpha: float, beta: float, count: int, dim: int, *, rank: int, like: Tensor
-) -> tuple[Tensor, Tensor]:
+def factors(alpha: float, beta: float, count: int, dim: int, *, rank: int) -> tuple[Tensor, Tensor]:
     """Return L ``(count, dim, rank)`` and R ``(count, rank, dim)``, alike in size: L R ≈ alpha Z + beta I."""
-    noise = torch.randn(count, dim, dim, device=like.device, dtype=torch.float32) / dim**0.5
-    target = alpha * noise + beta * torch.eye(dim, device=like.device)
+    target = alpha * (torch.randn(count, dim, dim) / dim**0.5) + beta * torch.eye(dim)
     u, s, vh = torch.linalg.svd(target)
     root = s[:, :rank].sqrt()  # (count, rank)
     return u[:, :, :rank] * root[:, None], root[:, :, None] * vh[:, :rank]

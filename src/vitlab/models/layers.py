@@ -19,20 +19,12 @@ Part = TypeVar("Part")
 LAYER_NORM_EPS = 1e-6
 
 
-# Reading what a config says
-
-
 def pair(name: str, value: Size) -> tuple[int, int]:
-    """Return (height, width) of a size given as one whole number or as two.
-
-    Raises:
-        ValueError: it is neither, or not positive.
-    """
-    sides = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-    if len(sides) != 2 or not whole:
+    """Return (height, width) of a size given as one positive whole number or as two; else a ValueError."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive whole number or a pair [height, width], found {value!r}")
-    return int(sides[0]), int(sides[1])
+    return sides[0], sides[1]
 
 
 def choose(name: str, value: str, choices: Mapping[str, Part]) -> Part:
@@ -42,20 +34,11 @@ def choose(name: str, value: str, choices: Mapping[str, Part]) -> Part:
     return choices[value]
 
 
-# Building blocks with their first weights
-
-
 def linear(in_features: int, out_features: int, *, bias: bool = True, stacked: int = 1) -> nn.Linear:
     """A Linear layer with Xavier-uniform weights and a zero bias.
 
-    Source: ViT's published code, restated in "Masked Autoencoders Are Scalable Vision Learners" (He
-    et al. 2022, appendix A.1).
-
-    Args:
-        in_features: numbers in.
-        out_features: numbers out.
-        bias: whether there is one.
-        stacked: matrices in one (query, key, value), drawn as the separate matrices they are.
+    Source: ViT's published code, restated in "Masked Autoencoders Are Scalable Vision Learners" (He et al.
+    2022, appendix A.1). ``stacked`` matrices in one (query, key, value) are drawn as separate ones would be.
     """
     layer = nn.Linear(in_features, out_features, bias=bias)
     bound = math.sqrt(6 / (in_features + out_features // stacked))
@@ -65,16 +48,15 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, stacked: i
     return layer
 
 
-def layer_norm(dim: int) -> nn.LayerNorm:
+def layer_norm(dim: int, *, bias: bool = True) -> nn.LayerNorm:
     """A LayerNorm with ViT's eps."""
-    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS, bias=bias)
 
 
 class ChannelsLast(nn.Sequential):
-    """Convolutions whose kernels and images ``(B, C, H, W)`` lie in memory as channels_last.
+    """Convolutions whose kernels and images ``(B, C, H, W)`` are channels_last in memory, which is faster.
 
-    It is the faster layout, and on the CPU the other one, compiled under bf16 autocast, has been seen to
-    train to NaN (torch 2.15).
+    On the CPU the other layout, compiled under bf16 autocast, has been seen to train to NaN (torch 2.15).
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -82,19 +64,13 @@ class ChannelsLast(nn.Sequential):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Apply the modules in order."""
         return super().forward(images.contiguous(memory_format=torch.channels_last))
 
 
-# The transformer
-
-
 class DropPath(nn.Module):
-    """Drops the residual branch of some images.
+    """Drops the residual branch ``(B, N, dim)`` of some images, and scales the others up to keep the mean.
 
     Source: "Deep Networks with Stochastic Depth" (Huang et al. 2016, section 3).
-
-    The survivors are scaled up in training, so that evaluation does nothing.
     """
 
     def __init__(self, rate: float) -> None:
@@ -102,19 +78,17 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Drop ``branch`` of some images, ``(B, N, dim) -> (B, N, dim)``."""
         if not self.training or self.rate == 0:
             return branch
         keep = branch.new_ones(branch.shape[0], *[1] * (branch.ndim - 1))  # (B, 1, 1)
         return branch * F.dropout(keep, self.rate)
 
     def extra_repr(self) -> str:
-        """Show the rate where the network is printed."""
         return f"rate={self.rate:.3g}"
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between, ``(B, N, dim) -> (B, N, dim)``."""
+    """Two layers with a GELU between, for every token alone: ``(B, N, dim) -> (B, N, dim)``."""
 
     def __init__(self, *, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -123,16 +97,12 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Transform every token alone."""
         hidden = self.dropout(F.gelu(self.fc1(tokens)))  # (B, N, hidden)
         return self.dropout(self.fc2(hidden))  # (B, N, dim)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised first and added to its input.
-
-    Source: Dosovitskiy et al. 2021, equations 2 and 3.
-    """
+    """Attention and MLP, each normalised first and added to its input ``(B, N, dim)`` (ViT, eq. 2 and 3)."""
 
     def __init__(self, *, dim: int, attention: nn.Module, mlp: nn.Module, drop_path: float) -> None:
         super().__init__()
@@ -143,6 +113,5 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mix and transform tokens, ``(B, N, dim) -> (B, N, dim)``."""
         tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))  # (B, N, dim)

@@ -26,18 +26,13 @@ class ClassTokenPooling(Pooling):
     prefix = 1
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool tokens, ``(B, prefix + N, dim) -> (B, dim)``."""
         return self.norm(tokens[:, 0])
 
 
 class MeanPooling(Pooling):
-    """The mean of the patch tokens, without a class token.
-
-    Source: "Better plain ViT baselines for ImageNet-1k" (Beyer et al. 2022).
-    """
+    """The mean of the patch tokens (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k")."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool tokens, ``(B, prefix + N, dim) -> (B, dim)``."""
         # Norm last: it keeps the head's input at unit scale.
         return self.norm(tokens.mean(dim=1))
 
@@ -55,7 +50,6 @@ class SequencePooling(Pooling):
         nn.init.normal_(self.score.weight, std=0.02)  # near the mean at first
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool tokens, ``(B, prefix + N, dim) -> (B, dim)``."""
         tokens = self.norm(tokens)  # (B, N, dim)
         weights = self.score(tokens).softmax(dim=1)  # (B, N, 1)
         return (weights.transpose(1, 2) @ tokens).squeeze(1)  # (B, dim)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Turns queries and keys, both (B, heads, prefix + N, dim_head), by their places.
-Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Turns queries, or keys, (B, heads, prefix + N, dim_head) by their places.
+Rotate = Callable[[Tensor], Tensor]
 
 
 class Positions(nn.Module):
@@ -17,8 +17,6 @@ class Positions(nn.Module):
 
     Args:
         grid: tokens (down, across), N in all.
-        dim: numbers per token.
-        dim_head: numbers per attention head.
         prefix: tokens that come first and have no position in the image.
     """
 
@@ -29,7 +27,6 @@ class Positions(nn.Module):
         self.grid, self.prefix = grid, prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Add the positions to tokens ``(B, prefix + N, dim)``."""
         return tokens
 
 
@@ -41,11 +38,7 @@ def angles(grid: tuple[int, int], count: int, base: float) -> tuple[Tensor, Tens
 
 
 def sincos_table(grid: tuple[int, int], dim: int) -> Tensor:
-    """Return sines and cosines of each token's place ``(N, dim)``: half for the column and half for the row.
-
-    Raises:
-        ValueError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
-    """
+    """Return sines and cosines of each token's place ``(N, dim)``: half for the column, half for the row."""
     if dim % 4:
         raise ValueError(f"sines and cosines need a dim divisible by 4, found {dim}")
     rows, columns = angles(grid, dim // 4, base=10_000)
@@ -67,12 +60,8 @@ class LearnablePositions(Positions):
 class SinCosPositions(Positions):
     """Fixed sines and cosines, half of ``dim`` for the column and half for the row.
 
-    Source: "Attention Is All You Need" (Vaswani et al. 2017, section 3.5), in two dimensions as in
-    MoCo v3 (Chen et al. 2021). Prefix tokens get zeros. Not saved with the weights: it
-    is a function of the config.
-
-    Raises:
-        ValueError: ``dim`` is not a multiple of 4 (two axes, sine and cosine).
+    Source: "Attention Is All You Need" (Vaswani et al. 2017, section 3.5), in two dimensions as in MoCo v3
+    (Chen et al. 2021). Prefix tokens get zeros. Not saved with the weights: they follow from the config.
     """
 
     table: Tensor
@@ -92,9 +81,6 @@ class RotaryPositions(Positions):
     Source: "RoFormer" (Su et al. 2021, section 3.2.2), in two dimensions as the axial kind of "Rotary
     Position Embedding for Vision Transformer" (Heo et al. 2024): half of ``dim_head`` turns by the row, half
     by the column, from 1 radian a token down to nearly 1 / 100. Prefix tokens are not turned.
-
-    Raises:
-        ValueError: ``dim_head`` is not a multiple of 4 (two axes, pairs).
     """
 
     cos: Tensor  # (prefix + N, dim_head / 2), and sin
@@ -109,16 +95,12 @@ class RotaryPositions(Positions):
         self.register_buffer("cos", turns.cos(), persistent=False)
         self.register_buffer("sin", turns.sin(), persistent=False)
 
-    def turn(self, vectors: Tensor) -> Tensor:
-        """Rotate pairs of numbers of vectors ``(B, heads, prefix + N, dim_head)``."""
+    def rotate(self, vectors: Tensor) -> Tensor:
+        """Turn the pairs in queries, or in keys, ``(B, heads, prefix + N, dim_head)``."""
         # In float32: bfloat16 has three digits, too few to tell far places apart.
         even, odd = vectors.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, heads, prefix + N, dim_head / 2)
         turned = (even * self.cos - odd * self.sin, even * self.sin + odd * self.cos)
         return torch.stack(turned, dim=-1).flatten(-2).to(vectors.dtype)
-
-    def rotate(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn queries and keys ``(B, heads, prefix + N, dim_head)`` by their places."""
-        return self.turn(queries), self.turn(keys)
 
 
 POSITIONS: dict[str, type[Positions]] = {

@@ -1,12 +1,14 @@
 """Weights from a file: find it, read its tensors, fit them to a network, say what became of each."""
 
 import argparse
+import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
@@ -29,41 +31,25 @@ SHOWN = 6  # names that a table or a message gives before it only counts
 
 @dataclass(frozen=True)
 class Images:
-    """What the images were like that weights were trained on.
+    """What the images were like that weights were trained on."""
 
-    Attributes:
-        mean, std: of the normalisation, one a channel, for pixels on the 0..1 scale.
-        size: (height, width) in pixels.
-    """
-
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of the normalisation, one a channel, for pixels on the 0..1 scale
     std: tuple[float, ...]
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) in pixels
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of the tensors in a file of weights, for people to read.
+    """What became of the tensors in a file of weights, for people to read."""
 
-    Attributes:
-        source: the file.
-        tensors, numbers: how much of the network came from it.
-        resized: "name (shape in the file) → (shape in the network)".
-        new: "name (shape)" of what is in the network alone: it starts at random.
-        left_out: names of what is in the file alone.
-        images: what the weights were trained on, or, where the file does not say so, what the published
-            weights of this network were trained on. None: unknown.
-        certain: whether ``images`` is certainly about these weights.
-    """
-
-    source: str
-    tensors: int
+    source: str  # the file
+    tensors: int  # how much of the network came from it
     numbers: int
-    resized: list[str]
-    new: list[str]
-    left_out: list[str]
-    images: Images | None
-    certain: bool
+    resized: list[str]  # "name (shape in the file) → (shape in the network)"
+    new: list[str]  # "name (shape)" of what is in the network alone: it starts at random
+    left_out: list[str]  # names of what is in the file alone
+    images: Images | None  # what these weights were trained on, as far as it is known
+    certain: bool  # that; otherwise the published weights of this network were trained on them
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield the rows of the table: what happened, and to what."""
@@ -80,11 +66,11 @@ class Loaded:
         if self.images is None:
             return
         whose = "the weights" if self.certain else "the published weights of this network"
-        known = [list(self.images.mean), list(self.images.std)]
+        known = np.array([self.images.mean, self.images.std])  # (2, C)
         if len(mean) == 1:  # the kernels' channels were added up, so their mean is what is left
-            known = [[sum(values) / len(values)] for values in known]
-        if not torch.allclose(torch.tensor(known), torch.tensor([list(mean), list(std)]), rtol=0, atol=0.01):
-            means, stds = ([round(value, 4) for value in values] for values in known)
+            known = known.mean(axis=1, keepdims=True)
+        if not np.allclose(known, [mean, std], rtol=0, atol=0.01):
+            means, stds = known.round(4).tolist()
             half = {*means, *stds} == {0.5}
             option = (
                 "data.normalization=half" if half else f"'data.normalization={{mean: {means}, std: {stds}}}'"
@@ -93,31 +79,26 @@ class Loaded:
                 f"{whose} were trained on images normalised by mean {means} and std {stds}; set {option}, or "
                 "they see other contrasts than they know."
             )
-        if self.images.size != image_size:
-            (high, wide), (height, width) = self.images.size, image_size
+        theirs, ours = ("x".join(map(str, size)) for size in (self.images.size, image_size))
+        if theirs != ours:
             yield (
-                f"{whose} were trained on images of {high}x{wide} pixels, and model.image_size is "
-                f"{height}x{width}; {high}x{wide} transfers best, at its cost in time."
+                f"{whose} were trained on images of {theirs} pixels, and model.image_size is {ours}; "
+                f"{theirs} transfers best, at its cost in time."
             )
 
 
-def some(names: Iterable[str], most: int = SHOWN) -> list[str]:
-    """Return the first ``most`` names, and how many more there are."""
+def some(names: Iterable[str]) -> list[str]:
+    """Return the first names, and how many more there are."""
     names = list(names)
-    return [*names[:most], f"and {len(names) - most} more"] if len(names) > most else names
-
-
-# Reading a file
+    return [*names[:SHOWN], f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else names
 
 
 def find_weights(path: Path) -> Path:
     """Return the file of weights that ``path`` means: itself, or the one in the folder.
 
     A run folder of ours stands for its best checkpoint, or the last; any other folder, such as a snapshot
-    of the hub, for its model.safetensors or pytorch_model.bin, or else for its only file of weights.
-
-    Raises:
-        UserError: there is none, or there are several.
+    of the hub, for its model.safetensors or pytorch_model.bin, or else for its only file of weights. None, or
+    several: a UserError.
     """
     if path.is_file():
         return path
@@ -128,9 +109,7 @@ def find_weights(path: Path) -> Path:
         )
     if (path / "config.yaml").is_file():
         return find_checkpoint(path, "model.checkpoint_path")
-    if found := next((path / name for name in HUB_FILES if (path / name).is_file()), None):
-        return found
-    for pattern in ("*", "snapshots/*/*"):  # the second is how the hub's cache looks inside
+    for pattern in (*HUB_FILES, "*", "snapshots/*/*"):  # the last is how the hub's cache looks inside
         files = sorted(file for file in path.glob(pattern) if file.suffix in SUFFIXES and file.is_file())
         if len(files) == 1:
             return files[0]
@@ -147,13 +126,9 @@ def find_weights(path: Path) -> Path:
 
 
 def read_weights(path: Path) -> tuple[Weights, Images | None]:
-    """Read the tensors of a weights file by name, without running anything that it may contain.
+    """Return a file's tensors by name and, for a checkpoint of ours, what its network was trained on.
 
-    Returns:
-        The tensors, and, for a checkpoint of ours, what its network was trained on.
-
-    Raises:
-        UserError: the file is missing, broken, or holds no weights.
+    Nothing that the file may contain is run. Missing, broken, or without weights: a UserError.
     """
     verify(path)
     try:
@@ -172,26 +147,18 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
             f"model.checkpoint_path: {path} cannot be read as a file of weights ({reason}); it "
             "must be .safetensors, or a plain dictionary of tensors saved by torch.save."
         ) from error
-    meta = found.get("vitlab") if isinstance(found, Mapping) else None
-    for container in CONTAINERS:
-        if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
-            found = found[container]
-            break
-    tensors = dict(found) if isinstance(found, Mapping) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    content = found if isinstance(found, Mapping) else {}
+    named = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     images = None
-    if isinstance(meta, Mapping):  # ours: the metrics' counts lie beside the network
+    if isinstance(meta := content.get("vitlab"), Mapping):  # ours: the metrics' counts lie beside the network
         tensors = {name: value for name, value in tensors.items() if name.startswith("net.")}
-        height, width = meta["input_size"]
-        images = Images(tuple(meta["mean"]), tuple(meta["std"]), (height, width))
+        images = Images(tuple(meta["mean"]), tuple(meta["std"]), tuple(meta["input_size"]))
     if not tensors:
         raise UserError(f"model.checkpoint_path: {path} holds no weights.")
     while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in tensors)), None):
         tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
     return tensors, images
-
-
-# Fitting a file to a network
 
 
 def fit_channels(kernel: Tensor, channels: int) -> Tensor:
@@ -209,8 +176,8 @@ def load_pretrained(
     convert: Callable[[Weights, tuple[int, int] | None], Weights],
     heads: Sequence[str],
     stems: Sequence[str],
-    images: Images | None,
-    fetched: str | None,
+    images: Images | None = None,
+    fetched: str | None = None,
 ) -> Loaded:
     """Fill ``net`` from a file; a head for another number of classes stays new.
 
@@ -223,9 +190,6 @@ def load_pretrained(
         images: what these weights were trained on, unless the file itself says so.
         fetched: what the file is called where it came from, if it was fetched for exactly this network:
             what is left over then is the library's affair. None: the user's own file, which must fit.
-
-    Returns:
-        What became of each tensor.
 
     Raises:
         UserError: anything but the head is missing, left over or of another shape.
@@ -245,46 +209,43 @@ def load_pretrained(
         if len(own[name]) == 4:
             weights[name] = fit_channels(weights[name], own[name][1])
 
-    head = {name for name in own if name.startswith(tuple(f"{part}." for part in heads))}
-    if any(name not in weights or tuple(weights[name].shape) != own[name] for name in head):
-        weights = {name: value for name, value in weights.items() if name not in head}
-    else:
-        head = set()
-
+    new = {name for name in own if name.startswith(tuple(f"{head}." for head in heads))}
+    if all(name in weights and weights[name].shape == own[name] for name in new):
+        new = set()
     reshaped = {
         name: f"{name} {tuple(value.shape)} for {own[name]}"
         for name, value in weights.items()
-        if tuple(value.shape) != own.get(name, value.shape)
+        if name not in new and value.shape != own.get(name, value.shape)
     }
-    weights = {name: value for name, value in weights.items() if name not in reshaped}
+    left = new | reshaped.keys()
     # Modules translate names of their own older versions while they load, so torch compares the names.
-    result = net.load_state_dict(weights, strict=False)
+    result = net.load_state_dict({k: v for k, v in weights.items() if k not in left}, strict=False)
     differences = {
-        "missing": set(result.missing_keys) - head - reshaped.keys(),
+        "missing": set(result.missing_keys) - left,
         "unexpected": [] if fetched else result.unexpected_keys,
         "of another shape": reshaped.values(),
     }
     if any(differences.values()):
-        details = "; ".join(
-            f"{len(names)} {kind}: " + ", ".join([*sorted(names)[:4], "..."][: len(names)])
+        found = (
+            f"{len(names)} {kind}: {', '.join(some(sorted(names)))}"
             for kind, names in differences.items()
             if names
         )
+        details = "; ".join(found)
         raise UserError(
             f"model.checkpoint_path: the weights in {path} do not fit the model ({details}). "
             "Check that the model is the one they were trained in: its name, sizes, channels and parts."
         )
-    taken = own.keys() - head
     return Loaded(
         source=fetched or str(path),
-        tensors=len(taken),
-        numbers=sum(value.numel() for name, value in net.state_dict().items() if name in taken),
+        tensors=len(own) - len(new),
+        numbers=sum(math.prod(shape) for name, shape in own.items() if name not in new),
         resized=[
             f"{name} {shapes[name]} → {shape}"
             for name, shape in own.items()
-            if name not in head and shapes.get(name, shape) != shape
+            if name not in new and shapes.get(name, shape) != shape
         ],
-        new=[f"{name} {shape}" for name, shape in own.items() if name in head],
+        new=[f"{name} {shape}" for name, shape in own.items() if name in new],
         left_out=list(result.unexpected_keys),
         images=own_images or images,
         certain=bool(own_images or fetched),

@@ -3,10 +3,12 @@
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
+from timm.layers import to_ntuple
 from timm.models import group_parameters, resolve_pretrained_cfg
 from torch import nn
 
@@ -14,7 +16,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, load_pretrained
-from vitlab.models.wrapper import LibraryModel, building
+from vitlab.models.wrapper import LibraryModel
 
 # What timm's modules call the function that translates a file of weights for their networks.
 FILTERS = ("checkpoint_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained", "_filter_fn")
@@ -27,6 +29,7 @@ class TimmModel(LibraryModel):
     resized by timm to ``image_size`` (Dosovitskiy et al. 2021, section 3.2; Beyer et al. 2023, section 3.4).
     """
 
+    library = "timm"
     own_keys: ClassVar[Mapping[str, str]] = {
         "pretrained": "pretrained",
         "checkpoint_path": "checkpoint_path",
@@ -50,11 +53,11 @@ class TimmModel(LibraryModel):
         overlay = ("pretrained_cfg", "pretrained_cfg_overlay")
         return resolve_pretrained_cfg(name, **{key: kwargs[key] for key in overlay if key in kwargs})
 
-    def fetch(self, name: str, source: Any, kwargs: Mapping[str, Any]) -> Path:
-        """Return the file with timm's weights of ``name``; a UserError if there are none to be had."""
+    def fetch(self, cache_dir: str | None) -> Path:
+        """Return the file with timm's weights; a UserError if there are none to be had."""
+        name, source = self.name, self.source
         if source.file:
             return Path(source.file)
-        cache_dir = kwargs.get("cache_dir")
         if source.hf_hub_id:
             # The original of a custom_load is in a format of its own.
             address = source.url if not source.custom_load else None
@@ -66,19 +69,16 @@ class TimmModel(LibraryModel):
             "model.name from timm.list_pretrained()."
         )
 
-    def create(
-        self, name: str, source: Any, arguments: dict[str, Any], channels: int, drop_path: float | None
-    ) -> nn.Module:
+    def create(self, arguments: dict[str, Any], channels: int, drop_path: float | None) -> nn.Module:
         """Build the network, with weights drawn at random."""
         arguments["in_chans"] = channels
-        if source.fixed_input_size:
+        if self.source.fixed_input_size:
             arguments["img_size"] = self.image_size
         if drop_path is not None:
             arguments["drop_path_rate"] = drop_path
-        with building("timm", name, arguments, self.own_keys):
-            return timm.create_model(name, **arguments)
+        return self.construct(partial(timm.create_model, self.name), arguments)
 
-    def load(self, net: nn.Module, source: Any, path: Path, *, fetched: bool) -> Loaded:
+    def load(self, net: nn.Module, path: Path, *, fetched: bool) -> Loaded:
         """Fill the network from a file, resized and renamed by timm's function for the architecture."""
         config: Any = net.pretrained_cfg
         module = sys.modules[type(net).__module__]
@@ -92,15 +92,13 @@ class TimmModel(LibraryModel):
             options = {"adapt_layer_scale": True} if "adapt_layer_scale" in takes else {}
             return translate(weights, *[net][: len(takes) - 1], **options)
 
-        def names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-            return (value,) if isinstance(value, str) else tuple(value or ())
-
+        names = to_ntuple(1)  # one name in a tuple; several are a tuple already
         return load_pretrained(
             net,
             path,
             convert=convert,
-            heads=names(config["classifier"]),
-            stems=names(config["first_conv"]),
+            heads=names(config["classifier"] or ()),
+            stems=names(config["first_conv"] or ()),
             images=Images(config["mean"], config["std"], config["input_size"][1:]),
             fetched=f"{config.get('hf_hub_id') or config.get('url')} ({path.name})" if fetched else None,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,30 +16,28 @@ from vitlab.models.layers import LAYER_NORM_EPS, ChannelsLast, Size, choose, lay
 class Tokenizer(nn.Module):
     """Turns images ``(B, C, H, W)`` into tokens ``(B, N, dim)``, row by row over ``grid``.
 
-    A subclass takes ``image_size, patch_size, channels, dim, patch_norm`` as keywords, and whatever
-    its own YAML node adds. ``patch_size`` is always the pixels from one token to the next.
+    A subclass takes ``image_size, patch_size, channels, dim, patch_norm`` as keywords, and what its own YAML
+    adds.
 
     Attributes:
+        patch: pixels (down, across) from one token to the next.
         grid: tokens (down, across); N is their product.
+
+    Raises:
+        ValueError: the patches do not tile the image.
     """
 
-    grid: tuple[int, int]
-
-
-def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
-    """Return how many patches (down, across) tile the image; a ValueError when they do not."""
-    height, width = pair("model.image_size", image_size)
-    down, across = pair("model.patch_size", patch_size)
-    if height % down or width % across:
-        raise ValueError(f"patches of {down}x{across} do not tile an image of {height}x{width}")
-    return height // down, width // across
+    def __init__(self, *, image_size: Size, patch_size: Size) -> None:
+        super().__init__()
+        height, width = pair("model.image_size", image_size)
+        self.patch = down, across = pair("model.patch_size", patch_size)
+        if height % down or width % across:
+            raise ValueError(f"patches of {down}x{across} do not tile an image of {height}x{width}")
+        self.grid = height // down, width // across
 
 
 class Projection(nn.Module):
-    """``(..., in_features) -> (..., dim)``: Linear, optionally between two LayerNorms.
-
-    Source of the LayerNorms: "Dual PatchNorm" (Kumar et al. 2023).
-    """
+    """Linear ``(..., in_features) -> (..., dim)``; ``patch_norm``: between LayerNorms (Kumar et al. 2023)."""
 
     def __init__(self, *, in_features: int, dim: int, patch_norm: bool) -> None:
         super().__init__()
@@ -47,7 +46,6 @@ class Projection(nn.Module):
         self.norm_out = layer_norm(dim) if patch_norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Project features, ``(..., in_features) -> (..., dim)``."""
         return self.norm_out(self.linear(self.norm_in(features)))
 
 
@@ -56,22 +54,14 @@ class PatchEmbedding(Tokenizer):
 
     A reshape and one matrix product; a patch is flattened channel first, so that the weight is the
     flattened kernel of the strided convolution that other codebases write here.
-
-    Raises:
-        ValueError: the patches do not tile the image.
     """
 
-    def __init__(
-        self, *, image_size: Size, patch_size: Size, channels: int, dim: int, patch_norm: bool
-    ) -> None:
-        super().__init__()
-        self.grid = patch_grid(image_size, patch_size)
-        self.patch = pair("model.patch_size", patch_size)
+    def __init__(self, *, channels: int, dim: int, patch_norm: bool, **sizes: Any) -> None:
+        super().__init__(**sizes)
         patch_dim = channels * self.patch[0] * self.patch[1]
         self.projection = Projection(in_features=patch_dim, dim=dim, patch_norm=patch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         down, across = self.patch
         patches = rearrange(
             images, "b c (h down) (w across) -> b (h w) (c down across)", down=down, across=across
@@ -84,28 +74,16 @@ class ShiftedPatches(PatchEmbedding):
 
     Source: SPT, "Vision Transformer for Small-Size Datasets" (Lee, Lee & Song 2021, section 3.1); the
     shifts are filled with zeros, and a LayerNorm stands before the projection, as in their equation.
-    ``patch_norm`` therefore adds the LayerNorm after it alone.
-
-    Raises:
-        ValueError: the patches do not tile the image, or have no half.
+    ``patch_norm`` therefore adds the LayerNorm after it alone. ValueError: patches that have no half.
     """
 
-    def __init__(
-        self, *, image_size: Size, patch_size: Size, channels: int, dim: int, patch_norm: bool
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            channels=5 * channels,
-            dim=dim,
-            patch_norm=patch_norm,
-        )
+    def __init__(self, *, channels: int, **options: Any) -> None:
+        super().__init__(channels=5 * channels, **options)
         if min(self.patch) < 2:
-            raise ValueError(f"patches of {patch_size} have no half to shift by")
+            raise ValueError(f"patches of {self.patch[0]}x{self.patch[1]} have no half to shift by")
         self.projection.norm_in = layer_norm(self.projection.linear.in_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         height, width = images.shape[-2:]
         down, across = (side // 2 for side in self.patch)
         padded = F.pad(images, (across, across, down, down))
@@ -121,9 +99,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of every pixel: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise every pixel."""
-        # With channels_last memory both permutes are views, and the mean runs over neighbouring
-        # numbers.
+        # With channels_last memory both permutes are views, and the mean runs over neighbouring numbers.
         features = features.permute(0, 2, 3, 1)  # (B, H, W, C)
         return super().forward(features).permute(0, 3, 1, 2)  # (B, C, H, W)
 
@@ -137,19 +113,18 @@ STEM_NORMS: dict[str, Callable[[int], nn.Module]] = {
 class ConvStem(Tokenizer):
     """A few 3x3 convolutions in place of the patch embedding.
 
-    Source: "Early Convolutions Help Transformers See Better" (Xiao et al. 2021, section 3,
-    "Convolutional stem design"): the width doubles from convolution to convolution until it is
-    ``dim``, some of them halve the image, a projection to ``dim`` ends the stem. Halving comes early:
-    the wide-open feature maps then have few channels, and at patch_size 4 the stem is a tenth of the
-    model's work. ``full_size_convs`` convolutions before the first halving see every pixel, which
-    pays where there are few tokens (patch_size 8).
+    Source: "Early Convolutions Help Transformers See Better" (Xiao et al. 2021, section 3, "Convolutional
+    stem design"): the width doubles from convolution to convolution until it is ``dim``, some of them halve
+    the image, a projection to ``dim`` ends the stem. Halving comes early: the large feature maps then have
+    few channels, and at patch_size 4 the stem is a tenth of the model's work. The first ``full_size_convs``
+    convolutions see every pixel, which pays where there are few tokens (patch_size 8).
 
     ``norm``: "batch" as in the paper, or "layer", over the channels: without running statistics, so that
     the function does not depend on the share of the batch that a process sees.
 
     Raises:
-        ValueError: ``patch_size`` is not a power of two or needs more halvings than there are
-            convolutions, does not divide the image, or ``dim`` cannot be halved that often.
+        ValueError: ``patch_size`` is not a power of two or needs more halvings than there are convolutions,
+            or ``dim`` cannot be halved that often.
     """
 
     def __init__(
@@ -158,39 +133,30 @@ class ConvStem(Tokenizer):
         num_convs: int,
         full_size_convs: int,
         norm: str,
-        image_size: Size,
-        patch_size: Size,
         channels: int,
         dim: int,
         patch_norm: bool,
+        **sizes: Any,
     ) -> None:
-        super().__init__()
-        self.grid = patch_grid(image_size, patch_size)
-        sides = pair("model.patch_size", patch_size)
-        halvings = [side.bit_length() - 1 for side in sides]
-        powers = all(2**n == side for n, side in zip(halvings, sides, strict=True))
+        super().__init__(**sizes)
+        halvings = [side.bit_length() - 1 for side in self.patch]
+        powers = all(2**n == side for n, side in zip(halvings, self.patch, strict=True))
         if not powers or max(halvings) + full_size_convs > num_convs or dim % 2 ** (num_convs - 1):
             raise ValueError(
-                f"{num_convs} convolutions, {full_size_convs} of full size, make no patches of {patch_size} "
-                f"with dim {dim}"
+                f"{num_convs} convolutions, {full_size_convs} of full size, make no patches of "
+                f"{self.patch[0]}x{self.patch[1]} with dim {dim}"
             )
-
         widths = [dim // 2 ** (num_convs - 1 - i) for i in range(num_convs)]  # 48, 96, 192
         normalize = choose("model.tokenizer.norm", norm, STEM_NORMS)
         stages: list[nn.Module] = []
-        for i, (wide_in, wide_out) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
-            place = i - full_size_convs
-            stride = (2 if 0 <= place < halvings[0] else 1, 2 if 0 <= place < halvings[1] else 1)
-            conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1, bias=False)
-            # He et al. 2015, "Delving Deep into Rectifiers", section 2.2: keeps the variance
-            # through a ReLU.
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        for i, (wide_in, wide_out) in enumerate(pairwise([channels, *widths])):
+            down, across = (2 if 0 <= i - full_size_convs < n else 1 for n in halvings)
+            conv = convolution(wide_in, wide_out, stride=(down, across))
             stages += [conv, normalize(wide_out), nn.ReLU()]
         self.convs = ChannelsLast(*stages)
         self.projection = Projection(in_features=dim, dim=dim, patch_norm=patch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         features = self.convs(images)  # (B, dim, h, w)
         return self.projection(rearrange(features, "b c h w -> b (h w) c"))  # (B, N, dim)
 
@@ -203,33 +169,25 @@ class ConvPool(Tokenizer):
     CCT-7/3x2 (two, 4 pixels): windows of 3x3, no bias, 64 channels between layers.
 
     Raises:
-        ValueError: ``patch_size`` is not what the layers give or does not divide the image, or
-            ``patch_norm`` is set: there is no projection to stand around.
+        ValueError: ``patch_size`` is not what the layers give, or ``patch_norm`` is set without a projection.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        image_size: Size,
-        patch_size: Size,
-        channels: int,
-        dim: int,
-        patch_norm: bool,
-    ) -> None:
-        super().__init__()
-        if patch_norm or pair("model.patch_size", patch_size) != (2**num_layers, 2**num_layers):
+    def __init__(self, *, num_layers: int, channels: int, dim: int, patch_norm: bool, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if patch_norm or self.patch != (2**num_layers, 2**num_layers):
             raise ValueError(f"{num_layers} layers make patches of {2**num_layers}, without patch_norm")
-        self.grid = patch_grid(image_size, patch_size)
-        widths = [channels, *[64] * (num_layers - 1), dim]
         layers: list[nn.Module] = []
-        for wide_in, wide_out in pairwise(widths):
-            conv = nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            layers += [conv, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+        for wide_in, wide_out in pairwise([channels, *[64] * (num_layers - 1), dim]):
+            layers += [convolution(wide_in, wide_out), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
         self.layers = ChannelsLast(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into tokens ``(B, N, dim)``."""
         features = self.layers(images)  # (B, dim, h, w)
         return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)
+
+
+def convolution(wide_in: int, wide_out: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
+    """A 3x3 convolution; its first weights keep the variance through a ReLU (He et al. 2015, section 2.2)."""
+    conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return conv

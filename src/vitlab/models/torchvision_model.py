@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, fit_channels, load_pretrained
-from vitlab.models.wrapper import LibraryModel, building
+from vitlab.models.wrapper import LibraryModel
 
 # GoogLeNet and Inception answer with three outputs while they train; MNASNet refuses weights without
 # torchvision's own record of their version. timm has all three.
@@ -29,6 +31,7 @@ class TorchvisionModel(LibraryModel):
     architecture's own rates.
     """
 
+    library = "torchvision"
     own_keys: ClassVar[Mapping[str, str]] = {
         "weights": "pretrained",
         "num_classes": "num_classes",
@@ -36,8 +39,6 @@ class TorchvisionModel(LibraryModel):
         "input_size": "image_size",
         "stochastic_depth_prob": "drop_path",
     }
-    # Layer scale is (C, 1, 1) here and no matrix either.
-    no_decay = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
 
     @staticmethod
     def find(name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -58,15 +59,13 @@ class TorchvisionModel(LibraryModel):
             )
         return weights[tag or "DEFAULT"]
 
-    def fetch(self, name: str, source: Any, kwargs: Mapping[str, Any]) -> Path:
+    def fetch(self, cache_dir: str | None) -> Path:
         """Return the file with torchvision's weights; a UserError if it cannot be had."""
-        return fetch_from_url(name, source.url)
+        return fetch_from_url(self.name, self.source.url)
 
-    def create(
-        self, name: str, source: Any, arguments: dict[str, Any], channels: int, drop_path: float | None
-    ) -> nn.Module:
+    def create(self, arguments: dict[str, Any], channels: int, drop_path: float | None) -> nn.Module:
         """Build the network, with weights drawn at random."""
-        architecture = name.partition(".")[0]
+        architecture = self.name.partition(".")[0]
         size = self.image_size
         if architecture.startswith("vit_"):
             if size[0] != size[1]:
@@ -77,17 +76,21 @@ class TorchvisionModel(LibraryModel):
             arguments["image_size"] = size[0]
         if architecture.startswith("maxvit"):
             arguments["input_size"] = size
-        with building("torchvision", name, arguments, self.own_keys):
-            net = models.get_model(architecture, weights=None, **arguments)
+        net = self.construct(partial(models.get_model, architecture, weights=None), arguments)
         if isinstance(net, VisionTransformer):
             # torchvision's zeros would teach the head alone in the first step; 0.02 as in DeiT.
             nn.init.normal_(net.heads.head.weight, std=0.02)
-        fit_stem(net, channels)
+        _, stem = find_stem(net)
+        if channels != stem.in_channels:
+            # The random kernels are added up or repeated as trained ones are: the sum of three is as wide as
+            # a kernel made for one channel.
+            stem.weight = nn.Parameter(fit_channels(stem.weight.detach(), channels))
+            stem.in_channels = channels
         if drop_path is not None:
             set_drop_path(net, architecture, drop_path)
         return net
 
-    def load(self, net: nn.Module, source: Any, path: Path, *, fetched: bool) -> Loaded:
+    def load(self, net: nn.Module, path: Path, *, fetched: bool) -> Loaded:
         """Fill the network from a file, positions and old names translated."""
 
         def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
@@ -97,7 +100,7 @@ class TorchvisionModel(LibraryModel):
             old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
             return {old.sub(r"\1", key): value for key, value in weights.items()}
 
-        preset = source.transforms()
+        preset = self.source.transforms()
         (side,) = preset.crop_size
         return load_pretrained(
             net,
@@ -106,40 +109,26 @@ class TorchvisionModel(LibraryModel):
             heads=[[key for key, _ in net.named_parameters()][-1].rpartition(".")[0]],
             stems=[find_stem(net)[0]],
             images=Images(tuple(preset.mean), tuple(preset.std), (side, side)),
-            fetched=f"torchvision's {source} ({path.name})" if fetched else None,
+            fetched=f"torchvision's {self.source} ({path.name})" if fetched else None,
         )
 
     def groups(self) -> list[list[str]]:
         """Names of the parameters by layer; ViT's blocks lie deeper than those of other architectures."""
         if not isinstance(self.net, VisionTransformer):
             return super().groups()
-        found: dict[str, list[str]] = {}
-        block = "stem"
-        for name, _ in self.net.named_parameters():
-            match = re.match(r"encoder\.layers\.(\w+)", name)
-            if match:
-                block = match[1]
-            elif block != "stem":
-                block = "head"
-            found.setdefault(block, []).append(name)
-        return list(found.values())
+        names = [name for name, _ in self.net.named_parameters()]
+        blocks = groupby(names, lambda name: re.findall(r"encoder\.layers\.\w+", name))
+        return [list(group) for _, group in blocks]
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions, tokens and tables of distances are no matrices, nor is layer scale, (C, 1, 1) here."""
+        spared = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
 
 def find_stem(net: nn.Module) -> tuple[str, nn.Conv2d]:
     """Return the first convolution and its name."""
     return next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
-
-
-def fit_stem(net: nn.Module, channels: int) -> None:
-    """Let the first convolution, made for three channels, see ``channels``.
-
-    The random kernels are added up or repeated as trained ones are: the sum of three is as wide as a kernel
-    made for one channel.
-    """
-    _, stem = find_stem(net)
-    if channels != stem.in_channels:
-        stem.weight = nn.Parameter(fit_channels(stem.weight.detach(), channels))
-        stem.in_channels = channels
 
 
 def set_drop_path(net: nn.Module, architecture: str, largest: float) -> None:

@@ -1,8 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), from parts.
 
-What varies between the kin of ViT is a part in a file of its own and not a flag here: how an image
-becomes tokens (``tokenizers.py``), how they know their place (``positions.py``), how they mix
-(``attention.py``), what the head reads (``pooling.py``).
+How an image becomes tokens, how they know their place, how they mix and what the head reads are not flags
+here but classes in ``tokenizers.py``, ``positions.py``, ``attention.py`` and ``pooling.py``.
 """
 
 from collections.abc import Callable
@@ -30,32 +29,16 @@ def classifier(dim: int, num_classes: int) -> nn.Linear:
 class ViT(nn.Module):
     """Images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
 
-    Args:
-        image_size: pixels, one number or (height, width).
-        channels: of the images.
-        num_classes: K.
-        patch_size: pixels, one number or (height, width), which must divide the image.
-        dim: numbers per token.
-        depth: blocks.
-        heads: attention heads.
-        dim_head: numbers per head; None: ``dim // heads``.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        pool: a name in ``POOLINGS``.
-        position: a name in ``POSITIONS``.
-        patch_norm: LayerNorms before and after the tokenizer's projection.
+    Args, beside what ``conf/model/vit_tiny.yaml`` says of them:
         dropout: after every dense layer but the query-key-value one (appendix B.1).
         emb_dropout: after the positions.
         attn_dropout: of the attention weights.
-        drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et
-            al. 2016, equation 4).
-        drop_key: rate at which attention loses keys (``attention.drop_keys``) in the first block; it falls
-            linearly to the last (DropKey, Li et al. 2023: what early layers see may go, what late ones
-            have made of it not).
-        qkv_bias: whether queries, keys and values have a bias.
-        init: a name in ``INITS``.
-        tokenizer: builds the ``Tokenizer`` from image_size, patch_size, channels, dim and
-            patch_norm.
-        attention: builds one block's attention, with the arguments of ``attention.Attention``.
+        drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et al. 2016,
+            equation 4).
+        drop_key: rate at which attention loses keys (`drop_keys`) in the first block; it falls linearly to
+            the last (DropKey, Li et al. 2023: what early layers miss costs less than what late ones do).
+        tokenizer: builds the `Tokenizer` from image_size, patch_size, channels, dim and patch_norm.
+        attention: builds one block's attention, with the arguments of `Attention`.
 
     Raises:
         ValueError: sizes or names that cannot work.
@@ -91,11 +74,7 @@ class ViT(nn.Module):
         super().__init__()
         self.image_size = pair("model.image_size", image_size)
         self.tokenizer = tokenizer(
-            image_size=image_size,
-            patch_size=patch_size,
-            channels=channels,
-            dim=dim,
-            patch_norm=patch_norm,
+            image_size=image_size, patch_size=patch_size, channels=channels, dim=dim, patch_norm=patch_norm
         )
         pooling = choose("model.pool", pool, POOLINGS)
         prefix = self.own_tokens + pooling.prefix
@@ -128,8 +107,8 @@ class ViT(nn.Module):
         self.head = classifier(dim, num_classes)
         choose("model.init", init, INITS)(self.blocks, self.position)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into the first block's input ``(B, prefix + N, dim)``.
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn images ``(B, C, H, W)`` into the last block's output ``(B, prefix + N, dim)``.
 
         Raises:
             UserError: images of another size than ``image_size``.
@@ -143,21 +122,16 @@ class ViT(nn.Module):
         if self.class_token is not None:
             prefix = self.class_token.expand(tokens.shape[0], -1, -1)  # (B, prefix, dim)
             tokens = torch.cat([prefix, tokens], dim=1)  # (B, prefix + N, dim)
-        return self.dropout(self.position(tokens))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into the last block's output ``(B, prefix + N, dim)``."""
-        tokens = self.embed(images)  # (B, prefix + N, dim)
+        tokens = self.dropout(self.position(tokens))
         for block in self.blocks:
             tokens = block(tokens)  # (B, prefix + N, dim)
         return tokens
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images ``(B, C, H, W)``: logits ``(B, num_classes)``."""
         return self.head(self.pool(self.encode(images)))  # (B, num_classes)
 
     def layers(self) -> list[tuple[str, list[str]]]:
-        """Layers in order, stem to head: (name, parameter-name prefixes)."""
+        """The stem, each block, the head."""
         return [
             ("stem", ["tokenizer.", "class_token", "position.", "dropout."]),
             *((f"block_{i}", [f"blocks.{i}."]) for i in range(len(self.blocks))),
