@@ -1,7 +1,8 @@
 """Networks for tests as a config describes them: a key that is added to the YAML needs no edit here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ ATTENTION: dict[str, Any] = {
     "dropout": 0.0,
     "num_tokens": 10,
     "rotate": None,
+}
+
+
+# What the constructors of other libraries' networks are given, but for the name.
+LIBRARY: dict[str, Any] = {
+    "pretrained": False,
+    "checkpoint_path": None,
+    "num_classes": 10,
+    "image_size": 32,
+    "channels": 3,
+    "drop_path": None,
+    "kwargs": {},
 }
 
 
@@ -68,3 +81,37 @@ def projected(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def some_tokens(batch: int = 2, num_tokens: int = 10, dim: int = 24) -> Tensor:
     return torch.randn(batch, num_tokens, dim, generator=torch.Generator().manual_seed(1))
+
+
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return ``state`` with the parts of its names replaced, in the order of ``names``."""
+
+    def rename(name: str) -> str:
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    return {rename(name): value for name, value in state.items()}
+
+
+def save(weights: Mapping[str, Tensor], folder: Path) -> str:
+    torch.save(weights, folder / "w.pth")
+    return str(folder / "w.pth")
+
+
+def check_layers(model: nn.Module) -> None:
+    """Every parameter is claimed by one prefix of one layer, and the layers come in order, stem to head."""
+    layers = model.layers()
+    names = [name for name, _ in layers]
+    assert len(set(names)) == len(names)
+    assert (names[0], names[-1]) == ("stem", "head")
+    parameters = [name for name, _ in model.named_parameters()]
+    claims = {
+        parameter: [name for name, prefixes in layers for p in prefixes if parameter.startswith(p)]
+        for parameter in parameters
+    }
+    assert {name: claim for name, claim in claims.items() if len(claim) != 1} == {}
+    # Nothing is named that claims nothing, and each layer comes after the one before.
+    first_claim = [min(i for i, p in enumerate(parameters) if claims[p] == [n]) for n in names[1:]]
+    assert first_claim == sorted(first_claim)
+    assert model.no_weight_decay() <= {*parameters}

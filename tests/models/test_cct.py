@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models.helpers import build
+from tests.models.helpers import build, renamed
 from vitlab.models.flops import count_parameters, flops_per_image
 
 cct = pytest.importorskip("vit_pytorch.cct")
@@ -50,12 +50,7 @@ def test_logits_and_parameters_are_theirs(
     for parameter in model.parameters():  # weights of a size that shows every difference
         nn.init.normal_(parameter, std=0.1)
     weights = {"classifier.attention_pool.bias": torch.tensor([5.0])}  # to no effect
-    for ours, value in model.state_dict().items():
-        name = ours
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        weights[name] = value
-    reference.load_state_dict(weights, strict=True)
+    reference.load_state_dict(weights | renamed(model.state_dict(), NAMES), strict=True)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images), reference(images), atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
 
-from tests.models.helpers import SMALL, build
+from tests.models.helpers import SMALL, build, renamed
 from vitlab.models.distilled import DistilledViT
 from vitlab.models.pooling import POOLINGS
 from vitlab.models.positions import POSITIONS
@@ -43,11 +43,7 @@ def test_it_is_timms_deit(images: Tensor) -> None:
         "pool.norm": "norm",
         "distillation_head": "head_dist",
     }
-    for name, value in state.items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        weights[name] = value
-    theirs.load_state_dict(weights)
+    theirs.load_state_dict(weights | renamed(state, names))
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
         theirs.set_distilled_training()

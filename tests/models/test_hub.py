@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from tests.models.helpers import LIBRARY
 from vitlab.core.errors import UserError
 from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.timm_model import TimmModel
 from vitlab.models.torchvision_model import TorchvisionModel
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
-COMMON: dict[str, Any] = {"pretrained": True, "checkpoint_path": None, "drop_path": None, "channels": 3}
 
 
 class Server(ThreadingHTTPServer):
@@ -86,10 +86,8 @@ def weights() -> dict[str, Tensor]:
     return timm.create_model("test_vit", num_classes=1000).state_dict()
 
 
-def build(cache: Path) -> TimmModel:
-    return TimmModel(
-        name="test_vit", num_classes=10, image_size=32, **COMMON, kwargs={"cache_dir": str(cache)}
-    )
+def build(cache: Path | str, name: str = "test_vit") -> TimmModel:
+    return TimmModel(**{**LIBRARY, "name": name, "pretrained": True, "kwargs": {"cache_dir": str(cache)}})
 
 
 def test_weights_come_from_the_hub_once(
@@ -166,13 +164,11 @@ def test_a_file_that_the_hub_does_not_have(server: Server, tmp_path: Path) -> No
 def test_the_published_address_is_named_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     point_hub_at(monkeypatch, CLOSED)
     with pytest.raises(UserError) as caught:
-        TimmModel(name="resnet10t", num_classes=10, image_size=32, **COMMON, kwargs={"cache_dir": "/none"})
+        build("/none", "resnet10t")
     assert f", or {timm.get_pretrained_cfg('resnet10t').url})" in str(caught.value)
     # An original in a format of its own would not help.
     with pytest.raises(UserError) as caught:
-        TimmModel(
-            name="flexivit_base", num_classes=10, image_size=32, **COMMON, kwargs={"cache_dir": "/none"}
-        )
+        build("/none", "flexivit_base")
     assert ".npz" not in str(caught.value)
 
 
@@ -196,4 +192,4 @@ def test_torchvisions_weights_without_network(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("vitlab.models.hub.urlopen", Mock(side_effect=URLError("no network")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"vit_b_16 .*fetch https://\S+/vit_b_16-c867db91.pth;"):
-        TorchvisionModel(name="vit_b_16", num_classes=10, image_size=32, **COMMON, kwargs={})
+        TorchvisionModel(**{**LIBRARY, "name": "vit_b_16", "pretrained": True})

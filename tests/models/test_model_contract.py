@@ -1,6 +1,6 @@
 """What every file below conf/model promises. A new file is found here without editing anything.
 
-A whole network is built as its own file says, a part (model/tokenizer=…) inside a small ViT.
+A whole network is built as its own file says, a part (model/tokenizer=…) or a variant inside a small ViT.
 """
 
 from pathlib import Path
@@ -10,25 +10,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.helpers import SMALL, build, model_node
+from tests.models.helpers import SMALL, build, check_layers, model_node
 from vitlab.config import CONF
+from vitlab.core.hardware import has_compiler
 
 WHOLE = sorted(f"model={file.stem}" for file in (CONF / "model").glob("*.yaml"))
 PARTS = sorted(f"{file.parent.relative_to(CONF)}={file.stem}" for file in (CONF / "model").glob("*/*.yaml"))
+VARIANTS = [
+    "model.attention.qk_norm=true",
+    "model/attention=lsa model.position=rotary",
+    "model/attention=linformer model.attention.projection_length=8 model.init=mimetic",
+    "model/tokenizer=conv_stem model.tokenizer.norm=layer",
+]
 NUM_CLASSES = 5
 RECTANGLE = (32, 48)
 
 
 def make(choice: str, **changes: Any) -> nn.Module:
     """Build with enough blocks to see every kind of its parts, where the node has the key."""
-    overrides = (choice,) if choice in WHOLE else ("model=vit_tiny", choice)
+    overrides = (choice,) if choice in WHOLE else ("model=vit_tiny", *choice.split())
     small = {"depth": 2} if choice in WHOLE else {**SMALL, "image_size": 32, "pool": "mean"}
     wanted = {**small, "num_classes": NUM_CLASSES, **changes}
     node = model_node(*overrides)
     return build(*overrides, **{key: value for key, value in wanted.items() if key in node})
 
 
-@pytest.fixture(scope="module", params=[*WHOLE, *PARTS])
+@pytest.fixture(scope="module", params=[*WHOLE, *PARTS, *VARIANTS])
 def choice(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -86,26 +93,7 @@ def test_reduced_precision_stays_finite_and_near(model: nn.Module, images: Tenso
 
 
 def test_layers_claim_every_parameter_once(model: nn.Module) -> None:
-    layers = model.layers()
-    names = [name for name, _ in layers]
-    assert len(set(names)) == len(names)
-    assert (names[0], names[-1]) == ("stem", "head")
-
-    parameters = [name for name, _ in model.named_parameters()]
-    claims = {
-        parameter: [
-            layer for layer, prefixes in layers for prefix in prefixes if parameter.startswith(prefix)
-        ]
-        for parameter in parameters
-    }
-    assert {name: claim for name, claim in claims.items() if len(claim) != 1} == {}
-    # Nothing is named that claims nothing, and each layer comes after the one before.
-    first_claim = [min(i for i, p in enumerate(parameters) if claims[p] == [n]) for n in names[1:]]
-    assert first_claim == sorted(first_claim)
-
-
-def test_no_weight_decay_names_parameters(model: nn.Module) -> None:
-    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+    check_layers(model)
 
 
 @pytest.mark.parametrize("choice", WHOLE)
@@ -144,8 +132,9 @@ def test_rectangular_images(choice: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("choice", PARTS)
+@pytest.mark.parametrize("choice", [*PARTS, *VARIANTS])
 def test_compiled_training_is_eager_training(choice: str, dtype: torch.dtype) -> None:
     """A convolutional stem has trained to NaN, compiled under bfloat16 on a CPU, in one memory layout."""
 

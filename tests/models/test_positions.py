@@ -1,4 +1,4 @@
-"""Rotary positions against timm's, and by what they are for; positions that are none."""
+"""Positions by their formulas: sines and cosines, rotary ones (also against timm's), and none."""
 
 import pytest
 import torch
@@ -8,7 +8,19 @@ from torch import Tensor
 from tests.models.helpers import small_vit
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
-from vitlab.models.positions import RotaryPositions
+from vitlab.models.positions import RotaryPositions, SinCosPositions
+
+
+def test_sincos_positions_are_the_formula_and_no_parameters() -> None:
+    positions = SinCosPositions(grid=(3, 5), dim=16, dim_head=8, prefix=1)
+    table = positions(torch.zeros(2, 16, 16))[0]  # (1 + 15, 16)
+    assert not table[0].any()
+    row, column = 2, 3
+    frequency = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    expected = [f(axis * frequency) for axis in (column, row) for f in (torch.sin, torch.cos)]
+    torch.testing.assert_close(table[1 + row * 5 + column], torch.cat(expected))
+    assert not list(positions.parameters())
+    assert positions.state_dict() == {}
 
 
 def rotary(grid: tuple[int, int] = (3, 5), dim_head: int = 16, prefix: int = 1) -> RotaryPositions:

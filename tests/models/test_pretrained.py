@@ -1,10 +1,12 @@
 """Which file a path means, what is read from it, and what a run is told about it."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vitlab.core.errors import UserError
 from vitlab.models.pretrained import Images, Loaded, find_weights, read_weights
@@ -73,6 +75,60 @@ def test_a_checkpoint_that_changed_since_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt.sha256").write_text("0" * 64)
     with pytest.raises(UserError, match="is damaged"):
         read_weights(tmp_path / "best.ckpt")
+
+
+ONES = {"weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"epoch": 3, "state_dict": {"module.weight": torch.ones(2)}},
+        # As timm's own training script and DeiT's write them.
+        {"model": ONES, "args": argparse.Namespace(lr=0.1)},
+        {"state_dict": {"weight": torch.zeros(2)}, "state_dict_ema": ONES},
+    ],
+    ids=["wrapped", "settings beside them", "averaged"],
+)
+def test_weights_are_found_in_what_a_trainer_saves(content: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "last.ckpt")
+    weights, images = read_weights(tmp_path / "last.ckpt")
+    assert weights.keys() == {"weight"}
+    assert torch.equal(weights["weight"], torch.ones(2))
+    assert images is None
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(ONES, tmp_path / "w.safetensors")
+    assert torch.equal(read_weights(tmp_path / "w.safetensors")[0]["weight"], torch.ones(2))
+
+
+class Trap:
+    """A pickle that would run code; loading must refuse it and not run it."""
+
+    sprung = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (setattr, (Trap, "sprung", True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"no weights at all", "cannot be read"),
+        ({"epoch": 3}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+        ({"weight": Trap()}, "cannot be read"),
+    ],
+    ids=["empty", "text", "no tensors", "a list", "code"],
+)
+def test_files_that_hold_no_weights(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        read_weights(path)
+    assert not Trap.sprung
 
 
 def loaded(**changes: Any) -> Loaded:

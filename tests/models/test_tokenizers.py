@@ -162,27 +162,3 @@ def test_patch_norm_stands_around_each_projection(tokenizer: str) -> None:
     torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 16), atol=1e-5, rtol=0)
     before = model.tokenizer.projection.norm_in
     assert before.normalized_shape == (model.tokenizer.projection.linear.in_features,)
-
-
-@pytest.mark.slow
-def test_the_compiled_stem_learns_as_the_eager_one_does() -> None:
-    """In the other memory layout this combination has turned to NaN on the CPU (torch 2.15)."""
-
-    def losses(compiled: bool) -> list[float]:
-        model = nn.Sequential(stem(image_size=32), nn.Flatten(), nn.Linear(64 * 32, 10))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        if compiled:
-            model.compile(dynamic=False)
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(32, 3, 32, 32, generator=generator)
-        values = []
-        for _ in range(4):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = nn.functional.cross_entropy(model(images), torch.arange(32) % 10)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            values.append(loss.item())
-        return values
-
-    assert losses(compiled=True) == pytest.approx(losses(compiled=False), abs=0.01)

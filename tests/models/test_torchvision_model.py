@@ -6,29 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
+from tests.models.helpers import LIBRARY, check_layers, renamed, save
 from vitlab.core.errors import UserError
 from vitlab.models import torchvision_model
 from vitlab.models.torchvision_model import TorchvisionModel
 
-SMALL: dict[str, Any] = {
-    "name": "squeezenet1_1",
-    "pretrained": False,
-    "checkpoint_path": None,
-    "num_classes": 10,
-    "image_size": 32,
-    "channels": 3,
-    "drop_path": None,
-    "kwargs": {},
-}
-
 
 def build(**changes: Any) -> TorchvisionModel:
-    return TorchvisionModel(**{**SMALL, **changes})
+    return TorchvisionModel(**{**LIBRARY, "name": "squeezenet1_1", **changes})
 
 
 @pytest.fixture
@@ -56,15 +45,10 @@ def test_any_classifier_of_torchvision_keeps_the_contract(name: str, channels: i
     with torch.device("meta"):
         model = build(name=name, image_size=224, channels=channels)
         assert model(torch.zeros(2, channels, 224, 224)).shape == (2, 10)
-    layers = model.layers()
-    assert (layers[0][0], layers[-1][0]) == ("stem", "head")
-    assert len(layers) >= 6
-    prefixes = [prefix for _, group in layers for prefix in group]
-    parameters = [parameter for parameter, _ in model.named_parameters()]
-    for parameter in parameters:
-        assert len([p for p in prefixes if parameter.startswith(p)]) == 1, parameter
-    assert all(re.match(r"net\.(head|classifier|fc|encoder\.ln)", prefix) for prefix in layers[-1][1])
-    assert model.no_weight_decay() <= set(parameters)
+    check_layers(model)
+    assert len(model.layers()) >= 6
+    last = model.layers()[-1][1]
+    assert all(re.match(r"net\.(head|classifier|fc|encoder\.ln)", prefix) for prefix in last)
 
 
 def test_the_layers_of_a_vit_are_its_blocks(small_vit: dict[str, Any]) -> None:
@@ -118,20 +102,12 @@ def test_other_weights_of_an_architecture_are_named_after_a_point() -> None:
     assert find(name, {}) is models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
-def save(weights: dict[str, Tensor], folder: Path) -> str:
-    torch.save(weights, folder / "w.pth")
-    return str(folder / "w.pth")
-
-
 def test_weights_of_a_vit_are_resized_and_its_head_replaced(
     small_vit: dict[str, Any], tmp_path: Path
 ) -> None:
     state = build(**small_vit, image_size=64, num_classes=7).net.state_dict()
     # The published files are from before torchvision renamed the two layers of the MLP.
-    old = {
-        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): value
-        for name, value in state.items()
-    }
+    old = renamed(state, {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."})
     model = build(**small_vit, checkpoint_path=save(old, tmp_path), channels=1)
     assert model.loaded is not None
     assert model.loaded.resized == [

@@ -8,9 +8,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.models.helpers import small_vit
+from tests.models.helpers import renamed, small_vit
 from vitlab.core.errors import UserError
 from vitlab.models.flops import count_parameters
+from vitlab.models.layers import DropPath
 
 # timm's name for a parameter, as replacements in ours.
 TO_TIMM = {
@@ -25,15 +26,9 @@ TO_TIMM = {
 
 def weights_for_timm(model: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
     """Our weights under timm's names; its patch projection is a convolution."""
-    weights = {}
-    for ours, value in model.state_dict().items():
-        name = ours
-        for old, new in TO_TIMM.items():
-            name = name.replace(old, new)
-        if name.startswith("norm.") and not isinstance(reference.fc_norm, nn.Identity):
-            name = f"fc_{name}"
-        weights[name] = value.reshape(reference.state_dict()[name].shape)
-    return weights
+    names = TO_TIMM if isinstance(reference.fc_norm, nn.Identity) else TO_TIMM | {"pool.norm": "fc_norm"}
+    shapes = {name: value.shape for name, value in reference.state_dict().items()}
+    return {name: v.reshape(shapes[name]) for name, v in renamed(model.state_dict(), names).items()}
 
 
 @pytest.mark.parametrize("image_size", [32, (16, 32)], ids=str)
@@ -87,6 +82,17 @@ def test_without_qkv_bias_and_with_patch_norm() -> None:
 def test_drop_path_grows_linearly_to_the_given_rate() -> None:
     rates = [block.drop_path.rate for block in small_vit(depth=4, drop_path=0.2).blocks]
     assert rates == pytest.approx([0.05, 0.1, 0.15, 0.2])
+
+
+def test_drop_path_drops_whole_branches_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop, branch = DropPath(0.25).train(), torch.ones(4000, 3, 2)
+    kept = drop(branch)
+    per_image = kept.flatten(1)
+    assert (per_image == per_image[:, :1]).all()  # an image's branch lives or dies as one
+    assert per_image.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert kept.mean().item() == pytest.approx(1, abs=0.03)
+    assert drop.eval()(branch) is branch
 
 
 def test_layers_of_a_deep_model_are_told_apart() -> None:
