@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from tests.models.helpers import make_attention, small_vit, some_tokens
+from tests.models.helpers import make_attention, some_tokens
 from vitlab.core.hardware import has_compiler
 from vitlab.models.attention import Attention, LinformerAttention, LocalityAttention, attend, drop_keys
 
@@ -59,11 +59,6 @@ def test_drop_key_acts_in_training_only(kind: type[Attention]) -> None:
     first, second = attention.train()(tokens), attention(tokens)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(plain.train()(tokens), plain(tokens))
-
-
-def test_the_drop_key_rate_falls_linearly_from_the_first_block() -> None:
-    rates = [block.attention.drop_key for block in small_vit(depth=4, drop_key=0.2).blocks]
-    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.models.helpers import small_vit
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
-from vitlab.models.initialization import INITS, factors, mimetic
+from vitlab.models.initialization import factors, mimetic
 from vitlab.models.layers import Block
 from vitlab.models.positions import Positions, sincos_table
 
@@ -128,9 +128,3 @@ def test_another_attention_is_refused() -> None:
     block = Block(dim=8, attention=nn.Identity(), mlp=nn.Identity(), drop_path=0.0)
     with pytest.raises(ValueError, match="found Identity"):
         mimetic([block], Positions(grid=(1, 1), dim=8, dim_head=8, prefix=0))
-
-
-def test_names() -> None:
-    assert list(INITS) == ["xavier", "mimetic"]
-    with pytest.raises(UserError, match="one of xavier, mimetic, found 'mimetik'"):
-        small_vit(init="mimetik")

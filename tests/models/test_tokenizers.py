@@ -10,7 +10,7 @@ from torch import nn
 from tests.models.helpers import small_vit
 from vitlab.models.flops import count_parameters
 from vitlab.models.layers import Size, pair
-from vitlab.models.tokenizers import ConvPool, ConvStem, PatchEmbedding, ShiftedPatches
+from vitlab.models.tokenizers import ConvPool, ConvStem, ShiftedPatches
 
 
 def stem(patch_size: Size = 4, image_size: Size = (32, 16), num_convs: int = 3) -> ConvStem:
@@ -73,17 +73,6 @@ def test_the_stem_sees_each_image_alone() -> None:
     tokenizer, images = stem().train(), torch.randn(4, 3, 32, 16)
     torch.testing.assert_close(tokenizer(images)[:1], tokenizer(images[:1]))
     assert not list(tokenizer.buffers())
-
-
-def test_patches_become_tokens_row_by_row() -> None:
-    tokenizer = PatchEmbedding(image_size=(4, 6), patch_size=2, channels=1, dim=4, patch_norm=False)
-    nn.init.eye_(tokenizer.projection.linear.weight)
-    image = torch.arange(24.0).reshape(1, 1, 4, 6)
-    tokens = tokenizer(image)[0]  # (6, 4)
-    assert tokenizer.grid == (2, 3)
-    assert tokens[0].tolist() == [0, 1, 6, 7]
-    assert tokens[1].tolist() == [2, 3, 8, 9]
-    assert tokens[3].tolist() == [12, 13, 18, 19]
 
 
 def shifted(patch_size: Size, image_size: Size, patch_norm: bool = False) -> ShiftedPatches:

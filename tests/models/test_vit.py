@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.models.helpers import renamed, small_vit
 from vitlab.core.errors import UserError
@@ -20,26 +20,20 @@ TO_TIMM = {
     "position.table": "pos_embed",
     "attention.out": "attn.proj",
     "attention.qkv": "attn.qkv",
-    "pool.norm": "norm",
+    "attention.norm_queries": "attn.q_norm",
+    "attention.norm_keys": "attn.k_norm",
 }
-
-
-def weights_for_timm(model: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
-    """Our weights under timm's names; its patch projection is a convolution."""
-    names = TO_TIMM if isinstance(reference.fc_norm, nn.Identity) else TO_TIMM | {"pool.norm": "fc_norm"}
-    shapes = {name: value.shape for name, value in reference.state_dict().items()}
-    return {name: v.reshape(shapes[name]) for name, v in renamed(model.state_dict(), names).items()}
 
 
 @pytest.mark.parametrize("image_size", [32, (16, 32)], ids=str)
 @pytest.mark.parametrize("patch_size", [4, (4, 8)], ids=str)
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_logits_equal_timms_with_the_same_weights(
-    pool: str, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]
+    pool: str, qk_norm: bool, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]
 ) -> None:
-    model = small_vit(
-        pool=pool, image_size=image_size, patch_size=patch_size, dim=48, depth=3, heads=3
-    ).eval()
+    sizes = {"image_size": image_size, "patch_size": patch_size, "dim": 48, "depth": 3, "heads": 3}
+    model = small_vit(f"model.attention.qk_norm={qk_norm}", pool=pool, **sizes).eval()
     for parameter in model.parameters():  # weights of a size that shows every difference
         nn.init.normal_(parameter, std=0.3)
     reference = timm.models.VisionTransformer(
@@ -51,10 +45,15 @@ def test_logits_equal_timms_with_the_same_weights(
         mlp_ratio=2,
         num_classes=10,
         qkv_bias=True,
+        qk_norm=qk_norm,
         class_token=pool == "cls",
         global_pool={"cls": "token", "mean": "avg"}[pool],
     ).eval()
-    reference.load_state_dict(weights_for_timm(model, reference), strict=True)
+    weights = reference.state_dict()
+    names = TO_TIMM | {"pool.norm": {"cls": "norm", "mean": "fc_norm"}[pool]}
+    for name, value in renamed(model.state_dict(), names).items():
+        weights[name] = value.reshape(weights[name].shape)  # timm's patch projection is a convolution
+    reference.load_state_dict(weights, strict=True)  # the biases of its qk_norm, which ours lacks, are zero
     images = torch.randn(3, 3, *model.image_size)
     with torch.no_grad():
         torch.testing.assert_close(model(images), reference(images), atol=1e-5, rtol=1e-5)
@@ -79,9 +78,10 @@ def test_without_qkv_bias_and_with_patch_norm() -> None:
     assert {"tokenizer.projection.norm_in.weight", "tokenizer.projection.norm_out.weight"} <= names
 
 
-def test_drop_path_grows_linearly_to_the_given_rate() -> None:
-    rates = [block.drop_path.rate for block in small_vit(depth=4, drop_path=0.2).blocks]
-    assert rates == pytest.approx([0.05, 0.1, 0.15, 0.2])
+def test_drop_path_grows_and_drop_key_falls_linearly_over_the_blocks() -> None:
+    blocks = small_vit(depth=4, drop_path=0.2, drop_key=0.2).blocks
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert [block.attention.drop_key for block in blocks] == pytest.approx([0.2, 0.15, 0.1, 0.05])
 
 
 def test_drop_path_drops_whole_branches_and_keeps_the_mean() -> None:
@@ -145,6 +145,7 @@ def test_queries_keys_and_values_are_drawn_as_three_matrices() -> None:
         ({"heads": 3}, "3 heads do not divide dim 32"),
         ({"pool": "meen"}, r"one of cls, mean.*, found 'meen'"),
         ({"position": "sin"}, "model.position must be one of learnable, sincos"),
+        ({"init": "mimetik"}, "one of xavier, mimetic, found 'mimetik'"),
         ({"position": "sincos", "dim": 18}, "divisible by 4"),
     ],
     ids=str,

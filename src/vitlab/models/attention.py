@@ -17,9 +17,8 @@ def attend(
 ) -> Tensor:
     """Return softmax(Q Kᵀ / √head_dim) V, ``(B, heads, N, head_dim)``.
 
-    Queries are ``(B, heads, N, head_dim)``, keys and values ``(B, heads, M, head_dim)``. ``dropout_p`` is the
-    rate of the attention weights, ``mask`` a bool, broadcastable to ``(B, heads, N, M)``: which keys a query
-    sees, at least one.
+    Keys and values are ``(B, heads, M, head_dim)``, and ``dropout_p`` is the rate of the attention weights.
+    ``mask``, bool, broadcastable to ``(B, heads, N, M)``, says which keys a query sees: at least one.
 
     By torch's fused kernel, but for reduced precision on a CPU: there the flash kernel of torch 2.15 spends
     most of a training step on its few tokens, and the operations written out made the step of a ViT
@@ -57,7 +56,6 @@ class Attention(nn.Module):
         attn_dropout: rate of the attention weights.
         drop_key: rate of `drop_keys` in training.
         dropout: rate of the output.
-        num_tokens: N.
         rotate: turns queries and keys by their positions; None: nothing does.
         qk_norm: LayerNorm of each query and key over its head, with a scale that heads share and no bias, as
             in Flax's `normalize_qk`; "Scaling Vision Transformers to 22 Billion Parameters" (Dehghani et al.
@@ -135,10 +133,7 @@ class LocalityAttention(Attention):
 
     Source: "Vision Transformer for Small-Size Datasets" (Lee et al. 2021, section on LSA). What is learned
     is the inverse temperature, one a head, as in the authors' code, from the usual 1 / √head_dim. It takes no
-    ``qk_norm``.
-
-    Raises:
-        ValueError: there is one token alone, which would see nothing.
+    ``qk_norm``, and raises a ValueError where there is one token alone, which would see nothing.
     """
 
     def __init__(self, *, num_tokens: int, **options: Any) -> None:

@@ -39,11 +39,6 @@ class DistilledViT(ViT):
         taught = self.distillation_head(self.pool.norm(tokens[:, 0]))  # (B, K)
         return torch.stack([labels, taught], dim=1) if per_head else (labels + taught) / 2
 
-    def layers(self) -> list[tuple[str, list[str]]]:
-        """As `ViT`'s, with both heads in the last one."""
-        *layers, (name, prefixes) = super().layers()
-        return [*layers, (name, [*prefixes, "distillation_head."])]
-
     def notes_without_teacher(self) -> Iterator[str]:
         """Yield what is doubtful about training it on the labels alone."""
         yield (

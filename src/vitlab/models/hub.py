@@ -1,7 +1,4 @@
-"""Published weights: from a cache on this disk, downloaded into it, or an error that says what to download.
-
-Everything that can fail because there is no network is in this file.
-"""
+"""Published weights: from a cache on this disk, downloaded into it, or an error that says what to fetch."""
 
 import logging
 import ssl
@@ -68,7 +65,7 @@ def fetch_from_hub(
         hub_id: repository, or repository@revision.
         file: name in the repository; None: the usual ones.
         cache_dir: instead of the usual cache.
-        address: of the same weights elsewhere, for messages.
+        address: of the same weights elsewhere, for the message.
 
     Raises:
         UserError: the file is not in the cache and cannot be downloaded.
@@ -89,11 +86,7 @@ def fetch_from_hub(
 
 
 def fetch_from_url(name: str, url: str, cache_dir: str | None = None) -> Path:
-    """Return the file at an address, from torch's cache (``TORCH_HOME``) or downloaded into it.
-
-    Raises:
-        UserError: the file is not in the cache and cannot be downloaded.
-    """
+    """Return the file at an address, as `fetch_from_hub` does; the cache is torch's (``TORCH_HOME``)."""
     folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints")
     path = folder / Path(urlparse(url).path).name
     if not path.is_file():

@@ -17,10 +17,8 @@ def load_initial_weights(net: nn.Module, path: Path) -> Loaded:
 
     Learned positions are resized to another grid, bicubically (Dosovitskiy et al. 2021, section 3.2), patches
     to another size, so that an enlarged patch gives the same token (Beyer et al. 2023, "FlexiViT", section
-    3.4), and a first convolution for three channels, or patches of them, to another number.
-
-    Raises:
-        UserError: there are no weights, or anything else is missing, left over or of another shape.
+    3.4), and a first convolution for three channels, or patches of them, to another number. Weights that do
+    not fit even so: a UserError.
     """
 
     def convert(weights: Weights, size: tuple[int, int] | None) -> Weights:
@@ -61,7 +59,6 @@ def _fit_patches(net: nn.Module, weights: Weights) -> Weights:
     for channels in (own, 3, 1):
         side = round((values / channels) ** 0.5)
         if channels * side * side == values:
-            kernel = old.unflatten(1, (channels, side, side))  # (dim, channels, side, side)
-            kernel = fit_channels(kernel, own)
+            kernel = fit_channels(old.unflatten(1, (channels, side, side)), own)  # (dim, own, side, side)
             return weights | {PATCHES: resample_patch_embed(kernel, [*tokenizer.patch]).flatten(1)}
     return weights

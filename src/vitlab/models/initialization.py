@@ -8,12 +8,6 @@ from torch import Tensor, nn
 from vitlab.models.attention import Attention
 from vitlab.models.positions import LearnablePositions, Positions, sincos_table
 
-Init = Callable[[Iterable[nn.Module], Positions], None]
-
-
-def xavier(blocks: Iterable[nn.Module], positions: Positions) -> None:
-    """Leave what the parts have drawn (`layers.linear`)."""
-
 
 @torch.no_grad()
 def mimetic(blocks: Iterable[nn.Module], positions: Positions) -> None:
@@ -54,4 +48,7 @@ def factors(alpha: float, beta: float, count: int, dim: int, *, rank: int) -> tu
     return u[:, :, :rank] * root[:, None], root[:, :, None] * vh[:, :rank]
 
 
-INITS: dict[str, Init] = {"xavier": xavier, "mimetic": mimetic}
+INITS: dict[str, Callable[[Iterable[nn.Module], Positions], None]] = {
+    "xavier": lambda blocks, positions: None,  # what the parts have drawn, see `layers.linear`
+    "mimetic": mimetic,
+}

@@ -3,6 +3,7 @@
 import argparse
 import math
 import pickle
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +72,8 @@ class Loaded:
             known = known.mean(axis=1, keepdims=True)
         if not np.allclose(known, [mean, std], rtol=0, atol=0.01):
             means, stds = known.round(4).tolist()
-            half = {*means, *stds} == {0.5}
-            option = (
-                "data.normalization=half" if half else f"'data.normalization={{mean: {means}, std: {stds}}}'"
-            )
+            value = "half" if {*means, *stds} == {0.5} else f"{{mean: {means}, std: {stds}}}"
+            option = shlex.quote(f"data.normalization={value}")
             yield (
                 f"{whose} were trained on images normalised by mean {means} and std {stds}; set {option}, or "
                 "they see other contrasts than they know."
@@ -97,8 +96,8 @@ def find_weights(path: Path) -> Path:
     """Return the file of weights that ``path`` means: itself, or the one in the folder.
 
     A run folder of ours stands for its best checkpoint, or the last; any other folder, such as a snapshot
-    of the hub, for its model.safetensors or pytorch_model.bin, or else for its only file of weights. None, or
-    several: a UserError.
+    of the hub, for its model.safetensors or pytorch_model.bin, or else for its only file of weights. If there
+    is none, or several: a UserError.
     """
     if path.is_file():
         return path
@@ -162,9 +161,9 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
 
 
 def fit_channels(kernel: Tensor, channels: int) -> Tensor:
-    """Fit a kernel for three channels ``(out, 3, height, width)`` to another number, as timm does it.
+    """Fit a kernel for three channels ``(out, 3, height, width)`` to another number; any other kernel stays.
 
-    One channel gets their sum, since grey is the same value three times. Any other kernel stays.
+    As timm does it: one channel gets their sum, since grey is the same value three times.
     """
     return adapt_input_conv(channels, kernel) if kernel.ndim == 4 and kernel.shape[1] == 3 else kernel
 
@@ -226,14 +225,9 @@ def load_pretrained(
         "of another shape": reshaped.values(),
     }
     if any(differences.values()):
-        found = (
-            f"{len(names)} {kind}: {', '.join(some(sorted(names)))}"
-            for kind, names in differences.items()
-            if names
-        )
-        details = "; ".join(found)
+        found = [f"{len(n)} {kind}: {', '.join(some(sorted(n)))}" for kind, n in differences.items() if n]
         raise UserError(
-            f"model.checkpoint_path: the weights in {path} do not fit the model ({details}). "
+            f"model.checkpoint_path: the weights in {path} do not fit the model ({'; '.join(found)}). "
             "Check that the model is the one they were trained in: its name, sizes, channels and parts."
         )
     return Loaded(

@@ -20,11 +20,8 @@ class Tokenizer(nn.Module):
     adds.
 
     Attributes:
-        patch: pixels (down, across) from one token to the next.
+        patch: pixels (down, across) from one token to the next; a ValueError if they do not tile the image.
         grid: tokens (down, across); N is their product.
-
-    Raises:
-        ValueError: the patches do not tile the image.
     """
 
     def __init__(self, *, image_size: Size, patch_size: Size) -> None:

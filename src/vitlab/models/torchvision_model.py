@@ -132,11 +132,7 @@ def find_stem(net: nn.Module) -> tuple[str, nn.Conv2d]:
 
 
 def set_drop_path(net: nn.Module, architecture: str, largest: float) -> None:
-    """Scale the rates of stochastic depth so that the largest is ``largest``.
-
-    Raises:
-        UserError: the architecture has no stochastic depth.
-    """
+    """Scale the rates of stochastic depth so that the largest is ``largest``; without any: a UserError."""
     depths = [module for module in net.modules() if isinstance(module, StochasticDepth)]
     most = max((module.p for module in depths), default=0.0)
     if not most:

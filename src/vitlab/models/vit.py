@@ -29,19 +29,16 @@ def classifier(dim: int, num_classes: int) -> nn.Linear:
 class ViT(nn.Module):
     """Images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
 
-    Args, beside what ``conf/model/vit_tiny.yaml`` says of them:
+    Args (``conf/model/vit_tiny.yaml`` explains the others):
         dropout: after every dense layer but the query-key-value one (appendix B.1).
         emb_dropout: after the positions.
         attn_dropout: of the attention weights.
         drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et al. 2016,
             equation 4).
         drop_key: rate at which attention loses keys (`drop_keys`) in the first block; it falls linearly to
-            the last (DropKey, Li et al. 2023: what early layers miss costs less than what late ones do).
+            the last, as in DropKey (Li et al. 2023).
         tokenizer: builds the `Tokenizer` from image_size, patch_size, channels, dim and patch_norm.
         attention: builds one block's attention, with the arguments of `Attention`.
-
-    Raises:
-        ValueError: sizes or names that cannot work.
     """
 
     own_tokens = 0  # learnable ones that a subclass puts before the pooling's
@@ -131,11 +128,12 @@ class ViT(nn.Module):
         return self.head(self.pool(self.encode(images)))  # (B, num_classes)
 
     def layers(self) -> list[tuple[str, list[str]]]:
-        """The stem, each block, the head."""
+        """The stem, each block, the head or heads."""
+        heads = [f"{name}." for name, _ in self.named_children() if name.endswith("head")]
         return [
             ("stem", ["tokenizer.", "class_token", "position.", "dropout."]),
             *((f"block_{i}", [f"blocks.{i}."]) for i in range(len(self.blocks))),
-            ("head", ["pool.", "head."]),
+            ("head", ["pool.", *heads]),
         ]
 
     def no_weight_decay(self) -> set[str]:

@@ -15,7 +15,7 @@ from vitlab.models.pretrained import Loaded
 class LibraryModel(nn.Module):
     """A network of another library: images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
 
-    Args, beside what the YAML says of them:
+    Args (``conf/model/timm_vit_b16.yaml`` explains the others):
         name: of the architecture, as the library calls it; with ``.tag`` for one of several sets of weights.
         checkpoint_path: weights of this architecture on this disk: a file (.safetensors, or what
             ``torch.load`` reads), the folder it lies in, or a run folder of ours. None: no file.
@@ -24,10 +24,6 @@ class LibraryModel(nn.Module):
     Raises:
         UserError: an unknown name, an option that the architecture lacks, weights that cannot be had or do
             not fit.
-
-    Attributes:
-        net: the network.
-        loaded: what became of its pretrained weights; None if it has none.
     """
 
     library: ClassVar[str]
@@ -53,7 +49,7 @@ class LibraryModel(nn.Module):
                 f"model.kwargs.{key} has a key of its own, model.{self.own_keys[key]}: set that one."
             )
         self.name, self.image_size = name, pair("model.image_size", image_size)
-        self.source = self.find(name, kwargs)
+        self.source = self.find(name, kwargs)  # what the library knows of the name
         path = Path(checkpoint_path).expanduser() if checkpoint_path else None
         if pretrained:  # before the network is built: this is what fails
             path = self.fetch(kwargs.get("cache_dir"))
