@@ -21,19 +21,6 @@ SMALL: dict[str, Any] = {
     "pool": "cls",
 }
 
-ATTENTION: dict[str, Any] = {
-    "dim": 24,
-    "heads": 3,
-    "dim_head": None,
-    "qkv_bias": False,
-    "attn_dropout": 0.0,
-    "drop_key": 0.0,
-    "dropout": 0.0,
-    "num_tokens": 10,
-    "rotate": None,
-}
-
-
 # What the constructors of other libraries' networks are given, but for the name.
 LIBRARY: dict[str, Any] = {
     "pretrained": False,
@@ -65,11 +52,13 @@ def small_vit(*overrides: str, **changes: Any) -> Any:
 
 def make_attention(kind: Callable[..., Attention], **changes: Any) -> Attention:
     torch.manual_seed(0)
+    sizes = {"dim": 24, "heads": 3, "dim_head": None, "num_tokens": 10}
+    rest = {"qkv_bias": False, "attn_dropout": 0.0, "drop_key": 0.0, "dropout": 0.0, "rotate": None}
     own: dict[Any, dict[str, Any]] = {
         Attention: {"qk_norm": False},
         LinformerAttention: {"projection_length": 4},
     }
-    return kind(**{**ATTENTION, **own.get(kind, {}), **changes})
+    return kind(**{**sizes, **rest, **own.get(kind, {}), **changes})
 
 
 def projected(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

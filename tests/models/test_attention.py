@@ -103,14 +103,6 @@ def test_linformer_is_equation_7() -> None:
     torch.testing.assert_close(attention(tokens), attention.out(torch.stack(expected)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_linformer_works_with_and_without_a_class_token(pool: str) -> None:
-    model = small_vit("model/attention=linformer", "model.attention.projection_length=8", pool=pool)
-    assert model.blocks[0].attention.project_keys.weight.shape == (8, 16 + (pool == "cls"))
-    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
-    assert all(parameter.grad.any() for parameter in model.parameters())
-
-
 @pytest.mark.parametrize(("kind", "degree"), [("linformer", 1), ("softmax", 2), ("lsa", 2)])
 def test_flops_grow_with_the_tokens(kind: str, degree: int) -> None:
     """A quadruple of tokens costs attention four times as much in Linformer, else sixteen times."""

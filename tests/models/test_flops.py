@@ -8,20 +8,8 @@ from vitlab.models.flops import count_parameters, flops_per_image
 
 
 def vit(pool: str) -> nn.Module:
-    return small_vit(
-        image_size=(16, 32),
-        num_classes=7,
-        dim=24,
-        depth=3,
-        dim_head=16,
-        mlp_ratio=2.5,
-        pool=pool,
-        patch_norm=True,
-        dropout=0.1,
-        emb_dropout=0.1,
-        attn_dropout=0.1,
-        drop_path=0.1,
-    )
+    sizes = {"image_size": (16, 32), "dim": 24, "depth": 3, "dim_head": 16, "mlp_ratio": 2.5}
+    return small_vit(**sizes, num_classes=7, pool=pool, patch_norm=True, attn_dropout=0.1)
 
 
 def test_flops_of_a_vit_are_those_of_its_matrix_products() -> None:

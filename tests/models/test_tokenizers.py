@@ -1,6 +1,6 @@
 """Tokenizers: which pixels a token is made of, and by what arithmetic."""
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,53 +10,37 @@ from torch import nn
 from tests.models.helpers import small_vit
 from vitlab.models.flops import count_parameters
 from vitlab.models.layers import Size, pair
-from vitlab.models.tokenizers import ConvPool, ConvStem, ShiftedPatches
+from vitlab.models.tokenizers import ConvPool, ConvStem, ShiftedPatches, Tokenizer
 
 
-def stem(patch_size: Size = 4, image_size: Size = (32, 16), num_convs: int = 3) -> ConvStem:
+def make(kind: type[Tokenizer], **changes: Any) -> Any:
     torch.manual_seed(0)
-    return ConvStem(
-        num_convs=num_convs,
-        full_size_convs=0,
-        norm="layer",
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=3,
-        dim=32,
-        patch_norm=False,
-    )
+    sizes = {"image_size": (32, 16), "patch_size": 4, "channels": 3, "dim": 32, "patch_norm": False}
+    own: dict[type[Tokenizer], dict[str, Any]] = {
+        ConvStem: {"num_convs": 3, "full_size_convs": 0, "norm": "layer"},
+        ConvPool: {"num_layers": 2},
+    }
+    return kind(**{**sizes, **own.get(kind, {}), **changes})
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4, 8, (2, 4), (8, 1)], ids=str)
 def test_the_stems_patch_size_is_its_stride_in_pixels(patch_size: Size) -> None:
-    tokenizer = stem(patch_size)
-    down, across = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    tokenizer = make(ConvStem, patch_size=patch_size)
+    down, across = pair("", patch_size)
     assert tokenizer.grid == (32 // down, 16 // across)
     tokens = tokenizer(torch.randn(2, 3, 32, 16))
     assert tokens.shape == (2, tokenizer.grid[0] * tokenizer.grid[1], 32)
 
 
 def test_the_stem_is_narrow_where_the_image_is_large() -> None:
-    convs = [module for module in stem(num_convs=4).modules() if isinstance(module, nn.Conv2d)]
+    convs = [module for module in make(ConvStem, num_convs=4).modules() if isinstance(module, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == [4, 8, 16, 32]
     assert [conv.stride for conv in convs] == [(2, 2), (2, 2), (1, 1), (1, 1)]
 
 
-def conv_pool(num_layers: int = 2) -> ConvPool:
-    torch.manual_seed(0)
-    return ConvPool(
-        num_layers=num_layers,
-        image_size=(32, 16),
-        patch_size=2**num_layers,
-        channels=3,
-        dim=16,
-        patch_norm=False,
-    )
-
-
-@pytest.mark.parametrize("make", [stem, conv_pool])
-def test_convolutions_keep_images_and_kernels_in_channels_last(make: Callable[[], nn.Module]) -> None:
-    tokenizer = make()
+@pytest.mark.parametrize("kind", [ConvStem, ConvPool])
+def test_convolutions_keep_images_and_kernels_in_channels_last(kind: type[Tokenizer]) -> None:
+    tokenizer = make(kind)
     seen: list[torch.Tensor] = []
     for module in tokenizer.modules():
         if isinstance(module, nn.Conv2d):
@@ -70,16 +54,13 @@ def test_convolutions_keep_images_and_kernels_in_channels_last(make: Callable[[]
 
 def test_the_stem_sees_each_image_alone() -> None:
     """No statistics over the batch: what a process computes does not depend on its share."""
-    tokenizer, images = stem().train(), torch.randn(4, 3, 32, 16)
+    tokenizer, images = make(ConvStem).train(), torch.randn(4, 3, 32, 16)
     torch.testing.assert_close(tokenizer(images)[:1], tokenizer(images[:1]))
     assert not list(tokenizer.buffers())
 
 
-def shifted(patch_size: Size, image_size: Size, patch_norm: bool = False) -> ShiftedPatches:
-    torch.manual_seed(0)
-    tokenizer = ShiftedPatches(
-        image_size=image_size, patch_size=patch_size, channels=2, dim=8, patch_norm=patch_norm
-    )
+def shifted(**changes: Any) -> Any:
+    tokenizer = make(ShiftedPatches, channels=2, dim=8, **changes)
     for parameter in tokenizer.parameters():
         nn.init.normal_(parameter)
     return tokenizer
@@ -89,7 +70,7 @@ def shifted(patch_size: Size, image_size: Size, patch_norm: bool = False) -> Shi
 def test_shifted_patches_are_the_papers_formula_pixel_by_pixel(patch_size: Size) -> None:
     down, across = pair("", patch_size)
     height, width = 2 * down, 3 * across
-    tokenizer = shifted(patch_size, (height, width))
+    tokenizer = shifted(patch_size=patch_size, image_size=(height, width))
     images = torch.randn(2, 2, height, width)
 
     def pixel(row: int, column: int) -> torch.Tensor:
@@ -121,13 +102,13 @@ def test_shifted_patches_are_the_papers_formula_pixel_by_pixel(patch_size: Size)
 def test_shifted_patches_have_the_parameters_of_vit_pytorchs() -> None:
     """Its shifts are others, by one pixel in four straight directions, and not those of the paper."""
     theirs = pytest.importorskip("vit_pytorch.vit_for_small_dataset").SPT(dim=8, patch_size=4, channels=2)
-    assert count_parameters(shifted(4, 16)) == count_parameters(theirs)
-    after = count_parameters(shifted(4, 16, patch_norm=True)) - count_parameters(shifted(4, 16))
+    assert count_parameters(shifted()) == count_parameters(theirs)
+    after = count_parameters(shifted(patch_norm=True)) - count_parameters(shifted())
     assert after == 2 * 8, "patch_norm adds the norm after the projection"
 
 
 def test_a_token_sees_what_two_layers_of_convolution_and_pooling_reach() -> None:
-    tokenizer = conv_pool()
+    tokenizer = make(ConvPool, dim=16)
     images = torch.randn(1, 3, 32, 16, requires_grad=True)
     tokens = tokenizer(images)
     assert (tokenizer.grid, tokens.shape) == ((8, 4), (1, 32, 16))
