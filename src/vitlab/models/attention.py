@@ -145,8 +145,8 @@ class LocalityAttention(Attention):
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values = super().queries_keys_values(tokens)
-        # Over what `attend` divides by.
-        sharpness = self.inverse_temperature.view(-1, 1, 1) * self.dim_head**0.5  # (heads, 1, 1)
+        # (heads, 1, 1), over what `attend` divides by
+        sharpness = self.inverse_temperature.view(-1, 1, 1) * self.dim_head**0.5
         return (queries * sharpness).to(queries.dtype), keys, values
 
 
@@ -155,10 +155,8 @@ class LinformerAttention(Attention):
 
     Source: "Linformer: Self-Attention with Linear Complexity" (Wang et al. 2020), equation 7. Keys and values
     have a projection each (E and F), which the heads of a block share, section 4's "headwise sharing".
-    A class token is mixed in like any other; ``drop_key`` drops mixtures. It takes no ``qk_norm``.
-
-    Raises:
-        ValueError: as many mixtures as tokens, rotary positions, or not ``num_tokens`` tokens.
+    A class token is mixed in like any other; ``drop_key`` drops mixtures. It takes no ``qk_norm``. As many
+    mixtures as tokens, rotary positions, or another number of tokens than ``num_tokens``: a ValueError.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def fetch_from_hub(
     """Return a file of the hub, from its cache on this disk or downloaded into it.
 
     ``HF_ENDPOINT`` says where the hub is, ``HF_HUB_CACHE`` or ``HF_HOME`` where the cache is. A cached file
-    is used as it is; the hub is not asked for a newer one.
+    is used as it is; the hub is not asked for a newer one. If there is none and no download: a UserError.
 
     Args:
         name: of the network, for messages.
@@ -66,9 +66,6 @@ def fetch_from_hub(
         file: name in the repository; None: the usual ones.
         cache_dir: instead of the usual cache.
         address: of the same weights elsewhere, for the message.
-
-    Raises:
-        UserError: the file is not in the cache and cannot be downloaded.
     """
     repository, _, revision = hub_id.partition("@")
     where: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}

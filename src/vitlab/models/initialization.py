@@ -16,10 +16,8 @@ def mimetic(blocks: Iterable[nn.Module], positions: Positions) -> None:
     Source: "Mimetic Initialization of Self-Attention Layers" (Trockman & Kolter 2023, section 4). With Z of
     N(0, 1 / dim), W_Q W_Kᵀ ≈ 0.7 Z + 0.7 I in each head and W_V W_proj ≈ 0.4 Z - 0.4 I over all heads, the
     best approximations of the rank that there is. Learnable positions start as sines and cosines, so that
-    those alike are neighbours; prefix tokens keep theirs.
-
-    Raises:
-        ValueError: attention of another class, or heads of more numbers together than a token has.
+    those alike are neighbours; prefix tokens keep theirs. Attention of another class, or heads that have more
+    numbers together than a token: a ValueError.
     """
     for block in blocks:
         attention = block.attention

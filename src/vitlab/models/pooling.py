@@ -33,8 +33,7 @@ class MeanPooling(Pooling):
     """The mean of the patch tokens (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k")."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Norm last: it keeps the head's input at unit scale.
-        return self.norm(tokens.mean(dim=1))
+        return self.norm(tokens.mean(dim=1))  # norm last: it keeps the head's input at unit scale
 
 
 class SequencePooling(Pooling):

@@ -23,8 +23,7 @@ from vitlab.models.hub import HUB_FILES
 Weights = dict[str, Tensor]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-# Where checkpoints of timm, of the original repositories and of trainers keep the weights; averaged
-# ones first.
+# Where checkpoints of timm, original repositories and trainers keep the weights; averaged ones first.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 SHOWN = 6  # names that a table or a message gives before it only counts
@@ -178,7 +177,7 @@ def load_pretrained(
     images: Images | None = None,
     fetched: str | None = None,
 ) -> Loaded:
-    """Fill ``net`` from a file; a head for another number of classes stays new.
+    """Fill ``net`` from a file; a head for other classes stays new, anything else must fit: a UserError.
 
     Args:
         path: what `find_weights` takes.
@@ -189,9 +188,6 @@ def load_pretrained(
         images: what these weights were trained on, unless the file itself says so.
         fetched: what the file is called where it came from, if it was fetched for exactly this network:
             what is left over then is the library's affair. None: the user's own file, which must fit.
-
-    Raises:
-        UserError: anything but the head is missing, left over or of another shape.
     """
     path = find_weights(path)
     original, own_images = read_weights(path)

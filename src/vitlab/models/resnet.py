@@ -1,7 +1,6 @@
-"""ResNet for small images: the convolutional network to hold the transformers against.
+"""ResNet for small images, to compare with: "Deep Residual Learning" (He et al. 2016, table 1).
 
-Source: "Deep Residual Learning for Image Recognition" (He et al. 2016): table 1, with the first layer of
-section 4.2 for CIFAR, since a 32 x 32 image would leave the ImageNet stem with 8 x 8 pixels.
+The first layer is section 4.2's for CIFAR: a 32 x 32 image would leave the ImageNet stem with 8 x 8 pixels.
 """
 
 from collections.abc import Sequence
@@ -38,9 +37,8 @@ class ResidualBlock(nn.Module):
         # Option B of section 4.1: a 1x1 projection only where the shape changes.
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1:
-            self.shortcut = nn.Sequential(
-                convolution(channels_in, channels_out, size=1), nn.BatchNorm2d(channels_out)
-            )
+            projection = convolution(channels_in, channels_out, size=1)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = F.relu(self.norm1(self.conv1(features)))  # (B, C', H / stride, W / stride)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 from timm.layers import to_ntuple
@@ -16,7 +16,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, load_pretrained
-from vitlab.models.wrapper import LibraryModel
+from vitlab.models.wrapper import SHARED_KEYS, LibraryModel
 
 # What timm's modules call the function that translates a file of weights for their networks.
 FILTERS = ("checkpoint_filter_fn", "pretrained_filter_fn", "_filter_torchvision_pretrained", "_filter_fn")
@@ -30,14 +30,7 @@ class TimmModel(LibraryModel):
     """
 
     library = "timm"
-    own_keys: ClassVar[Mapping[str, str]] = {
-        "pretrained": "pretrained",
-        "checkpoint_path": "checkpoint_path",
-        "num_classes": "num_classes",
-        "img_size": "image_size",
-        "in_chans": "channels",
-        "drop_path_rate": "drop_path",
-    }
+    own_keys = SHARED_KEYS | {"img_size": "image_size", "in_chans": "channels", "drop_path_rate": "drop_path"}
 
     @staticmethod
     def find(name: str, kwargs: Mapping[str, Any]) -> Any:

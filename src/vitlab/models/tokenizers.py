@@ -16,8 +16,7 @@ from vitlab.models.layers import LAYER_NORM_EPS, ChannelsLast, Size, choose, lay
 class Tokenizer(nn.Module):
     """Turns images ``(B, C, H, W)`` into tokens ``(B, N, dim)``, row by row over ``grid``.
 
-    A subclass takes ``image_size, patch_size, channels, dim, patch_norm`` as keywords, and what its own YAML
-    adds.
+    A subclass takes ``image_size, patch_size, channels, dim, patch_norm``, and what its own YAML adds.
 
     Attributes:
         patch: pixels (down, across) from one token to the next; a ValueError if they do not tile the image.
@@ -117,11 +116,8 @@ class ConvStem(Tokenizer):
     convolutions see every pixel, which pays where there are few tokens (patch_size 8).
 
     ``norm``: "batch" as in the paper, or "layer", over the channels: without running statistics, so that
-    the function does not depend on the share of the batch that a process sees.
-
-    Raises:
-        ValueError: ``patch_size`` is not a power of two or needs more halvings than there are convolutions,
-            or ``dim`` cannot be halved that often.
+    the function does not depend on the share of the batch that a process sees. ValueError: ``patch_size`` is
+    not a power of two or needs more halvings than there are convolutions, or ``dim`` cannot be halved.
     """
 
     def __init__(
@@ -163,10 +159,8 @@ class ConvPool(Tokenizer):
 
     Source: CCT, "Escaping the Big Data Paradigm with Compact Transformers" (Hassani et al. 2021, section
     3); sizes as in the published code of CCT-7/3x1 (one layer, 2 pixels from token to token) and
-    CCT-7/3x2 (two, 4 pixels): windows of 3x3, no bias, 64 channels between layers.
-
-    Raises:
-        ValueError: ``patch_size`` is not what the layers give, or ``patch_norm`` is set without a projection.
+    CCT-7/3x2 (two, 4 pixels): windows of 3x3, no bias, 64 channels between layers. Another ``patch_size``, or
+    ``patch_norm``, which would need a projection: a ValueError.
     """
 
     def __init__(self, *, num_layers: int, channels: int, dim: int, patch_norm: bool, **sizes: Any) -> None:

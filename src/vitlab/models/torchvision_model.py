@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 from torchvision import models
@@ -16,7 +16,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.models.hub import fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, fit_channels, load_pretrained
-from vitlab.models.wrapper import LibraryModel
+from vitlab.models.wrapper import SHARED_KEYS, LibraryModel
 
 # GoogLeNet and Inception answer with three outputs while they train; MNASNet refuses weights without
 # torchvision's own record of their version. timm has all three.
@@ -32,10 +32,8 @@ class TorchvisionModel(LibraryModel):
     """
 
     library = "torchvision"
-    own_keys: ClassVar[Mapping[str, str]] = {
+    own_keys = SHARED_KEYS | {
         "weights": "pretrained",
-        "num_classes": "num_classes",
-        "image_size": "image_size",
         "input_size": "image_size",
         "stochastic_depth_prob": "drop_path",
     }

@@ -33,8 +33,7 @@ class ViT(nn.Module):
         dropout: after every dense layer but the query-key-value one (appendix B.1).
         emb_dropout: after the positions.
         attn_dropout: of the attention weights.
-        drop_path: stochastic depth of the last block; it grows linearly from the first (Huang et al. 2016,
-            equation 4).
+        drop_path: stochastic depth of the last block, growing linearly (Huang et al. 2016, equation 4).
         drop_key: rate at which attention loses keys (`drop_keys`) in the first block; it falls linearly to
             the last, as in DropKey (Li et al. 2023).
         tokenizer: builds the `Tokenizer` from image_size, patch_size, channels, dim and patch_norm.
@@ -105,11 +104,7 @@ class ViT(nn.Module):
         choose("model.init", init, INITS)(self.blocks, self.position)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Turn images ``(B, C, H, W)`` into the last block's output ``(B, prefix + N, dim)``.
-
-        Raises:
-            UserError: images of another size than ``image_size``.
-        """
+        """Turn images ``(B, C, H, W)`` into what the last block puts out, ``(B, prefix + N, dim)``."""
         if images.shape[-2:] != self.image_size:
             raise UserError(
                 f"The model was built for images of (height, width) {self.image_size}, found "

@@ -11,6 +11,9 @@ from vitlab.core.errors import UserError
 from vitlab.models.layers import Size, pair
 from vitlab.models.pretrained import Loaded
 
+# What both libraries and we call by the same name.
+SHARED_KEYS = {key: key for key in ("pretrained", "checkpoint_path", "num_classes", "image_size")}
+
 
 class LibraryModel(nn.Module):
     """A network of another library: images ``(B, channels, H, W)`` to logits ``(B, num_classes)``.
@@ -22,13 +25,11 @@ class LibraryModel(nn.Module):
         image_size: pixels; told to the architectures that are built for one size, others take any.
 
     Raises:
-        UserError: an unknown name, an option that the architecture lacks, weights that cannot be had or do
-            not fit.
+        UserError: an unknown name or option, weights that cannot be had or do not fit.
     """
 
     library: ClassVar[str]
-    # What the library calls the arguments that have a key of their own here → that key.
-    own_keys: ClassVar[Mapping[str, str]]
+    own_keys: ClassVar[Mapping[str, str]]  # the library's name of an argument → our key for it
 
     def __init__(
         self,
@@ -44,10 +45,9 @@ class LibraryModel(nn.Module):
     ) -> None:
         super().__init__()
         assert not (pretrained and checkpoint_path)
-        for key in self.own_keys.keys() & kwargs.keys():
-            raise UserError(
-                f"model.kwargs.{key} has a key of its own, model.{self.own_keys[key]}: set that one."
-            )
+        for key, ours in self.own_keys.items():
+            if key in kwargs:
+                raise UserError(f"model.kwargs.{key} has a key of its own, model.{ours}: set that one.")
         self.name, self.image_size = name, pair("model.image_size", image_size)
         self.source = self.find(name, kwargs)  # what the library knows of the name
         path = Path(checkpoint_path).expanduser() if checkpoint_path else None
