@@ -10,10 +10,7 @@ from torchvision.transforms import AutoAugmentPolicy, v2
 from tests.augment.test_pixels import assert_within_one_level, of_torchvision, pictures
 from vitlab.augment.pixels import OPS
 from vitlab.augment.policies import (
-    PAPER,
     SPACES,
-    TIMM,
-    WIDE,
     AutoAugment,
     ColorJitter,
     Policy,
@@ -44,6 +41,11 @@ def value(policy: Policy, op: str, strength: float) -> float:
         torch.full((1, 1), OPS.index(op)), torch.full((1, 1), float(strength)), EMPTY, generator()
     )
     return values.item()
+
+
+def names(policy: Policy) -> set[str]:
+    """Names of the operations that a policy draws from."""
+    return {OPS[op] for op in policy.strength.ops}  # type: ignore[attr-defined]
 
 
 def shares(drawn: torch.Tensor) -> dict[str, float]:
@@ -80,9 +82,9 @@ def test_strengths_are_torchvisions(policy, transform, bins):
 
 def test_strengths_of_the_timm_space_are_timms():
     ops = rand_augment_transform("rand-m9-mstd0.5-inc1").ops
-    assert {ours(op.name) for op in ops} == {*TIMM}
-    assert all(op.prob == 0.5 and op.magnitude == 9 and op.magnitude_std == 0.5 for op in ops)
     policy = RandAugment(**RAND | {"space": "timm"})
+    assert {ours(op.name) for op in ops} == names(policy)
+    assert all(op.prob == 0.5 and op.magnitude == 9 and op.magnitude_std == 0.5 for op in ops)
     sides = {"translate_x": 24, "translate_y": 32}
     for name in (op.name for op in ops):
         op, to_argument = ours(name), LEVEL_TO_ARG[name]
@@ -130,12 +132,12 @@ def test_randaugment_draws_every_operation_as_often(space):
     policy = RandAugment(**RAND | {"space": space})
     ops, values = policy.draw(EMPTY, generator())
     assert ops.shape == values.shape == (2, len(EMPTY))
-    operations, _ = SPACES[space]
+    share = {"paper": 1 / 14, "timm": 1 / 15}[space]
     for row in ops:
-        assert {*shares(row)} == {*operations}
-        assert all(s == pytest.approx(1 / len(operations), abs=0.02) for s in shares(row).values())
+        assert {*shares(row)} == names(policy)
+        assert [*shares(row).values()] == pytest.approx([share] * len(names(policy)), abs=0.02)
     # The two are drawn apart from each other, and so are the images.
-    assert (ops[0] == ops[1]).float().mean() == pytest.approx(1 / len(operations), abs=0.02)
+    assert (ops[0] == ops[1]).float().mean() == pytest.approx(share, abs=0.02)
     rotations = values[ops == OPS.index("rotate")]
     assert (rotations > 0).float().mean() == pytest.approx(0.5, abs=0.07)
     assert rotations.abs().unique().tolist() == pytest.approx([9 if space == "paper" else 27])
@@ -156,9 +158,10 @@ def test_randaugment_skips_with_its_probability_and_adds_its_noise():
 
 
 def test_trivialaugment_draws_one_operation_and_every_strength():
-    ops, values = TrivialAugment(num_levels=31, **PLAIN).draw(EMPTY, generator())
+    policy = TrivialAugment(num_levels=31, **PLAIN)
+    ops, values = policy.draw(EMPTY, generator())
     assert ops.shape == (1, len(EMPTY))
-    assert {*shares(ops)} == {*WIDE}
+    assert {*shares(ops)} == names(policy) == names(RandAugment(**RAND))
     angles = values[ops == OPS.index("rotate")].abs() / 4.5
     assert angles.round().unique().tolist() == list(range(31))
     torch.testing.assert_close(angles, angles.round(), atol=1e-4, rtol=0)
@@ -234,4 +237,3 @@ def test_a_fill_must_fit_the_channels():
     policy = RandAugment(**RAND | {"fill": [1, 2, 3]})
     with pytest.raises(ValueError, match="3 levels of fill for 1"):
         policy(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.eye(2), generator())
-    assert PAPER.keys() <= {*OPS}

@@ -107,7 +107,6 @@ def test_every_precision_of_lightning_is_known() -> None:
 
 
 def test_the_words_of_the_rules_are_those_of_the_code() -> None:
-    from vitlab.augment.pixels import INTERPOLATIONS
     from vitlab.augment.policies import POLICIES, SPACES
     from vitlab.models.initialization import INITS
     from vitlab.models.pooling import POOLINGS
@@ -119,7 +118,6 @@ def test_the_words_of_the_rules_are_those_of_the_code() -> None:
         ("model.position", POSITIONS),
         ("model.init", INITS),
         ("scheduler.shape", SHAPES),
-        ("augment.*.interpolation", INTERPOLATIONS),
         ("augment.*.policy", POLICIES),
         ("augment.*.space", SPACES),
     ):

@@ -1,8 +1,7 @@
 """What an augmentation is, and how several make one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,32 +9,30 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What an augmentation may know of the run, to say what of it is doubtful or without effect.
+    """What an augmentation may know of the run, to say which of its settings are doubtful."""
 
-    Attributes:
-        image_size: height and width of the images.
-        num_patches: patches of an image; None where the model has none.
-        epochs: of the whole run.
-        images_per_process: in a batch.
-    """
-
-    image_size: tuple[int, int]
-    num_patches: int | None
-    epochs: int
-    images_per_process: int
+    image_size: tuple[int, int]  # height and width
+    num_patches: int | None  # of an image; None where the model has none
+    epochs: int  # of the whole run
+    images_per_process: int  # in a batch
 
 
 class Augmentation(nn.Module):
     """One augmentation of a batch, with chance apart from arithmetic, so that a test can fix it.
 
-    A subclass writes ``draw`` and ``apply_to``; both work on all images at once, with one draw for
-    each image.
+    Images are (B, C, H, W) uint8, or float from 0 to 1, and targets float (B, K), one-hot or soft. The
+    generator is on the CPU whatever the device, and the only source of chance: the draws are a few numbers an
+    image, every device gets the same ones, and nothing has to be read back from a GPU to know them.
+
+    A subclass writes ``draw`` and ``apply_to``, which work on all images at once, with one draw for each.
 
     Attributes:
         off_after_epoch: epochs after which the augmentation is left out; None for never.
+        apply_to: images, targets and what was drawn → images and targets, without changing its arguments.
     """
 
     off_after_epoch: int | None = None
+    apply_to: Callable[..., tuple[Tensor, Tensor]]
 
     def forward(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augment images (B, C, H, W) and targets (B, K) by what ``generator`` draws."""
@@ -43,35 +40,28 @@ class Augmentation(nn.Module):
         return self.apply_to(images, targets, *(d.to(images.device, non_blocking=True) for d in drawn))
 
     def notes(self, key: str, facts: RunFacts) -> Iterator[str]:
-        """Yield what of the settings is doubtful in this run, or has no effect.
-
-        Args:
-            key: of the augmentation in the config, such as ``augment.mix``.
-            facts: what the run is like.
-        """
-        if self.off_after_epoch is not None and self.off_after_epoch >= facts.epochs:
-            last = self.off_after_epoch
+        """Yield which settings are doubtful in this run; ``key`` is their node, such as ``augment.mix``."""
+        last = self.off_after_epoch
+        if last is not None and last >= facts.epochs:
             yield f"{key}.off_after_epoch={last} has no effect: the run has {facts.epochs} epoch(s)."
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw a batch's parameters from its shape alone: tensors of length B on the CPU."""
         raise NotImplementedError
 
-    def apply_to(self, images: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
-        """Return images and targets changed by what was drawn; the arguments stay as they are."""
-        raise NotImplementedError
-
 
 class ImageOp(Augmentation):
-    """An augmentation of the images alone: a subclass writes ``draw`` and ``transform``."""
+    """An augmentation of the images alone: a subclass writes ``draw`` and ``transform``.
 
-    def apply_to(self, images: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
+    Attributes:
+        transform: images (B, C, H, W) and what was drawn → images.
+    """
+
+    transform: Callable[..., Tensor]
+
+    def apply_to(self, images: Tensor, targets: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images transformed, and the targets as they are."""
         return self.transform(images, *drawn), targets
-
-    def transform(self, images: Tensor, *drawn: Any) -> Tensor:
-        """Return the images (B, C, H, W) changed by what was drawn."""
-        raise NotImplementedError
 
 
 def to_uint8(levels: Tensor) -> Tensor:
@@ -111,6 +101,8 @@ class Compose(nn.Module):
         Args:
             epoch: of the run, from 0; operations with ``off_after_epoch`` end by it.
         """
+        if len(images) == 0:
+            return images, targets
         for op in self.ops.values():
             if op.off_after_epoch is None or epoch < op.off_after_epoch:  # type: ignore[operator]
                 images, targets = op(images, targets, generator)

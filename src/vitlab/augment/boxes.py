@@ -12,22 +12,21 @@ TRIES = 10
 
 
 def draw_sides(
-    number: int,
-    *,
+    images: Tensor,
     area: tuple[float, float],
     ratio: tuple[float, float],
+    *,
     least: int,
     most: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw heights and widths: the area uniform, height over width log-uniform, the first of ten that fits.
 
-    The distribution of torchvision's RandomErasing and RandomResizedCrop, which try again where this
-    draws ten at once.
+    The distribution of torchvision's RandomErasing and RandomResizedCrop, which try up to ten times.
 
     Args:
-        number: of boxes, B.
-        area: smallest and largest, in pixels.
+        images: (B, C, H, W), of which the shape alone counts.
+        area: smallest and largest share of an image.
         ratio: smallest and largest.
         least: smallest side that fits.
         most: largest height and width that fit, (2,).
@@ -37,13 +36,14 @@ def draw_sides(
         Sides, int64 (B, 2), and whether one of the tries fitted, bool (B, 1); where none did, the sides
         are those of a box that is too large.
     """
-    shape = number, TRIES
-    areas = torch.empty(shape).uniform_(*area, generator=generator)
+    shape = len(images), TRIES
+    pixels = images.shape[2] * images.shape[3]
+    areas = torch.empty(shape).uniform_(area[0] * pixels, area[1] * pixels, generator=generator)
     ratios = torch.empty(shape).uniform_(*map(math.log, ratio), generator=generator).exp_()
     sides = torch.stack((areas * ratios, areas / ratios), -1).sqrt_().round_().long()  # (B, 10, 2)
     fits = ((sides >= least) & (sides <= most)).all(-1)  # (B, 10)
     first = fits.int().argmax(1)  # of several the first
-    return sides[torch.arange(number), first], fits.any(1, keepdim=True)
+    return sides[torch.arange(len(images)), first], fits.any(1, keepdim=True)
 
 
 def place_inside(sides: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:

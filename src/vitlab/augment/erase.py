@@ -9,7 +9,6 @@ from torch import Tensor
 from vitlab.augment.base import ImageOp, RunFacts, to_pixels
 from vitlab.augment.boxes import draw_sides, get_size, make_mask, place_around, place_inside
 
-VALUES = ("zero", "mean", "random")
 # Of an image by one box: DeiT's limit, timm's default. Zhong et al. used up to 0.4, but for networks that
 # look at pixels: a ViT of few patches loses whole ones.
 MOST_ERASED = 1 / 3
@@ -20,9 +19,8 @@ class Erase(ImageOp):
 
     Args:
         p: probability of an image to lose a box.
-        value: what the box holds: ``zero`` (black), ``mean`` (of the image itself, one value a
-            channel), ``random`` (noise, uniform over 0..255 or 0..1, a value for each pixel and
-            channel).
+        value: what the box holds: ``zero`` (black), ``mean`` (of the image itself, a value a channel),
+            ``random`` (noise, uniform over 0..255 or 0..1, a value a pixel and channel).
 
     Attributes:
         extent: the option that sets how large a box is.
@@ -39,15 +37,13 @@ class Erase(ImageOp):
         """Draw the boxes (B, 4), int64: top, left, height, width.
 
         For noise also a strip of it, uint8 (2 * C * H * W,), and where in it each image's begins (B,).
-
-        Noise for every pixel of every image would cost more than all the rest, and a generator on the
-        device other noise on every device. So the images share one strip, new in each batch, each from
-        a place of its own on.
         """
         marked = torch.rand(len(images), generator=generator) < self.p
         boxes = self.draw_boxes(images, generator) * marked[:, None]
         if self.value != "random":
             return (boxes,)
+        # Noise for every pixel would cost more than all the rest, and a generator on the device would draw
+        # other noise on every device. So the images share one strip, new in each batch.
         pixels = math.prod(images.shape[1:])
         strip = torch.randint(0, 256, (2 * pixels,), generator=generator, dtype=torch.uint8)
         return boxes, strip, torch.randint(0, pixels + 1, (len(images),), generator=generator)
@@ -72,11 +68,8 @@ class Erase(ImageOp):
             )
         yield from super().notes(key, facts)
 
-    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def transform(self, images: Tensor, boxes: Tensor, *noise: Tensor) -> Tensor:
         """Erase the boxes in (B, C, H, W)."""
-        boxes, *noise = drawn
-        if images.numel() == 0:
-            return images
         erased = make_mask(boxes, images, images.dtype)  # (B, 1, H, W)
         # Products with ones and zeros: ten times as fast on a CPU as torch.where on uint8.
         kept = images * (1 - erased)
@@ -100,12 +93,9 @@ class RandomErasing(Erase):
     torchvision's; an image in which none fits stays as it is.
 
     Args:
-        p: probability of an image to lose a box.
-        min_area: smallest share of the image's area; the share is uniform up to ``max_area``.
-        max_area: largest share.
-        min_ratio: smallest height over width; the ratio is log-uniform up to ``max_ratio``.
-        max_ratio: largest ratio.
-        value: what the box holds: see ``Erase``.
+        min_area, max_area: limits of the share of the image's area, which is uniform.
+        min_ratio, max_ratio: limits of height over width, which is log-uniform.
+        p, value: see `Erase`.
     """
 
     extent = "max_area"
@@ -120,15 +110,8 @@ class RandomErasing(Erase):
     def draw_boxes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw rectangles (B, 4) inside the images, empty where none of the tries fits."""
         size = get_size(images)
-        pixels = images.shape[2] * images.shape[3]
-        sides, found = draw_sides(
-            len(images),
-            area=(self.area[0] * pixels, self.area[1] * pixels),
-            ratio=self.ratio,
-            least=0,
-            most=size - 1,  # as in torchvision's: never a whole side
-            generator=generator,
-        )
+        most = size - 1  # as in torchvision's: never a whole side
+        sides, found = draw_sides(images, self.area, self.ratio, least=0, most=most, generator=generator)
         return place_inside(sides * found, size, generator)
 
     def largest_share(self, height: int, width: int) -> float:
@@ -145,8 +128,7 @@ class Cutout(Erase):
 
     Args:
         size: side of the square in pixels.
-        p: probability of an image to lose a square.
-        value: what the square holds: see ``Erase``.
+        p, value: see `Erase`.
     """
 
     extent = "size"

@@ -56,11 +56,7 @@ class MixupCutmix(Augmentation):
             yield f"{key} has no effect: a batch of one image has no partner in it."
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw mixup's share λ of the own image (B,) and cutmix's box (B, 4), int64.
-
-        A box is top, left, height, width. The share is 1 where an image is not mixed by mixup, the box
-        empty where it is not by cutmix.
-        """
+        """Draw mixup's share λ of the own image (B,), else 1, and cutmix's box (B, 4), else an empty one."""
         number, size = len(images), get_size(images)
         chance, switch = torch.rand(2, number, generator=generator)
         mixed, by_cutmix = chance < self.p, switch < self.switch_p
@@ -72,12 +68,10 @@ class MixupCutmix(Augmentation):
         sides = (cut.sqrt()[:, None] * size).long()  # (B, 2)
         return shares, place_around(sides, size, generator)
 
-    def apply_to(self, images: Tensor, targets: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix images (B, C, H, W) and targets (B, K) by shares (B,) and boxes (B, 4).
-
-        The arithmetic is in float32; uint8 is rounded to nearest.
-        """
-        shares, boxes = drawn
+    def apply_to(
+        self, images: Tensor, targets: Tensor, shares: Tensor, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) and targets (B, K) in float32; uint8 is rounded to nearest."""
         # How much of each pixel is the image's own: λ for mixup; for cutmix 1, and 0 in the box.
         own = shares[:, None, None, None] * (1 - make_mask(boxes, images, torch.float32))  # (B, 1, H, W)
         mixed = images.roll(1, 0).float().lerp_(images.float(), own)

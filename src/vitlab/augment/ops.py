@@ -19,8 +19,7 @@ class RandomCrop(ImageOp):
 
     Args:
         padding: pixels added on every side, 0 or more.
-        padding_mode: what they hold: ``zero`` (black) or ``reflect`` (the image mirrored at its
-            border pixels).
+        padding_mode: what they hold: ``zero`` (black) or ``reflect`` (the image, mirrored at its border).
 
     Raises:
         ValueError: when called, for a reflection wider than the image.
@@ -31,33 +30,26 @@ class RandomCrop(ImageOp):
         self.padding = padding
         self.padding_mode = padding_mode
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw the corners in the padded images: (B,) rows, (B,) columns, 0..2 * padding."""
-        corners = torch.randint(0, 2 * self.padding + 1, (2, len(images)), generator=generator)
-        return corners[0], corners[1]
+        return torch.randint(0, 2 * self.padding + 1, (2, len(images)), generator=generator).unbind()
 
-    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def transform(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Crop (B, C, H, W) at the corners given."""
-        rows, columns = drawn
         batch, channels, height, width = images.shape
         padded = self._pad(images)
         padded_height, padded_width = padded.shape[-2:]
-        # All runs of `width` pixels that follow each other in memory, as a view: (pixels -
-        # width + 1, width). A cropped row is one of them, so the crop is a gather of B * C * H
-        # rows.
+        # All runs of `width` pixels that follow each other in memory, as a view: (pixels - width + 1, width).
+        # A cropped row is one of them, so the crop is a gather of B * C * H rows.
         device = images.device
         plane = torch.arange(batch * channels, device=device).view(batch, channels, 1)
         line = rows[:, None, None] + torch.arange(height, device=device)  # (B, 1, H)
         start = (plane * padded_height + line) * padded_width + columns[:, None, None]  # (B, C, H)
-        if start.numel() == 0:
-            return images
         runs = padded.flatten().unfold(0, width, 1)
         return runs.index_select(0, start.flatten()).view(batch, channels, height, width)
 
     def _pad(self, images: Tensor) -> Tensor:
         p = self.padding
-        if p == 0:
-            return images.contiguous()
         if self.padding_mode == "zero":
             return F.pad(images, (p, p, p, p))
         # By index: reflection in torch knows no uint8.
@@ -79,11 +71,9 @@ class RandomFlip(ImageOp):
         """Draw which images to mirror: (B,) bool."""
         return (torch.rand(len(images), generator=generator) < self.p,)
 
-    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def transform(self, images: Tensor, flip: Tensor) -> Tensor:
         """Mirror those of (B, C, H, W) that are marked."""
-        (flip,) = drawn
-        # Both versions, and a gather of whole images: four times as fast on a CPU as torch.where on
-        # uint8.
+        # Both versions, and a gather of whole images: four times as fast on a CPU as torch.where on uint8.
         both = torch.cat((images, images.flip(-1)))
         places = torch.arange(len(images), device=images.device)
         return both.index_select(0, places + len(images) * flip)

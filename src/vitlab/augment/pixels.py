@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vitlab.augment.base import to_uint8
 
-INTERPOLATIONS = ("nearest", "bilinear")
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision round it
 BLUR_RADIUS = 6  # pixels, three deviations of the widest blur, 2.0, that 3-Augment draws
 
@@ -92,7 +91,7 @@ def _warp(images: Tensor, matrices: Tensor, interpolation: str, fill: Tensor) ->
     scale, columns, rows = _places(height, width, images.device)
     grid = (a * scale) * columns + (b * rows + c) * scale  # (n, 2, H, W)
     # Pixels outside are sampled as 0: counting the levels from the fill turns that 0 into the fill.
-    zero = fill.view(1, -1, 1, 1)
+    zero = fill.to(images.device, non_blocking=True).view(1, -1, 1, 1)
     moved = F.grid_sample(
         images.float().sub_(zero), grid.permute(0, 2, 3, 1), interpolation, "zeros", align_corners=False
     ).add_(zero)

@@ -1,6 +1,7 @@
 """Which operations are applied to an image, and how strongly: the published policies, drawn per image."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,65 +22,48 @@ class Scale(NamedTuple):
     of_side: bool = False  # slope is a share of the image's width (translate_x) or height (translate_y)
 
 
-Space = dict[str, Scale]
-
-_FACTOR = Scale(offset=1, slope=0.9, signed=True)
-_FIXED = Scale()
+Space = dict[str, Scale]  # a key is one operation or several that are scaled alike
 
 # Cubuk et al. 2020, "RandAugment", section 3.1 and figure 2, with the ranges of AutoAugment's table 6.
 # Solarize and posterize grow stronger with the strength, as in torchvision.
 PAPER: Space = {
-    "identity": _FIXED,
-    "shear_x": Scale(slope=0.3, signed=True),
-    "shear_y": Scale(slope=0.3, signed=True),
-    "translate_x": Scale(slope=150 / 331, signed=True, step="truncate", of_side=True),
-    "translate_y": Scale(slope=150 / 331, signed=True, step="truncate", of_side=True),
+    "identity": Scale(),
+    "shear_x shear_y": Scale(slope=0.3, signed=True),
+    "translate_x translate_y": Scale(slope=150 / 331, signed=True, step="truncate", of_side=True),
     "rotate": Scale(slope=30, signed=True),
-    "brightness": _FACTOR,
-    "color": _FACTOR,
-    "contrast": _FACTOR,
-    "sharpness": _FACTOR,
+    "brightness color contrast sharpness": Scale(offset=1, slope=0.9, signed=True),
     "posterize": Scale(offset=8, slope=-4, step="round"),
     "solarize": Scale(offset=255, slope=-255),
-    "autocontrast": _FIXED,
-    "equalize": _FIXED,
+    "autocontrast equalize": Scale(),
 }
 
 # timm's "increasing" set (`rand-…-inc1`): 15 operations, every one stronger with the strength.
 TIMM: Space = {
-    "autocontrast": _FIXED,
-    "equalize": _FIXED,
-    "invert": _FIXED,
+    "autocontrast equalize invert": Scale(),
     "rotate": Scale(slope=30, signed=True),
     "posterize": Scale(offset=4, slope=-4, step="truncate"),
     "solarize": Scale(offset=256, slope=-256, step="truncate"),
     "solarize_add": Scale(slope=110, step="truncate"),
-    "color": _FACTOR,
-    "contrast": _FACTOR,
-    "brightness": _FACTOR,
-    "sharpness": _FACTOR,
-    "shear_x": Scale(slope=0.3, signed=True),
-    "shear_y": Scale(slope=0.3, signed=True),
-    "translate_x": Scale(slope=0.45, signed=True, of_side=True),
-    "translate_y": Scale(slope=0.45, signed=True, of_side=True),
+    "color contrast brightness sharpness": Scale(offset=1, slope=0.9, signed=True),
+    "shear_x shear_y": Scale(slope=0.3, signed=True),
+    "translate_x translate_y": Scale(slope=0.45, signed=True, of_side=True),
 }
 
 # Müller and Hutter 2021, "TrivialAugment", table 1, the "wide" space.
-_WIDE_FACTOR = Scale(offset=1, slope=0.99, signed=True)
 WIDE: Space = PAPER | {  # in the order of the paper's space
-    "shear_x": Scale(slope=0.99, signed=True),
-    "shear_y": Scale(slope=0.99, signed=True),
-    "translate_x": Scale(slope=32, signed=True, step="truncate"),
-    "translate_y": Scale(slope=32, signed=True, step="truncate"),
+    "shear_x shear_y": Scale(slope=0.99, signed=True),
+    "translate_x translate_y": Scale(slope=32, signed=True, step="truncate"),
     "rotate": Scale(slope=135, signed=True),
-    "brightness": _WIDE_FACTOR,
-    "color": _WIDE_FACTOR,
-    "contrast": _WIDE_FACTOR,
-    "sharpness": _WIDE_FACTOR,
+    "brightness color contrast sharpness": Scale(offset=1, slope=0.99, signed=True),
     "posterize": Scale(offset=8, slope=-6, step="round"),
 }
 
 SPACES = {"paper": (PAPER, 30.0), "timm": (TIMM, 10.0)}  # operations, and the magnitude that is full strength
+
+
+def _places(names: Iterable[str]) -> Tensor:
+    """Return the places of operations in ``OPS``."""
+    return torch.tensor([OPS.index(name) for name in names])
 
 
 class Policy(ImageOp):
@@ -98,25 +82,19 @@ class Policy(ImageOp):
 
     def __init__(self, *, interpolation: str, fill: int | list[int]) -> None:
         super().__init__()
-        levels = fill if isinstance(fill, list) else [fill]
         self.interpolation = interpolation
-        self.register_buffer("fill", torch.tensor(levels, dtype=torch.float32), persistent=False)
-
-    fill: Tensor
+        self.fill = torch.tensor(fill, dtype=torch.float32).flatten()
 
     def forward(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augment images (B, C, H, W); targets (B, K) stay as they are."""
         # The draws stay on the CPU: `apply_ops` sorts the images by them.
         return self.apply_to(images, targets, *self.draw(images, generator))
 
-    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def transform(self, images: Tensor, ops: Tensor, values: Tensor) -> Tensor:
         """Apply ``ops`` (S, B), places in ``OPS``, with ``values`` (S, B), one after the other."""
         if len(self.fill) not in (1, images.shape[1]):
             raise ValueError(f"{len(self.fill)} levels of fill for {images.shape[1]} channel(s)")
-        if self.fill.device != images.device:
-            self.to(images.device)
         pixels = images if images.dtype == torch.uint8 else to_uint8((images * 255).round())
-        ops, values = drawn
         pixels = apply_ops(pixels, ops, values, interpolation=self.interpolation, fill=self.fill)
         return pixels if images.dtype == torch.uint8 else (pixels / 255).to(images.dtype)
 
@@ -125,24 +103,25 @@ class _Strength:
     """Values of a space's operations for many images at once."""
 
     def __init__(self, space: Space) -> None:
-        self.ops = torch.tensor([OPS.index(name) for name in space])
-        rows = [space.get(name, _FIXED) for name in OPS]  # by place in OPS
-        self.offset = torch.tensor([float(row.offset) for row in rows])
-        self.slope = torch.tensor([0.0 if row.of_side else row.slope for row in rows])
-        self.of_width, self.of_height = (
-            torch.tensor(
-                [row.slope if row.of_side and op == name else 0.0 for op, row in zip(OPS, rows, strict=True)]
-            )
-            for name in ("translate_x", "translate_y")
-        )
-        self.signed = torch.tensor([row.signed for row in rows])
-        self.whole = torch.tensor([row.step != "exact" for row in rows])
+        scales = {name: scale for names, scale in space.items() for name in names.split()}
+        self.ops = _places(scales)
+        rows = [scales.get(name, Scale()) for name in OPS]
+        offset, slope, signed, step, of_side = zip(*rows, strict=True)
+        self.offset, self.slope = torch.tensor((offset, slope), dtype=torch.float32)
+        self.signed = torch.tensor(signed)
+        # Of what the slope is a share: 0 of 1, 1 of the image's width, 2 of its height.
+        self.side = torch.tensor(of_side) * (1 + (torch.arange(len(OPS)) == OPS.index("translate_y")))
+        self.whole = torch.tensor([name != "exact" for name in step])
         self.half = torch.tensor([math.copysign(0.5, row.slope) * (row.step == "round") for row in rows])
+
+    def draw_ops(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Draw from the space's operations, each as often."""
+        return self.ops[torch.randint(len(self.ops), shape, generator=generator)]
 
     def values(self, ops: Tensor, strength: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the values of ``ops`` at ``strength`` 0..1, both of one shape, with signs drawn."""
         height, width = images.shape[-2:]
-        slope = self.slope + self.of_width * width + self.of_height * height
+        slope = self.slope * torch.tensor([1, width, height])[self.side]
         change = slope[ops] * strength
         change = torch.where(self.whole[ops], (change + self.half[ops]).trunc_(), change)
         negative = torch.rand(ops.shape, generator=generator) < 0.5
@@ -163,8 +142,7 @@ class RandAugment(Policy):
         magnitude_std: deviation of a normal noise on M, drawn for each operation; 0 for none.
         p: probability of each operation; otherwise the image skips it.
         space: ``paper``, 14 operations with the identity, or ``timm``, 15 "increasing" ones.
-        interpolation: see `Policy`.
-        fill: see `Policy`.
+        interpolation, fill: see `Policy`.
 
     Raises:
         ValueError: a magnitude beyond the space's full strength.
@@ -194,7 +172,7 @@ class RandAugment(Policy):
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw operations and values, both (num_ops, B)."""
         shape = (self.num_ops, len(images))
-        ops = self.strength.ops[torch.randint(len(self.strength.ops), shape, generator=generator)]
+        ops = self.strength.draw_ops(shape, generator)
         noise = torch.randn(shape, generator=generator) * self.magnitude_std
         magnitude = (self.magnitude + noise).clamp_(0, self.full)
         values = self.strength.values(ops, magnitude / self.full, images, generator)
@@ -208,8 +186,7 @@ class TrivialAugment(Policy):
 
     Args:
         num_levels: strengths to draw from, evenly spaced from 0 to 1; the paper's 31.
-        interpolation: see `Policy`.
-        fill: see `Policy`.
+        interpolation, fill: see `Policy`.
     """
 
     def __init__(self, *, num_levels: int, interpolation: str, fill: int | list[int]) -> None:
@@ -220,7 +197,7 @@ class TrivialAugment(Policy):
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw operations and values, both (1, B)."""
         shape = (1, len(images))
-        ops = self.strength.ops[torch.randint(len(self.strength.ops), shape, generator=generator)]
+        ops = self.strength.draw_ops(shape, generator)
         level = torch.randint(self.num_levels, shape, generator=generator) / (self.num_levels - 1)
         return ops, self.strength.values(ops, level, images, generator)
 
@@ -232,14 +209,13 @@ class AutoAugment(Policy):
 
     Args:
         policy: ``cifar10`` or ``imagenet``.
-        interpolation: see `Policy`.
-        fill: see `Policy`.
+        interpolation, fill: see `Policy`.
     """
 
     def __init__(self, *, policy: str, interpolation: str, fill: int | list[int]) -> None:
         super().__init__(interpolation=interpolation, fill=fill)
         pairs = POLICIES[policy]
-        self.ops = torch.tensor([[OPS.index(op) for op, _, _ in pair] for pair in pairs])  # (25, 2)
+        self.ops = torch.stack([_places(op for op, _, _ in pair) for pair in pairs])  # (25, 2)
         self.probabilities = torch.tensor([[p for _, p, _ in pair] for pair in pairs])
         self.levels = torch.tensor([[level / 9 for _, _, level in pair] for pair in pairs])
         self.strength = _Strength(PAPER)
@@ -264,10 +240,9 @@ class ThreeAugment(Policy):
         max_sigma: largest deviation, at most 2.
     """
 
-    OPS = ("color", "solarize", "blur")  # colour of factor 0 is gray
-
     def __init__(self, *, threshold: int, min_sigma: float, max_sigma: float) -> None:
         super().__init__(interpolation="nearest", fill=0)
+        self.ops = _places(("color", "solarize", "blur"))  # colour of factor 0 is gray
         self.threshold = threshold
         self.min_sigma = min_sigma
         self.max_sigma = max_sigma
@@ -279,8 +254,7 @@ class ThreeAugment(Policy):
         sigma = self.min_sigma + (self.max_sigma - self.min_sigma) * sigma
         thresholds = torch.full_like(sigma, self.threshold)
         values = torch.stack([torch.zeros_like(sigma), thresholds, sigma])  # (3, B)
-        ops = torch.tensor([OPS.index(name) for name in self.OPS])[choice]
-        return ops[None], values.gather(0, choice[None])
+        return self.ops[choice][None], values.gather(0, choice[None])
 
 
 class ColorJitter(Policy):
@@ -292,10 +266,9 @@ class ColorJitter(Policy):
         color: the same of colour.
     """
 
-    OPS = ("brightness", "contrast", "color")
-
     def __init__(self, *, brightness: float, contrast: float, color: float) -> None:
         super().__init__(interpolation="nearest", fill=0)
+        self.ops = _places(("brightness", "contrast", "color"))
         self.changes = torch.tensor([float(brightness), float(contrast), float(color)])
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -303,5 +276,4 @@ class ColorJitter(Policy):
         shape = (3, len(images))
         order = torch.rand(shape, generator=generator).argsort(0)  # a permutation in each column
         change = torch.rand(shape, generator=generator) * 2 - 1
-        ops = torch.tensor([OPS.index(name) for name in self.OPS])[order]
-        return ops, 1 + self.changes[order] * change
+        return self.ops[order], 1 + self.changes[order] * change

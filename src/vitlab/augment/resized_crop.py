@@ -17,10 +17,8 @@ class RandomResizedCrop(ImageOp):
     other implementations offer would change nothing.
 
     Args:
-        min_area: smallest share of the image's area, 0.08 in the paper; uniform up to ``max_area``.
-        max_area: largest share, 1 in the paper.
-        min_ratio: smallest width over height, 3/4 in the paper; log-uniform up to ``max_ratio``.
-        max_ratio: largest ratio, 4/3 in the paper.
+        min_area, max_area: limits of the share of the image, which is uniform; 0.08 and 1 in the paper.
+        min_ratio, max_ratio: limits of width over height, which is log-uniform; 3/4 and 4/3 in the paper.
     """
 
     def __init__(self, *, min_area: float, max_area: float, min_ratio: float, max_ratio: float) -> None:
@@ -31,16 +29,9 @@ class RandomResizedCrop(ImageOp):
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:
         """Draw the crops (B, 4), int64: top, left, height, width."""
         size = get_size(images)
-        pixels = images.shape[2] * images.shape[3]
         low, high = self.ratio
-        sides, found = draw_sides(
-            len(images),
-            area=(self.area[0] * pixels, self.area[1] * pixels),
-            ratio=(1 / high, 1 / low),  # there it is height over width
-            least=1,
-            most=size,
-            generator=generator,
-        )
+        upright = 1 / high, 1 / low  # height over width
+        sides, found = draw_sides(images, self.area, upright, least=1, most=size, generator=generator)
         return (torch.where(found, place_inside(sides, size, generator), self._central(*images.shape[2:])),)
 
     def _central(self, height: int, width: int) -> Tensor:
@@ -49,11 +40,8 @@ class RandomResizedCrop(ImageOp):
         h, w = min(height, max(1, round(width / low))), min(width, max(1, round(height * high)))
         return torch.tensor(((height - h) // 2, (width - w) // 2, h, w))
 
-    def transform(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def transform(self, images: Tensor, crops: Tensor) -> Tensor:
         """Resize the crops of (B, C, H, W) to (H, W), in float32; uint8 is rounded to nearest."""
-        (crops,) = drawn
-        if images.numel() == 0:
-            return images
         top, left, height, width = crops[:, :, None].unbind(1)  # (B, 1) each
         y = _positions(top, height, images.shape[2])  # (B, H)
         x = _positions(left, width, images.shape[3])  # (B, W)

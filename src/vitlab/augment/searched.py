@@ -4,8 +4,6 @@ Cubuk et al. 2019, "AutoAugment: Learning Augmentation Strategies from Data": ta
 (ImageNet) of the appendix. The levels of operations without a strength are left at 0.
 """
 
-Pair = list[tuple[str, float, int]]
-
 CIFAR10 = """
 invert       0.1 0 | contrast     0.2 6
 rotate       0.7 2 | translate_x  0.3 9
@@ -63,7 +61,7 @@ equalize     0.8 0 | equalize     0.6 0
 """
 
 
-def _read(table: str) -> list[Pair]:
+def _read(table: str) -> list[list[tuple[str, float, int]]]:
     rows = [[cell.split() for cell in line.split("|")] for line in table.strip().splitlines()]
     return [[(name, float(p), int(level)) for name, p, level in row] for row in rows]
 
