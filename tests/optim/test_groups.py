@@ -1,11 +1,14 @@
 """Every parameter is in exactly one group, only matrices decay, and early layers learn more slowly."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from vitlab.core.errors import UserError
-from vitlab.optim import Muon, adam, adamw, make_optimizer, parameter_groups, sgd
+from vitlab.optim import Muon, make_optimizer, parameter_groups, sgd
+from vitlab.training.build import optimizer_factory
 
 
 class Small(nn.Module):
@@ -55,12 +58,7 @@ def test_matrices_decay_and_the_rest_does_not() -> None:
     groups = groups_of(Small({"position"}))
     assert groups["decay"]["names"] == ["linear.weight"]
     assert groups["decay"]["weight_decay"] == 0.05
-    assert sorted(groups["no_decay"]["names"]) == [
-        "linear.bias",
-        "norm.bias",
-        "norm.weight",
-        "position",
-    ]
+    assert {*groups["no_decay"]["names"]} == {"linear.bias", "norm.bias", "norm.weight", "position"}
     assert groups["no_decay"]["weight_decay"] == 0.0
     assert {group["lr"] for group in groups.values()} == {0.01}
 
@@ -120,18 +118,17 @@ def test_matrices_of_hidden_layers_are_muons() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "options"),
+    ("name", "options"),
     [
-        (adamw, {"betas": [0.9, 0.99], "eps": 1e-8}),
-        (adam, {"betas": [0.9, 0.99], "eps": 1e-8}),
-        (sgd, {"momentum": 0.9, "nesterov": True}),
+        ("adamw", {"betas": [0.9, 0.99], "eps": 1e-8}),
+        ("adam", {"betas": [0.9, 0.99], "eps": 1e-8}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
 )
-def test_optimizers_step_and_fuse_where_they_can(build, options) -> None:  # type: ignore[no-untyped-def]
+def test_optimizers_step_and_fuse_where_they_can(name: str, options: dict[str, Any]) -> None:
     model = Small({"position"})
-    optimizer = make_optimizer(
-        model, kind=build, lr=0.1, weight_decay=0.1, layer_decay=1.0, options=options | {"fused": "auto"}
-    )
+    node = {"_target_": f"vitlab.optim.{name}", "lr": 0.1, "weight_decay": 0.1, "fused": "auto", **options}
+    optimizer = optimizer_factory(node, "32-true", "cpu")(model)
     assert optimizer.defaults["fused"] is True
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     before = model.linear.weight.clone()

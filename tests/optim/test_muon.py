@@ -1,7 +1,6 @@
 """Muon steps as torch's own, beside an AdamW, and survives what happens to optimizers."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,14 +10,7 @@ from vitlab.optim import Muon, make_optimizer, muon
 from vitlab.optim.muon import orthogonalize
 from vitlab.optim.schedulers import lambda_lr
 
-OPTIONS = {
-    "momentum": 0.9,
-    "nesterov": True,
-    "ns_steps": 5,
-    "betas": [0.9, 0.99],
-    "eps": 1e-8,
-    "fused": "auto",
-}
+OPTIONS = {"momentum": 0.9, "nesterov": True, "ns_steps": 5, "betas": [0.9, 0.99], "eps": 1e-8, "fused": True}
 
 
 class Net(nn.Module):
@@ -157,9 +149,7 @@ def test_goes_on_bit_for_bit(by: str) -> None:
     steps(net, optimizer, range(3))
     other, again = restored(net, optimizer, by=by)
     assert not any(a is b for a, b in zip(net.parameters(), other.parameters(), strict=True))
-    assert {group["name"] for group in again.param_groups} == {
-        group["name"] for group in optimizer.param_groups
-    }
+    assert [g["name"] for g in again.param_groups] == [g["name"] for g in optimizer.param_groups]
     steps(net, optimizer, range(3, 6))
     steps(other, again, range(3, 6))
     assert same(net, other)
@@ -207,26 +197,15 @@ def test_a_gradient_scaler_and_a_closure_drive_it() -> None:
     assert same(scaled, before), "an overflow takes no step"
 
 
-def freeze_but(*names: str) -> Callable[[Net], None]:
-    def act(net: Net) -> None:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(name.startswith(names))
-
-    return act
-
-
 @pytest.mark.parametrize("left", ["head.", "one.weight"])
 def test_one_part_alone_is_enough(left: str) -> None:
     net = net_of()
-    freeze_but(left)(net)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(left))
     before = copy.deepcopy(net)
     steps(net, make(net), range(2))
-    moved = {
-        name
-        for (name, a), b in zip(net.named_parameters(), before.parameters(), strict=True)
-        if not torch.equal(a, b)
-    }
-    assert moved == {name for name, _ in net.named_parameters() if name.startswith(left)}
+    for (name, a), b in zip(net.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(a, b) != name.startswith(left), name
 
 
 def test_a_parameter_without_a_gradient_stays() -> None:

@@ -1,10 +1,12 @@
 """Optimizers, freezing and schedules in whole runs."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,41 +27,6 @@ Train = Callable[..., Path]
 OPTIMIZERS = sorted(file.stem for file in CONF.glob("optimizer/*.yaml"))
 
 
-@pytest.fixture
-def interrupted(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train, press Ctrl-C when the eleventh batch is handed out, and go on from the checkpoint."""
-
-    def call(*overrides: str) -> Path:
-        real, count = TrainLoader.__iter__, 0
-
-        def counting(self: TrainLoader) -> Iterator[Any]:
-            nonlocal count
-            for item in real(self):
-                count += 1
-                if count == 11:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield item
-
-        with monkeypatch.context() as patch:
-            patch.setattr(TrainLoader, "__iter__", counting)
-            with pytest.raises(Interrupted):
-                train(*overrides, name="stopped")
-        folder = tmp_path / "stopped"
-        run(RunFolder(folder))
-        assert summary(folder)["train"]["resumed_at"] == [11]
-        return folder
-
-    return call
-
-
-@pytest.fixture
-def resnet(train: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train a ResNet of width 4 instead of the ViT of TINY."""
-    data = [option for option in TINY if not option.startswith("model")]
-    monkeypatch.setattr("tests.conftest.TINY", [*data, "model=resnet18", "model.width=4"])
-    return train
-
-
 def optimizer_state(folder: Path) -> dict[str, Any]:
     (state,) = checkpoint(folder)["optimizer_states"]
     return state
@@ -74,9 +41,25 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_resumes_bit_for_bit(train: Train, interrupted: Train, name: str) -> None:
+def test_every_optimizer_resumes_bit_for_bit(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     options = (f"optimizer={name}", "optimizer.layer_decay=0.8", "task.freeze=first_1")
-    whole, stopped = train(*options, name="whole"), interrupted(*options)
+    whole, stopped = train(*options, name="whole"), tmp_path / "stopped"
+    real, count = TrainLoader.__iter__, itertools.count(1)
+
+    def counting(self: TrainLoader) -> Iterator[Any]:
+        for item in real(self):
+            if next(count) == 11:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__iter__", counting)
+        with pytest.raises(Interrupted):
+            train(*options, name="stopped")
+    run(RunFolder(stopped))
+    assert summary(stopped)["train"]["resumed_at"] == [11]
     assert same_weights(whole, stopped)
     one, other = optimizer_state(whole), optimizer_state(stopped)
     assert one["state"]
@@ -84,7 +67,7 @@ def test_every_optimizer_resumes_bit_for_bit(train: Train, interrupted: Train, n
 
 
 def test_frozen_layers_end_as_they_began(
-    resnet: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     modes: list[bool] = []
     initial: dict[str, torch.Tensor] = {}
@@ -98,14 +81,17 @@ def test_frozen_layers_end_as_they_began(
         return step(self, batch, index)
 
     monkeypatch.setattr(Classify, "training_step", watching)
-    folder = resnet("task.freeze=first_8", "optimizer=muon")
+    resnet = [option for option in TINY if not option.startswith("model")]
+    resnet += ["model=resnet18", "model.width=4", "task.freeze=first_8", "optimizer=muon"]
+    resnet += ["optimizer.layer_decay=0.5", "optimizer.lr=0.01", "scheduler=constant"]
+    folder = train(base=resnet)
     assert len(modes) == 16
     assert not any(modes), "neither at the start nor after a validation"
+    assert {row["learning_rate"] for row in read_metrics(RunFolder(folder))} == {0.01}, "the head's"
     frozen = ("stem.", *(f"blocks.{i}." for i in range(7)))
+    last = checkpoint(folder)["state_dict"]
     for name, value in initial.items():
-        assert torch.equal(checkpoint(folder)["state_dict"][f"net.{name}"], value) == name.startswith(
-            frozen
-        ), name
+        assert torch.equal(last[f"net.{name}"], value) == name.startswith(frozen), name
     model = summary(folder)["model"]
     trained = [name for group in optimizer_state(folder)["param_groups"] for name in group["names"]]
     assert model["trainable_parameters"] == sum(initial[name].numel() for name in trained)
@@ -118,22 +104,6 @@ def test_frozen_layers_end_as_they_began(
     assert "optimizer=muon finds no matrix" in said
     assert "task.freeze=first_8 keeps layers as they were drawn at random" in said
     assert "(model.checkpoint_path)" in said
-
-
-def test_a_linear_probe_changes_the_last_layer_alone(train: Train) -> None:
-    folder = train("task.freeze=head_only", "optimizer=muon", "model.dropout=0.5", "trainer.max_epochs=1")
-    groups = optimizer_state(folder)["param_groups"]
-    assert {name.split(".")[0] for group in groups for name in group["names"]} <= {"pool", "head"}
-    assert summary(folder)["model"]["trainable_parameters"] == 16 * 10 + 10 + 2 * 16
-
-
-def test_layer_decay_leaves_the_recorded_rate_at_the_heads(train: Train) -> None:
-    folder = train("optimizer.layer_decay=0.5", "optimizer.lr=0.01", "scheduler=constant")
-    assert {row["learning_rate"] for row in read_metrics(RunFolder(folder))} == {0.01}
-    rates = {group["name"]: group["lr"] for group in optimizer_state(folder)["param_groups"]}
-    assert rates["decay/stem"] == 0.01 * 0.5**3
-    assert rates["decay/block_1"] == 0.005
-    assert rates["no_decay/head"] == 0.01
 
 
 def test_refused_and_nothing_left(train: Train, tmp_path: Path) -> None:
@@ -150,6 +120,13 @@ def job(*overrides: str) -> Any:
     return build(config | {"choices": choices})
 
 
+def test_a_linear_probe_trains_the_last_layer_alone() -> None:
+    some = job("task.freeze=head_only", "optimizer=muon")
+    names = {name for group in some.optimizer.param_groups for name in group["names"]}
+    assert names == {"pool.norm.weight", "pool.norm.bias", "head.weight", "head.bias"}
+    assert names == {name for name, p in some.net.named_parameters() if p.requires_grad}
+
+
 def test_frozen_layers_rest_whoever_calls_train() -> None:
     some = job("task.freeze=first_2")
     for mode in (False, True):
@@ -160,7 +137,7 @@ def test_frozen_layers_rest_whoever_calls_train() -> None:
 
 def table(some: Any) -> list[list[str]]:
     """Return the cells of the table that a run starts with."""
-    found = announce._group_table(some.task.built_optimizer.param_groups, some.net)
+    found = announce._group_table(some.optimizer.param_groups, some.net)
     return [list(row) for row in zip(*(column.cells for column in found.columns), strict=True)]
 
 
@@ -183,16 +160,10 @@ def test_the_table_counts_every_parameter() -> None:
 def test_the_figure_of_the_schedule_is_drawn_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[Any] = []
-    real = figures.plot_learning_rate
-
-    def recorded(*arguments: Any) -> Any:
-        drawn.append(arguments)
-        return real(*arguments)
-
-    monkeypatch.setattr(figures, "plot_learning_rate", recorded)
+    plot = Mock(side_effect=figures.plot_learning_rate)
+    monkeypatch.setattr(figures, "plot_learning_rate", plot)
     figures.draw_learning_rate(RunFolder(tmp_path), job("scheduler.warmup_epochs=0.5"), None)
-    ((curves, warmup, title),) = drawn
+    curves, warmup, title = plot.call_args.args
     (curve,) = curves.values()
     assert (tmp_path / "figures" / "learning_rate.png").exists()
     assert warmup == 0.5
@@ -200,16 +171,16 @@ def test_the_figure_of_the_schedule_is_drawn_before_training(
     assert [epoch for epoch, _ in curve] == [(s + 1) / 8 for s in range(16)]
     assert curve[4][1] == 0.001
     figures.draw_learning_rate(RunFolder(tmp_path), job(), None)
-    assert len(drawn) == 1, "a resumed run has its figure"
+    assert plot.call_count == 1, "a resumed run has its figure"
     (tmp_path / "other").mkdir()
     decayed = job("optimizer.layer_decay=0.5", "trainer.max_epochs=500")
     figures.draw_learning_rate(RunFolder(tmp_path / "other"), decayed, None)
-    curves = drawn[1][0]
+    curves = plot.call_args.args[0]
     assert list(curves) == ["head", "stem"]
     assert max(rate for _, rate in curves["stem"]) == pytest.approx(0.001 / 8)
     assert curves["head"][-1][0] == 500, "the last step is shown"
     assert len(curves["head"]) < 600
-    labels = [text.get_text() for text in real(*drawn[1]).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in plot(*plot.call_args.args).axes[0].get_legend().get_texts()]
     assert labels == ["warmup: 25 epoch(s)", "head, peak 0.001", "stem, peak 0.000125"]
 
 
@@ -225,13 +196,8 @@ def test_a_run_draws_it_and_shows_it_to_tensorboard(train: Train) -> None:
 @pytest.mark.slow
 def test_two_processes_with_frozen_layers_and_muon_agree_with_one(tmp_path: Path) -> None:
     options = [o for o in TINY if not o.startswith(("trainer=", "model.dropout"))]
-    options += [
-        "augment=none",
-        "model.dropout=0",
-        "optimizer=muon",
-        "task.freeze=first_2",
-        "trainer.accelerator=cpu",
-    ]
+    options += ["augment=none", "model.dropout=0", "optimizer=muon", "task.freeze=first_2"]
+    options += ["trainer.accelerator=cpu"]
     folders = []
     for number in (1, 2):
         folders.append(tmp_path / str(number))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from vitlab.core.errors import UserError
-from vitlab.optim.groups import layer_numbers
+from vitlab.optim.groups import read_layers
 
 
 def freeze(model: nn.Module, what: str) -> tuple[str, ...]:
@@ -25,8 +25,7 @@ def freeze(model: nn.Module, what: str) -> tuple[str, ...]:
     if what == "none":
         return ()
     option = f"task.freeze={what}"
-    numbers = layer_numbers(model, option)
-    layers: list[tuple[str, list[str]]] = model.layers()  # type: ignore[operator]
+    layers, numbers = read_layers(model, option)
     most = len(layers) - 1
     count = most if what == "head_only" else int(what.removeprefix("first_"))
     if not 0 < count <= most:

@@ -1,5 +1,6 @@
 """Which parameter is trained how: every one in exactly one group."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from vitlab.core.errors import UserError
 STACKED_QKV = ("qkv.weight", "in_proj_weight")
 
 
-def layer_numbers(model: nn.Module, needed_by: str) -> dict[str, int]:
-    """Return the place of every parameter in ``model.layers()``, 0 for the stem, by the parameter's name.
+def read_layers(model: nn.Module, needed_by: str) -> tuple[list[tuple[str, list[str]]], dict[str, int]]:
+    """Return ``model.layers()``, stem to head, and by a parameter's name the place of its layer in there.
 
     Args:
         needed_by: the option that asks, for the message.
@@ -29,17 +30,16 @@ def layer_numbers(model: nn.Module, needed_by: str) -> dict[str, int]:
             "say it: give it a method layers() (CONTRIBUTING.md, Add a model), or leave that option out."
         )
     layers: list[tuple[str, list[str]]] = model.layers()  # type: ignore[operator]
-    prefixes = [tuple(names) for _, names in layers]
     numbers = {}
     for name, _ in model.named_parameters():
-        claims = [number for number, own in enumerate(prefixes) if name.startswith(own)]
+        claims = [number for number, (_, own) in enumerate(layers) if name.startswith(tuple(own))]
         if len(claims) != 1:
             by = ", ".join(layers[number][0] for number in claims) or "no layer"
             raise ValueError(
                 f"{type(model).__name__}.layers() must claim every parameter once; {name} is claimed by {by}"
             )
         numbers[name] = claims[0]
-    return numbers
+    return layers, numbers
 
 
 def parameter_groups(
@@ -53,8 +53,7 @@ def parameter_groups(
     """Put every trainable parameter of ``model`` into one group of those that are trained alike.
 
     Decay is for matrices (and convolution kernels): norms, biases and what the model names in
-    ``no_weight_decay()`` (positions, class token) go without, as in Dosovitskiy et al. 2021's code and
-    in Loshchilov & Hutter's setting, where decay stands for a prior on the weights of linear maps.
+    ``no_weight_decay()`` (positions, class token) go without, as in Dosovitskiy et al. 2021's code.
 
     Args:
         lr: of the head, and without layer decay of all.
@@ -70,19 +69,17 @@ def parameter_groups(
         in one parameter, one above the other.
 
     Raises:
-        UserError: the order of layers is needed, and the model does not say it.
-        ValueError: the model names a parameter that it does not have, or its layers overlap.
+        UserError, ValueError: as `read_layers`; the model exempts a parameter that it does not have.
     """
     exempt: set[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     if unknown := exempt - {name for name, _ in model.named_parameters()}:
         raise ValueError(f"{type(model).__name__}.no_weight_decay() names no parameter: {sorted(unknown)}")
-    if layer_decay == 1 and not matrices_apart:
-        numbers, names, last = {}, [""], 0
-    else:
-        option = f"optimizer.layer_decay={layer_decay:g}" if layer_decay != 1 else "optimizer=muon"
-        numbers = layer_numbers(model, option)
-        names = [name for name, _ in model.layers()]  # type: ignore[operator]
-        last = len(names) - 1
+    layered = layer_decay != 1
+    layers, numbers = [("", [""])], dict[str, int]()
+    if layered or matrices_apart:
+        option = f"optimizer.layer_decay={layer_decay:g}" if layered else "optimizer=muon"
+        layers, numbers = read_layers(model, option)
+    last = len(layers) - 1
 
     def kind(name: str, parameter: nn.Parameter) -> str:
         if parameter.ndim < 2 or name in exempt:
@@ -97,24 +94,22 @@ def parameter_groups(
         "decay": {"weight_decay": weight_decay},
         "no_decay": {"weight_decay": 0.0},
     }
-    places = range(last + 1) if layer_decay != 1 else [last]
-    groups = {
-        (which, place): {
-            "name": f"{which}/{names[place]}" if layer_decay != 1 else which,
-            "names": [],
-            "params": [],
+    claimed = defaultdict[tuple[str, int], dict[str, nn.Parameter]](dict)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            claimed[kind(name, parameter), numbers[name] if layered else last][name] = parameter
+    return [
+        {
+            "name": f"{which}/{layers[place][0]}" if layered else which,
+            "names": [*claimed[which, place]],
+            "params": [*claimed[which, place].values()],
             "lr": lr * layer_decay ** (last - place),
             **options,
         }
         for which, options in kinds.items()
-        for place in places
-    }
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = groups[kind(name, parameter), numbers[name] if layer_decay != 1 else last]
-            group["names"].append(name)
-            group["params"].append(parameter)
-    return [group for group in groups.values() if group["names"]]
+        for place in range(last + 1)
+        if (which, place) in claimed
+    ]
 
 
 def make_optimizer(
@@ -131,10 +126,10 @@ def make_optimizer(
     Args:
         kind: parameter groups, lr, weight_decay and ``options`` → optimizer: one of `vitlab.optim`, or a
             class of `torch.optim`.
+        layer_decay, lr, weight_decay: see `parameter_groups`.
 
     Raises:
-        UserError: the optimizer refuses its options or the parameters, or the model does not say the order
-            of its layers where that is needed.
+        UserError: the optimizer refuses its options or the parameters; or see `parameter_groups`.
     """
     groups = parameter_groups(
         model,

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vitlab.core.hardware import has_bf16
-from vitlab.optim.optimizers import resolve_fused
 
 # Of the quintic iteration in Jordan et al. 2024: steepest at zero, so that small singular values grow fast;
 # the result has singular values about 0.7 to 1.2 rather than 1.
@@ -23,23 +22,16 @@ ADAMW_RMS = 0.2
 
 @functools.cache
 def working_type(kind: str) -> torch.dtype:
-    """Return the type of the iteration on a kind of device: the fastest that it tolerates.
-
-    Where bfloat16 is only emulated (one core of an AMD Zen 3) it took 16 to 27 times as long as float32, and
-    longer than all the rest of a training step.
-    """
+    """Return the type of the iteration on a kind of device: the fastest that it tolerates."""
+    # Where bfloat16 is only emulated (one core of an AMD Zen 3) it took 16 to 27 times as long as float32.
     return torch.bfloat16 if has_bf16(kind) else torch.float32
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Bring the singular values of every matrix near one: U S Vᵀ → about U Vᵀ.
+    """Bring the singular values of every matrix (N, rows, columns) near one: U S Vᵀ → about U Vᵀ.
 
     By the Newton-Schulz iteration of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), in the type that
     `working_type` says.
-
-    Args:
-        matrices: (N, rows, columns).
-        steps: of the iteration.
     """
     a, b, c = COEFFICIENTS
     x = matrices.to(working_type(matrices.device.type))
@@ -65,9 +57,9 @@ class Muon(Optimizer):
     2025, "Muon is Scalable for LLM Training", section 2.2). Where one parameter stacks several matrices, such
     as query, key and value, each is orthogonalized alone (Jordan et al. 2024, "Empirical considerations").
 
-    The step of a matrix is that of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``. That one
-    takes matrix by matrix, some twenty small kernels each, and a stacked parameter whole; here all matrices
-    of one shape go through together.
+    The step of a matrix is that of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, which takes
+    matrix by matrix, some twenty small kernels each, and a stacked parameter whole; here all matrices of one
+    shape go through together.
 
     Args:
         groups: as `vitlab.optim.parameter_groups` makes them with ``matrices_apart``.
@@ -89,11 +81,10 @@ class Muon(Optimizer):
         ns_steps: int,
         betas: Sequence[float],
         eps: float,
-        fused: bool | str,
+        fused: bool,
     ) -> None:
-        groups = list(groups)
         ours = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
-        theirs = {"betas": tuple(betas), "eps": eps, "fused": resolve_fused(fused, groups)}
+        theirs = {"betas": tuple(betas), "eps": eps, "fused": fused}
         groups = [(ours if "stacked" in group else theirs) | group for group in groups]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._link()

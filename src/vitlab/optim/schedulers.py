@@ -1,11 +1,7 @@
 """Schedules: (optimizer step, total optimizer steps) → multiplier of the peak learning rate.
 
-Steps are counted in optimizer steps, so a curve does not change with gradient accumulation or the
-number of processes. Each schedule is a plain function; `lambda_lr` hangs it on an optimizer. What YAML
-gives as NAME_epochs, NAME_steps or NAME_fraction arrives here as NAME_steps (`vitlab.config.plan`).
-
-A warmup of W steps rises linearly. Its first step has rate 1 / (W + 1), not 0: a step with rate 0 would
-be wasted. Source: Goyal et al. 2017, section 2.2.
+What YAML gives as NAME_epochs, NAME_steps or NAME_fraction arrives here as NAME_steps (`vitlab.config.plan`).
+A warmup of W steps rises linearly (Goyal et al. 2017, section 2.2) from 1 / (W + 1): 0 would waste a step.
 """
 
 import math
@@ -14,22 +10,16 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vitlab.core.errors import UserError
-from vitlab.core.suggest import suggest
-
 
 def warmup_cosine(step: int, total_steps: int, *, warmup_steps: int, final_ratio: float) -> float:
-    """Rise over ``warmup_steps``, then fall along half a cosine to ``final_ratio``.
-
-    Source: Loshchilov & Hutter 2017, equation 5.
-    """
+    """Rise over ``warmup_steps``, then fall along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return _half_cosine(1.0, final_ratio, _share(step, warmup_steps, total_steps))
 
 
 def cosine(step: int, total_steps: int, *, final_ratio: float) -> float:
-    """Fall along half a cosine from the first step (Loshchilov & Hutter 2017, equation 5)."""
+    """Fall along half a cosine from the first step."""
     return warmup_cosine(step, total_steps, warmup_steps=0, final_ratio=final_ratio)
 
 
@@ -107,20 +97,14 @@ def warmup_stable_decay(
 
     Source: Hu et al. 2024, "MiniCPM", section 4.2; the shapes of the decay from Hägele et al. 2024,
     section 3: ``sqrt`` is their 1 - sqrt, which they find the better one.
-
-    Raises:
-        UserError: an unknown shape.
     """
-    if shape not in SHAPES:
-        raise UserError(
-            f"scheduler.shape={shape}: expected {' or '.join(SHAPES)}{suggest(shape, list(SHAPES))}."
-        )
+    decay = SHAPES[shape]
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     decay_from = max(warmup_steps, total_steps - decay_steps)
     if step < decay_from:
         return 1.0
-    return final_ratio + (1 - final_ratio) * SHAPES[shape](_share(step, decay_from, total_steps))
+    return final_ratio + (1 - final_ratio) * decay(_share(step, decay_from, total_steps))
 
 
 def _share(step: int, start: int, end: int) -> float:
