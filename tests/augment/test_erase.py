@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from tests.augment.helpers import assert_distributed_alike, generator, pixels
 from vitlab.augment import Compose
 from vitlab.augment.base import RunFacts
 from vitlab.augment.erase import Cutout, RandomErasing
@@ -14,15 +15,6 @@ BOXES = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [0, 0, 6, 7], [5, 6, 1, 1]])
 def erasing(**options):
     defaults = {"p": 1.0, "min_area": 0.02, "max_area": 0.33, "min_ratio": 0.3, "max_ratio": 3.3}
     return RandomErasing(**defaults | {"value": "zero"} | options)
-
-
-def pixels(shape, dtype=torch.uint8):
-    images = torch.randint(1, 256, shape, generator=generator(), dtype=torch.uint8)
-    return images if dtype == torch.uint8 else (images / 255).to(dtype)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def masks(boxes, height, width):
@@ -79,18 +71,12 @@ def test_boxes_are_distributed_as_torchvisions(options):
     reference = v2.RandomErasing(p=1.0, scale=op.area, ratio=op.ratio)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = []
-    for _ in range(number):
-        params = reference.make_params([image])
-        found = params["v"] is not None
-        theirs.append([params[k] if found else 0 for k in ("i", "j", "h", "w")])
-    expected = torch.tensor(theirs)
+    params = [reference.make_params([image]) for _ in range(number)]  # v is None where none fits
+    expected = torch.tensor([[p["v"] is not None and p[k] for k in ("i", "j", "h", "w")] for p in params])
     boxes = boxes * (boxes[:, 2:3] > 0)  # an empty box lies anywhere
     assert ((boxes[:, 2] == 0) == (boxes[:, 3] == 0)).all()
     for ours, other in zip(boxes.T, expected.T, strict=True):
-        points = torch.arange(0, max(height, width) + 1)
-        below = [(sample[:, None] <= points).float().mean(0) for sample in (ours, other)]
-        torch.testing.assert_close(*below, atol=0.04, rtol=0)
+        assert_distributed_alike(ours, other, torch.arange(max(height, width) + 1), atol=0.04)
     assert (boxes[:, 2] < height).all()
     assert (boxes[:, 3] < width).all()
 
@@ -128,9 +114,7 @@ def test_a_note_says_when_erasing_leaves_too_little():
 
     assert notes(erasing(max_area=1 / 3)) == notes(Cutout(size=8, p=1.0, value="zero")) == []
     (one,) = notes(erasing(max_area=0.5), patches=32)
-    assert one.startswith(
-        "augment.op may erase 50% of an image, as much as 16 of its 32 patches; lower augment"
-    )
+    assert one.startswith("augment.op may erase 50% of an image, as much as 16 of its 32 patches; lower augm")
     (two,) = notes(Cutout(size=12, p=1.0, value="zero"), patches=32)
     assert "may erase 56% of an image, as much as 18 of its 32 patches; lower augment.op.size" in two
     (resnet,) = notes(erasing(max_area=0.4))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.augment.helpers import assert_distributed_alike, generator, pixels
 from vitlab.augment import Compose
 from vitlab.augment.base import RunFacts
 from vitlab.augment.mix import MixupCutmix
@@ -17,12 +18,7 @@ def make(**options):
 
 
 def batch(number=4, size=(3, 6, 5)):
-    images = torch.randint(0, 256, (number, *size), generator=generator(), dtype=torch.uint8)
-    return images, torch.eye(5)[torch.arange(number) % 5]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+    return pixels((number, *size)), torch.eye(5)[torch.arange(number) % 5]
 
 
 def drawn(number, size=(3, 32, 32), **options):
@@ -85,9 +81,7 @@ def test_mixup_draws_from_the_beta_distribution(alpha):
     reference = torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha))
     torch.manual_seed(0)
     expected = reference.sample((200_000,))
-    points = torch.linspace(0.05, 0.95, 19)
-    below = [(s[:, None] < points).float().mean(0) for s in (shares, expected)]
-    torch.testing.assert_close(*below, atol=0.015, rtol=0)
+    assert_distributed_alike(shares, expected, torch.linspace(0.05, 0.95, 19), atol=0.015)
     assert shares.unique().numel() > 18_000, "one λ for each image"
 
 

@@ -4,30 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.augment.helpers import generator, pixels
 from vitlab.augment import Compose, ImageOp
 from vitlab.augment.ops import RandomCrop, RandomFlip
-
-SHAPES = [(6, 3, 8, 8), (5, 1, 7, 11), (4, 3, 1, 5), (0, 3, 8, 8)]
-OPS = {
-    "crop": RandomCrop(padding=2, padding_mode="zero"),
-    "no_crop": RandomCrop(padding=0, padding_mode="reflect"),
-    "flip": RandomFlip(p=0.5),
-}
-
-
-def images(shape, dtype=torch.uint8):
-    pixels = torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(0))
-    return pixels.to(dtype) if dtype == torch.uint8 else pixels.to(dtype) / 255
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("mode", "torch_mode"), [("zero", "constant"), ("reflect", "reflect")])
 def test_a_crop_is_the_slice_of_the_padded_image(mode, torch_mode):
     op = RandomCrop(padding=3, padding_mode=mode)
-    x = images((7, 3, 6, 9))
+    x = pixels((7, 3, 6, 9))
     rows, columns = torch.tensor([0, 6, 3, 0, 6, 2, 5]), torch.tensor([0, 6, 3, 6, 0, 1, 4])
     padded = nn.functional.pad(x.float(), (3, 3, 3, 3), mode=torch_mode).to(torch.uint8)
     out = op.transform(x, rows, columns)
@@ -37,14 +22,14 @@ def test_a_crop_is_the_slice_of_the_padded_image(mode, torch_mode):
 
 
 def test_a_crop_draws_every_corner_for_every_image():
-    rows, columns = OPS["crop"].draw(torch.empty(2000, 3, 8, 8), generator())
+    rows, columns = RandomCrop(padding=2, padding_mode="zero").draw(torch.empty(2000, 3, 8, 8), generator())
     counts = torch.zeros(5, 5).index_put_((rows, columns), torch.ones(2000), accumulate=True)
     assert counts.min() > 40, "80 expected of each of the 25"
 
 
 def test_a_flip_mirrors_the_marked_images_alone():
-    x = images((3, 3, 4, 5))
-    out = OPS["flip"].transform(x, torch.tensor([True, False, True]))
+    x = pixels((3, 3, 4, 5))
+    out = RandomFlip(p=0.5).transform(x, torch.tensor([True, False, True]))
     assert torch.equal(out[0], x[0].flip(-1))
     assert torch.equal(out[1], x[1])
     assert torch.equal(out[2], x[2].flip(-1))
@@ -58,7 +43,13 @@ def test_a_flip_has_its_probability(p, low, high):
 
 def test_a_reflection_must_fit_into_the_image():
     with pytest.raises(ValueError, match="wider than images of 8 x 8"):
-        RandomCrop(padding=8, padding_mode="reflect")(images((2, 3, 8, 8)), None, generator())
+        RandomCrop(padding=8, padding_mode="reflect")(pixels((2, 3, 8, 8)), None, generator())
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_without_padding_nothing_is_cropped(mode):
+    x = pixels((5, 3, 7, 11))
+    assert torch.equal(RandomCrop(padding=0, padding_mode=mode)(x, None, generator())[0], x)
 
 
 class Add(ImageOp):

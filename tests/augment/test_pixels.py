@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
+from tests.augment.helpers import generator
 from vitlab.augment.pixels import LEVELS, MOVES, OPS, apply_ops
 
 # Values without a pixel exactly halfway between two: there the nearest one is a matter of the last bit.
@@ -50,9 +51,8 @@ def of_torchvision(op: str, x: torch.Tensor, v: float, interpolation: str) -> to
         "autocontrast": lambda: reference.autocontrast(x),
         "equalize": lambda: reference.equalize(x),
         "posterize": lambda: reference.posterize(x, int(v)),
-        "solarize": lambda: (
-            reference.solarize(x, v) if v <= 255 else x
-        ),  # timm's weakest, 256, inverts nothing
+        # timm's weakest, 256, inverts nothing
+        "solarize": lambda: reference.solarize(x, v) if v <= 255 else x,
         "solarize_add": lambda: torch.where(x < 128, x + int(v), x),  # timm's; torchvision has none
         "invert": lambda: reference.invert(x),
         "color": lambda: reference.adjust_saturation(x, v),
@@ -63,7 +63,7 @@ def of_torchvision(op: str, x: torch.Tensor, v: float, interpolation: str) -> to
 
 def pictures(shape) -> torch.Tensor:
     """Noise, smooth images, one of low contrast and one of a single colour."""
-    seed = torch.Generator().manual_seed(0)
+    seed = generator()
     noise = torch.randint(0, 256, shape, generator=seed, dtype=torch.uint8)
     coarse = torch.rand((*shape[:2], 5, 5), generator=seed)
     smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bicubic").clamp(0, 1)
@@ -128,10 +128,7 @@ def test_a_colour_can_fill():
 def test_every_image_gets_its_own_operations_in_their_order():
     cases = [(op, value) for op in OPS for value in VALUES[op]]
     images = pictures((len(cases), 3, 32, 32))
-    seed = torch.Generator().manual_seed(1)
-    first = torch.randperm(len(cases), generator=seed)
-    second = torch.randperm(len(cases), generator=seed)
-    picked = [[cases[i] for i in order.tolist()] for order in (first, second)]
+    picked = [[cases[i] for i in torch.randperm(len(cases), generator=generator(s))] for s in (1, 2)]
     ops = torch.tensor([[OPS.index(op) for op, _ in row] for row in picked])
     values = torch.tensor([[float(v) for _, v in row] for row in picked])
     together = apply_ops(images, ops, values, interpolation="nearest", fill=torch.zeros(1))

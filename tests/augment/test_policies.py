@@ -7,25 +7,15 @@ import torch
 from timm.data.auto_augment import LEVEL_TO_ARG, rand_augment_transform
 from torchvision.transforms import AutoAugmentPolicy, v2
 
+from tests.augment.helpers import generator
 from tests.augment.test_pixels import assert_within_one_level, of_torchvision, pictures
+from vitlab.augment import policies
 from vitlab.augment.pixels import OPS
-from vitlab.augment.policies import (
-    SPACES,
-    AutoAugment,
-    ColorJitter,
-    Policy,
-    RandAugment,
-    ThreeAugment,
-    TrivialAugment,
-)
+from vitlab.augment.policies import AutoAugment, Policy, RandAugment, TrivialAugment
 
 EMPTY = torch.empty(4000, 3, 32, 24, dtype=torch.uint8)  # draws read the shape alone
 PLAIN = {"interpolation": "nearest", "fill": 0}
 RAND = {"num_ops": 2, "magnitude": 9, "magnitude_std": 0.0, "p": 1.0, "space": "paper", **PLAIN}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def ours(name: str) -> str:
@@ -127,7 +117,7 @@ def test_autoaugment_draws_pairs_evenly_and_each_operation_with_its_probability(
     assert (values[0, rotated] > 0).float().mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", policies.SPACES)
 def test_randaugment_draws_every_operation_as_often(space):
     policy = RandAugment(**RAND | {"space": space})
     ops, values = policy.draw(EMPTY, generator())
@@ -169,7 +159,7 @@ def test_trivialaugment_draws_one_operation_and_every_strength():
 
 
 def test_three_augment_draws_one_of_three():
-    ops, values = ThreeAugment(threshold=128, min_sigma=0.1, max_sigma=2.0).draw(EMPTY, generator())
+    ops, values = policies.ThreeAugment(threshold=128, min_sigma=0.1, max_sigma=2.0).draw(EMPTY, generator())
     found = shares(ops)
     assert {*found} == {"color", "solarize", "blur"}
     assert all(share == pytest.approx(1 / 3, abs=0.03) for share in found.values())
@@ -181,7 +171,7 @@ def test_three_augment_draws_one_of_three():
 
 
 def test_colour_jitter_draws_factors_and_the_order():
-    ops, values = ColorJitter(brightness=0.3, contrast=0.2, color=0.0).draw(EMPTY, generator())
+    ops, values = policies.ColorJitter(brightness=0.3, contrast=0.2, color=0.0).draw(EMPTY, generator())
     names = [tuple(OPS[op] for op in column) for column in ops.T.tolist()]
     for order in itertools.permutations(("brightness", "contrast", "color")):
         assert names.count(order) / len(names) == pytest.approx(1 / 6, abs=0.02)

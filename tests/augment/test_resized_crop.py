@@ -4,21 +4,13 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from tests.augment.helpers import assert_distributed_alike, generator, pixels
 from vitlab.augment.resized_crop import RandomResizedCrop
 
 
 def make(**options):
-    return RandomResizedCrop(
-        **{"min_area": 0.08, "max_area": 1.0, "min_ratio": 3 / 4, "max_ratio": 4 / 3} | options
-    )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def pixels(shape):
-    return torch.randint(0, 256, shape, generator=generator(), dtype=torch.uint8)
+    defaults = {"min_area": 0.08, "max_area": 1.0, "min_ratio": 3 / 4, "max_ratio": 4 / 3}
+    return RandomResizedCrop(**defaults | options)
 
 
 @pytest.mark.parametrize("shape", [(60, 3, 32, 32), (30, 1, 17, 40), (30, 3, 33, 9), (4, 3, 224, 224)])
@@ -64,6 +56,4 @@ def test_crops_are_distributed_as_torchvisions(options, size):
     params = [reference.make_params([image]) for _ in range(number)]
     expected = torch.tensor([[p[k] for k in ("top", "left", "height", "width")] for p in params])
     for ours, other in zip(crops.T, expected.T, strict=True):
-        points = torch.arange(0, max(size) + 1)
-        below = [(sample[:, None] <= points).float().mean(0) for sample in (ours, other)]
-        torch.testing.assert_close(*below, atol=0.04, rtol=0)
+        assert_distributed_alike(ours, other, torch.arange(max(size) + 1), atol=0.04)

@@ -19,9 +19,14 @@ print(count_cores(), describe_device("cpu"), sep="\\n")
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such masks on this system")
-def test_a_process_held_to_one_core_counts_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITLAB_CORES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such masks on this system")
+def test_a_process_held_to_one_core_counts_one() -> None:
     done = subprocess.run([sys.executable, "-c", REPORT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     count, name = done.stdout.splitlines()
@@ -30,7 +35,6 @@ def test_a_process_held_to_one_core_counts_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_mask_counts_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VITLAB_CORES", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(module, "read_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
@@ -40,7 +44,6 @@ def test_the_mask_counts_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_share_of_a_sweep_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     monkeypatch.setenv("VITLAB_CORES", "2")
     assert count_cores() == 2
 
@@ -53,8 +56,6 @@ def test_a_share_of_a_sweep_comes_first(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_containers_quota_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str | None, count: int, group: str
 ) -> None:
-    monkeypatch.delenv("VITLAB_CORES", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     for folder in ("proc/self", f"sys/fs/cgroup/{group}"):
         (tmp_path / folder).mkdir(parents=True)

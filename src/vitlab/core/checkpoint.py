@@ -16,22 +16,14 @@ RAW = "raw_state_dict"
 
 
 class CheckpointMeta(TypedDict):
-    """What a checkpoint carries as ``vitlab``, beside the weights and the state of training.
+    """What a checkpoint carries as ``vitlab``, beside the weights and the state of training."""
 
-    Attributes:
-        config: of the run, resolved.
-        classes: K names, in the order of the logits.
-        mean, std: the normalisation, a value a channel, on the 0..1 scale.
-        input_size: height and width of the images that the network takes.
-        teacher: the record of the teacher that the network learned from, under ``task=distill``.
-    """
-
-    config: dict[str, Any]
-    classes: list[str]
-    mean: list[float]
+    config: dict[str, Any]  # of the run, resolved
+    classes: list[str]  # K names, in the order of the logits
+    mean: list[float]  # of the normalisation, a value a channel, on the 0..1 scale
     std: list[float]
-    input_size: list[int]
-    teacher: NotRequired[TeacherRecord]
+    input_size: list[int]  # height and width of the images that the network takes
+    teacher: NotRequired[TeacherRecord]  # that the network learned from, under ``task=distill``
 
 
 def checksum_file(checkpoint: Path) -> Path:
@@ -68,22 +60,16 @@ def verify(checkpoint: Path, digest: str | None = None) -> None:
     """Check ``checkpoint`` against its recorded checksum, if it has one.
 
     Args:
-        checkpoint: the file.
         digest: its SHA-256, where that is known already.
 
     Raises:
         UserError: the file changed since it was written.
     """
     record = checksum_file(checkpoint)
-    if not record.exists():
-        return
-    if (digest or sha256(checkpoint)) not in record.read_text().split():
-        other = checkpoint.with_name("best.ckpt")
-        way = (
-            f"To resume from the best epoch instead, copy {other.name} and {other.name}.sha256 over it; "
-            if checkpoint.name != "best.ckpt" and other.exists()
-            else ""
-        )
+    if record.exists() and (digest or sha256(checkpoint)) not in record.read_text().split():
+        way, best = "", checkpoint.with_name("best.ckpt")
+        if checkpoint != best and best.exists():
+            way = "To resume from the best epoch instead, copy best.ckpt and best.ckpt.sha256 over it; "
         raise UserError(
             f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written. {way}"
             "to start this run again from step 0, delete the file."
@@ -94,7 +80,6 @@ def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in it can name code to run.
 
     Args:
-        path: the file.
         digest: its SHA-256, where that is known already.
 
     Raises:

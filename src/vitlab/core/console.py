@@ -48,11 +48,7 @@ def make_console(**options: Any) -> Console:
 
 
 class RunConsole:
-    """Print to the terminal and, the same lines, to ``train.log``.
-
-    Args:
-        quiet: of ranks other than 0: print nothing anywhere.
-    """
+    """Print to the terminal and, the same lines, to ``train.log``; ``quiet`` ranks print nothing."""
 
     def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
         self.console = make_console(quiet=quiet)

@@ -18,18 +18,10 @@ def num_held_out(size: int | float, total: int) -> int:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a config is checked against, without any image.
+    """What a config is checked against, without any image."""
 
-    Attributes:
-        name: for titles.
-        classes: names, in the order of the labels.
-        num_train: images to train on.
-        num_val: images held out, or in the data set's own validation part; 0 for none.
-        num_test: test images.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    num_train: int
-    num_val: int
+    name: str  # for titles
+    classes: tuple[str, ...]  # names, in the order of the labels
+    num_train: int  # images to train on
+    num_val: int  # held out, or in the data set's own validation part; 0 for none
     num_test: int

@@ -10,11 +10,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):  # noqa: N818  (named as the field says it)
-    """Training diverged: its loss or weights are no longer finite.
-
-    Attributes:
-        step: the optimizer step at which that was found.
-    """
+    """Training diverged: at optimizer step ``step`` its loss or weights were no longer finite."""
 
     # Pickle calls it with the message alone, and fills in the step later.
     def __init__(self, message: str, step: int = 0) -> None:

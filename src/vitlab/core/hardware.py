@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -33,15 +34,13 @@ def resolve_device_type(accelerator: str) -> str:
         return "cuda"
     if accelerator in ("mps", "gpu", "auto") and torch.backends.mps.is_available():
         return "mps"
-    if accelerator in ("cpu", "auto"):
-        return "cpu"
     if accelerator in ("cuda", "gpu", "mps"):
         built = "" if torch.version.cuda else f" (torch {torch.__version__} is a build without CUDA)"
         raise UserError(
             f"trainer.accelerator={accelerator}: torch finds no such device here{built}. Use trainer=auto or "
             "trainer=cpu, or check the driver with `nvidia-smi`."
         )
-    return accelerator
+    return "cpu" if accelerator == "auto" else accelerator
 
 
 def describe_device(kind: str) -> str:
@@ -81,9 +80,7 @@ def count_processes(devices: int | str | list[int], kind: str) -> int:
 
 
 def resolve_precision(asked: str | int, kind: str) -> str:
-    """Resolve ``trainer.precision=auto``: bf16-mixed where the hardware computes in bfloat16, else 32.
-
-    Emulated bfloat16 is slower than float32, so only real units count: see `has_bf16`.
+    """Resolve ``trainer.precision=auto``: bf16-mixed where `has_bf16`, else 32.
 
     Raises:
         UserError: 16-mixed on a CPU, which Lightning would silently turn into bf16.
@@ -103,11 +100,10 @@ def resolve_precision(asked: str | int, kind: str) -> str:
 def use_matmul_precision(name: str) -> Iterator[None]:
     """Compute float32 products at least as precisely as ``name`` says, until the context is left.
 
-    ``highest`` is float32 throughout. ``high`` is TensorFloat32 (10 bits of mantissa for 23) where torch can
-    make that of float32: NVIDIA GPUs since Ampere, CPUs with AMX-FP16. ``medium`` is bfloat16 (7 bits) on
-    CPUs with AMX and as ``high`` on GPUs. Other CPUs compute in float32 whatever the name, those with
-    AVX512-BF16 and no AMX included, although they multiply tensors that are bfloat16; `rounds_float32` tells.
-    Convolutions on GPUs, for which cuDNN has a switch of its own, take TensorFloat32 unless ``highest``.
+    ``highest`` is float32 throughout. ``high`` is TensorFloat32 (10 bits of mantissa for 23) on NVIDIA GPUs
+    since Ampere and CPUs with AMX-FP16. ``medium`` is bfloat16 (7 bits) on CPUs with AMX and as ``high`` on
+    GPUs. Other CPUs compute in float32 whatever the name: `rounds_float32` tells. Convolutions on GPUs, for
+    which cuDNN has a switch of its own, take TensorFloat32 unless ``highest``.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(name)
@@ -121,11 +117,9 @@ def use_matmul_precision(name: str) -> Iterator[None]:
 
 @functools.cache
 def rounds_float32(name: str) -> bool:
-    """Say whether this CPU rounds the factors of float32 products under ``matmul_precision=name``.
-
-    Asked by multiplying, because it depends on torch's version, the processor, and the instructions that
-    ``ONEDNN_MAX_CPU_ISA`` leaves to oneDNN: 1 + 2^-12 is 1 in TensorFloat32 and in bfloat16.
-    """
+    """Say whether this CPU rounds the factors of float32 products under ``matmul_precision=name``."""
+    # Asked by multiplying, because it depends on torch's version, the processor, and the instructions that
+    # ONEDNN_MAX_CPU_ISA leaves to oneDNN: 1 + 2^-12 is 1 in TensorFloat32 and in bfloat16.
     factor = torch.full((128, 128), 1 + 2**-12, device="cpu", dtype=torch.float32)
     with use_matmul_precision(name):
         product = torch.mm(factor, torch.eye(128, device="cpu", dtype=torch.float32))
@@ -133,10 +127,7 @@ def rounds_float32(name: str) -> bool:
 
 
 def has_bf16(kind: str) -> bool:
-    """Say whether the hardware multiplies in bfloat16, rather than emulates it, which is slower than float32.
-
-    CUDA does from compute capability 8.0, CPUs with AMX or AVX512-BF16 do, and ARM's with BF16.
-    """
+    """Say whether the hardware multiplies in bfloat16; to emulate it is slower than float32."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and _multiplies_bf16()
@@ -146,9 +137,8 @@ def has_bf16(kind: str) -> bool:
 def _multiplies_bf16() -> bool:
     """Ask the CPU by multiplying: torch says yes of all AVX-512 CPUs, and most of them emulate.
 
-    The bfloat16 instructions take subnormal factors for zero (VDPBF16PS and TDPBF16PS in Intel's manual,
-    BFMMLA in Arm's); an emulation in float32 keeps them. So this is true of the instructions in use, which
-    ``ONEDNN_MAX_CPU_ISA`` may limit.
+    The instructions of AMX and AVX512-BF16 (TDPBF16PS, VDPBF16PS) and Arm's BFMMLA take subnormal factors for
+    zero; an emulation in float32 keeps them. ``ONEDNN_MAX_CPU_ISA`` may leave the instructions unused.
     """
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
@@ -194,7 +184,6 @@ def resolve_compile(asked: bool | str, kind: str, training_flops: float) -> bool
 def _name_cpu() -> str:
     """Return the processor's name, which torch 2.11 does not know: Linux does, on x86."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        if name := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return name[1].strip()
     return platform.processor() or platform.machine() or "CPU"

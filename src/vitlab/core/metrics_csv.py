@@ -12,8 +12,8 @@ COLUMNS = ["epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/acc
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text, with the columns that people look for first."""
-    columns = list(dict.fromkeys([c for c in COLUMNS if any(c in r for r in rows)]))
-    columns += [c for c in dict.fromkeys(c for r in rows for c in r) if c not in columns]
+    found = dict.fromkeys(column for row in rows for column in row)
+    columns = [c for c in COLUMNS if c in found] + [c for c in found if c not in COLUMNS]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

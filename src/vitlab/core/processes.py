@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import PARENT
@@ -24,7 +24,6 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
     A Ctrl-C at the terminal then reaches the starting process alone, which passes it on exactly once.
 
     Args:
-        folder: the run.
         shown: whether what it prints is to be seen; errors always are.
         **env: environment variables to add.
     """
@@ -68,7 +67,6 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
     launches nothing itself.
 
     Args:
-        folder: the run.
         count: ranks in all. Nothing is started for one, nor where something else started the ranks.
         threads: CPU threads for each rank.
         on_loss: called when a rank dies early, before this process ends with status 1: a collective
@@ -77,16 +75,32 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
     if count == 1 or rank_in_environment() is not None:
         yield
         return
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     peers = [
-        start(folder, shown=True, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
+        start(folder, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
         for rank in range(1, count)
     ]
     ended = threading.Event()
-    watch = threading.Thread(target=_watch_peers, args=(folder, peers, ended, on_loss), daemon=True)
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            lost = [rank for rank, peer in enumerate(peers, 1) if peer.poll() not in (None, 0)]
+            if not lost:
+                continue
+            time.sleep(2)  # let this rank's own, better message come first
+            if not ended.is_set():
+                print(f"error: rank {lost[0]} ended early; see {folder.log}", file=sys.stderr)
+                on_loss()
+                for peer in peers:
+                    peer.kill()
+                os._exit(1)
+
     before = dict(os.environ)
     os.environ.update(shared, LOCAL_RANK="0")
-    watch.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
         for peer in peers:
@@ -99,28 +113,3 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
                 peer.kill()
         os.environ.clear()
         os.environ.update(before)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _watch_peers(
-    folder: RunFolder,
-    peers: Sequence[subprocess.Popen[bytes]],
-    ended: threading.Event,
-    on_loss: Callable[[], object],
-) -> None:
-    while not ended.wait(0.5):
-        lost = [rank for rank, peer in enumerate(peers, 1) if peer.poll() not in (None, 0)]
-        if not lost:
-            continue
-        time.sleep(2)  # let this rank's own, better message come first
-        if not ended.is_set():
-            print(f"error: rank {lost[0]} ended early; see {folder.log}", file=sys.stderr)
-            on_loss()
-            for peer in peers:
-                peer.kill()
-            os._exit(1)

@@ -1,5 +1,6 @@
 """Where a result comes from: versions and commit."""
 
+import contextlib
 import platform
 import subprocess
 from functools import cache
@@ -7,15 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
-    "vitlab",
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "einops",
-    "torchmetrics",
-    "hydra-core",
-    "numpy",
+    *("vitlab", "torch", "torchvision", "lightning", "timm"),
+    *("einops", "torchmetrics", "hydra-core", "numpy"),
 )
 
 
@@ -24,10 +18,8 @@ def find_versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on; ``more`` are others."""
     found = {"python": platform.python_version()}
     for name in (*PACKAGES, *more):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -73,12 +73,10 @@ class RunFolder:
         """Claim ``path`` for a new run, and write the two files that it starts from.
 
         Args:
-            path: made if it is not there.
             config: resolved, plain values, with what was typed (see `vitlab.config.make_record`).
 
         Raises:
-            UserError: it cannot be written to, or it holds a run already. Two runs in one folder would
-                overwrite each other.
+            UserError: it cannot be written to, or it holds a run already, which this one would overwrite.
         """
         folder = cls(path)
         try:
@@ -96,9 +94,8 @@ class RunFolder:
             raise taken(folder) from None
         finally:
             temporary.unlink()
-        Summary(folder).begin(
-            config.get("seed", 0), config.get("overrides", []), find_versions(), find_commit()
-        )
+        seed, overrides = config.get("seed", 0), config.get("overrides", [])
+        Summary(folder).begin(seed, overrides, find_versions(), find_commit())
         return folder
 
     @classmethod
@@ -122,8 +119,8 @@ class RunFolder:
                 f"a run resumes from its last.ckpt, not from {given.name}: resume={given.parent.parent}"
             )
         if jobs := sorted(str(job.parent) for job in given.glob("*/config.yaml")):
-            whole = f", or resume the sweep with sweep.resume={given}" if key == "resume" else ""
-            whole = whole if (given / "sweep.json").is_file() else ""
+            is_sweep = key == "resume" and (given / "sweep.json").is_file()
+            whole = f", or resume the sweep with sweep.resume={given}" * is_sweep
             raise UserError(
                 f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."
             )
@@ -141,11 +138,7 @@ class RunFolder:
         return is_locked(self._lock)
 
     def state(self, summary: Mapping[str, Any] | None = None) -> State:
-        """Return what became of the run.
-
-        Args:
-            summary: what ``summary.json`` holds, where it has been read already.
-        """
+        """Return what became of the run; ``summary`` is what summary.json holds, if it has been read."""
         status = (Summary(self, writable=False).data if summary is None else summary).get("status")
         if status in (State.FINISHED, State.PRUNED):
             return State(status)
@@ -185,9 +178,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder while training in it.
-
-        The lock is the operating system's, so it goes with the process, however that ends.
+        """Hold the folder while training in it; see `vitlab.core.files.try_lock`.
 
         Raises:
             UserError: another process trains in this folder.
@@ -226,14 +217,14 @@ def find_checkpoint(path: str | Path, key: str) -> Path:
     raise UserError(f"{key}={path}: {folder} has no checkpoint: that run has not finished an epoch.")
 
 
-def wait_for_run(path: str | Path, seconds: float = 60) -> RunFolder:
+def wait_for_run(path: str | Path) -> RunFolder:
     """Return the run at ``path`` once rank 0 has made it; for the other ranks that torchrun starts.
 
     Raises:
-        UserError: it does not.
+        UserError: it has not within a minute.
     """
     folder = RunFolder(path)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     while not folder.config.exists():
         if time.monotonic() > deadline:
             raise UserError(
@@ -263,24 +254,17 @@ class DataSummary(TypedDict):
 
 
 class TrainSummary(TypedDict, total=False):
-    """How far the training came and what it cost.
-
-    Attributes:
-        epochs, optimizer_steps: done.
-        skipped_steps: of these, without effect because float16 overflowed; None where nothing is scaled.
-        images_per_second: of training alone, see `vitlab.training.callbacks.Throughput`.
-        wall_seconds: of all sessions that kept work, everything included.
-        peak_memory_bytes: of one process, in the session that ran last: on the ``host`` and the ``device``.
-        resumed_at: the optimizer step at each resume.
-    """
+    """How far the training came and what it cost."""
 
     epochs: int
     optimizer_steps: int
-    skipped_steps: int | None
-    images_per_second: float | None
-    wall_seconds: float
-    peak_memory_bytes: dict[str, int | None] | None
-    resumed_at: list[int]
+    skipped_steps: int | None  # without effect because float16 overflowed; None where nothing is scaled
+    images_per_second: float | None  # of training alone, see `vitlab.training.callbacks.Throughput`
+    wall_seconds: float  # of all sessions that kept work, everything included
+    peak_memory_bytes: (
+        dict[str, int | None] | None
+    )  # "host" and "device", of one process, in its last session
+    resumed_at: list[int]  # the optimizer step at each resume
 
 
 class TeacherRecord(TypedDict):
@@ -296,57 +280,41 @@ class TeacherRecord(TypedDict):
 
 
 class SummaryData(TypedDict, total=False):
-    """The keys of ``summary.json``.
+    """The keys of ``summary.json``."""
 
-    Attributes:
-        status: waiting, running, finished, failed, interrupted or, in a search, pruned.
-        error: why it failed, in a sentence.
-        error_kind: what kind of failure: ``diverged``, ``user`` (a mistake that a person can mend), ``rank``
-            (another process of the run ended) or ``fault`` (anything else: see train.log).
-        metrics: ``val/…`` of the best epoch and ``test/…``.
-        model, data, train, teacher: see their own types.
-        seed, overrides: what was asked for.
-        device, versions, commit: what it ran on.
-        precision, matmul_precision, compiled: how it computed.
-        tested: which weights were tested.
-        per_class: the test accuracy of each class, 0..1.
-    """
-
-    status: str
-    error: str
+    status: str  # a `State`, but never skipped
+    error: str  # why it failed, in a sentence
+    # diverged, user (a mistake that a person can mend), rank (another process of the run ended) or fault
+    # (anything else: see train.log).
     error_kind: str
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # val/… of the best epoch and test/…
     model: ModelSummary
     data: DataSummary
     train: TrainSummary
     teacher: TeacherRecord
     seed: int
-    overrides: list[str]
+    overrides: list[str]  # as typed
     device: str | None
     versions: dict[str, str]
     commit: str | None
     precision: str
     matmul_precision: str
     compiled: bool
-    tested: str
-    per_class: dict[str, float]
+    tested: str  # which weights were tested
+    per_class: dict[str, float]  # the test accuracy of each class, 0..1
 
 
 class Summary:
     """``summary.json``: what is known about the run, rewritten atomically at every change.
 
     Args:
-        folder: the run.
         writable: False to read only: one process of a run writes.
-
-    Attributes:
-        data: the content; empty where there is no such file, or none that can be read.
     """
 
     def __init__(self, folder: RunFolder, *, writable: bool = True) -> None:
         self.path = folder.summary
         self.writable = writable
-        self.data: SummaryData = {}
+        self.data: SummaryData = {}  # so it stays where there is no such file, or none that can be read
         if self.path.exists():
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
                 self.data = json.loads(self.path.read_text())
@@ -362,7 +330,7 @@ class Summary:
                 "optimizer_steps": 0,
                 "images_per_second": None,
                 "wall_seconds": 0.0,
-                "peak_memory_bytes": None,  # of one process, in the session that ran last
+                "peak_memory_bytes": None,
                 "resumed_at": [],
             },
             seed=seed,

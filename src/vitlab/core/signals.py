@@ -17,9 +17,6 @@ class Interrupted(BaseException):
     """The run was asked to stop and has kept what it had.
 
     Like KeyboardInterrupt no `Exception`: Hydra would count it as a failed job and continue the sweep.
-
-    Attributes:
-        exit_code: 128 + the signal's number.
     """
 
     def __init__(self, signum: int) -> None:
@@ -35,13 +32,10 @@ class StopSignal:
 
     Args:
         say: prints a sentence when the first signal comes.
-
-    Attributes:
-        received: the signal's number; None until one came.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # the signal's number
         self._say = say
 
     def install(self) -> None:
