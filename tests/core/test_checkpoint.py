@@ -10,15 +10,20 @@ from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    return folder
+
+
 def new_checkpoint(run: RunFolder, content: bytes) -> Path:
-    run.checkpoints.mkdir(exist_ok=True)
     temporary = run.checkpoints / ".new"
     temporary.write_bytes(content)
     return temporary
 
 
-def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_a_flipped_byte_is_found(run: RunFolder) -> None:
     publish(new_checkpoint(run, b"weights"), run.last)
     verify(run.last)
     run.last.write_bytes(b"weighty")
@@ -27,9 +32,8 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
 
 
 def test_a_kill_between_checksum_and_rename_leaves_a_sound_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunFolder(tmp_path)
     publish(new_checkpoint(run, b"one"), run.last)
     temporary = new_checkpoint(run, b"two")
 
@@ -50,8 +54,7 @@ def test_a_kill_between_checksum_and_rename_leaves_a_sound_checkpoint(
     assert len(checksum_file(run.last).read_text().split()) == 2
 
 
-def test_best_and_last_may_share_one_file_without_sharing_their_fate(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_best_and_last_may_share_one_file_without_sharing_their_fate(run: RunFolder) -> None:
     temporary = new_checkpoint(run, b"epoch 1")
     copy_checkpoint(temporary, run.best)
     publish(temporary, run.last)

@@ -71,12 +71,8 @@ print(hardware.resolve_precision("auto", "cpu"), hardware.rounds_float32("medium
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_a_cpu_held_to_older_instructions_has_no_bf16(isa: str) -> None:
     """AVX-512 alone emulates it, at a quarter of float32's speed."""
-    done = subprocess.run(
-        [sys.executable, "-c", REPORT],
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-    )
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", REPORT], env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["32-true", "False"], done.stderr
 
 

@@ -50,9 +50,8 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
         "import sys; from vitlab.core.run_folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).lock(): print('locked', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", other, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, "-c", other, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"locked\n"
         with pytest.raises(UserError, match=f"process {process.pid} "), run.lock():
@@ -66,10 +65,7 @@ def test_summary_merges_and_survives_a_damaged_file(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     Summary(run).update(status="running", train={"epochs": 1})
     Summary(run).update(train={"steps": 5})
-    assert json.loads(run.summary.read_text()) == {
-        "status": "running",
-        "train": {"epochs": 1, "steps": 5},
-    }
+    assert json.loads(run.summary.read_text()) == {"status": "running", "train": {"epochs": 1, "steps": 5}}
     with pytest.raises(ValueError, match="JSON"):
         Summary(run).update(loss=float("nan"))
     run.summary.write_text("{")

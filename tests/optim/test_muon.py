@@ -63,9 +63,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_a_step_is_that_of_torchs_muon_and_adamw_run_apart(
-    monkeypatch: pytest.MonkeyPatch, nesterov: bool
-) -> None:
+def test_a_step_is_torchs_muon_and_adamw_run_apart(monkeypatch: pytest.MonkeyPatch, nesterov: bool) -> None:
     monkeypatch.setattr(muon, "working_type", lambda kind: torch.bfloat16)  # torch's, whatever the hardware
     ours, theirs = net_of(), net_of()
     optimizer = make(ours, nesterov=nesterov)
@@ -123,12 +121,12 @@ def test_bfloat16_is_left_to_hardware_that_has_it(
 def test_the_update_has_the_size_of_adamws() -> None:
     net = net_of()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    optimizer = make_optimizer(net, kind=Muon, lr=0.01, weight_decay=0.0, layer_decay=1.0, options=OPTIONS)
+    optimizer = make(net)
     for parameter in net.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     optimizer.step()
     for name in ("one.weight", "qkv.weight", "out.weight"):
-        size = (dict(net.named_parameters())[name] - before[name]).square().mean().sqrt() / 0.01
+        size = (dict(net.named_parameters())[name] - before[name]).square().mean().sqrt() / 0.02
         assert 0.15 < size < 0.25, "AdamW's is 0.2 to 0.4 in a run, and 1 at its first step"
 
 

@@ -52,8 +52,8 @@ class RunConsole:
 
     def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
         self.console = make_console(quiet=quiet)
-        self._file = None if quiet else open(folder.log, "a", encoding="utf-8")  # noqa: SIM115
-        self._log = make_console(file=self._file, width=WIDTH, quiet=quiet)
+        file = None if quiet else open(folder.log, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = make_console(file=file, width=WIDTH, quiet=quiet)
 
     def print(self, *objects: Any) -> None:
         """Print to both."""
@@ -63,5 +63,3 @@ class RunConsole:
     def log(self, *objects: Any) -> None:
         """Print to ``train.log`` alone."""
         self._log.print(*objects)
-        if self._file is not None:
-            self._file.flush()

@@ -80,7 +80,7 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     peers = [
-        start(folder, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
+        start(folder, shown=True, **shared, LOCAL_RANK=str(rank), OMP_NUM_THREADS=str(threads))
         for rank in range(1, count)
     ]
     ended = threading.Event()
