@@ -261,9 +261,8 @@ class TrainSummary(TypedDict, total=False):
     skipped_steps: int | None  # without effect because float16 overflowed; None where nothing is scaled
     images_per_second: float | None  # of training alone, see `vitlab.training.callbacks.Throughput`
     wall_seconds: float  # of all sessions that kept work, everything included
-    peak_memory_bytes: (
-        dict[str, int | None] | None
-    )  # "host" and "device", of one process, in its last session
+    # "host" and "device", of one process, in its last session
+    peak_memory_bytes: dict[str, int | None] | None
     resumed_at: list[int]  # the optimizer step at each resume
 
 
