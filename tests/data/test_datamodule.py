@@ -124,7 +124,7 @@ def test_the_hold_out_and_the_training_images_are_the_training_split(in_memory):
     assert len(trained) == 24, "30 images in batches of 8"
     assert not trained & set(held)
     assert sum(int(batch.targets[: batch.valid].sum()) for batch in data.val_dataloader()) == 5
-    assert data.batches_per_epoch() == len(data.train_dataloader()) == 3
+    assert len(data.train_dataloader()) == 3
 
 
 def test_the_split_seed_alone_decides_the_hold_out():
@@ -146,10 +146,20 @@ def test_the_statistics_are_those_of_the_images_trained_on(in_memory):
     rest = images[[i for i in range(40) if i not in held]] / 255
     np.testing.assert_allclose(data.mean, rest.mean((0, 2, 3)))
     np.testing.assert_allclose(data.std, rest.std((0, 2, 3)))
-    given = module(normalization={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
-    given.setup("test")
-    assert (given.mean, given.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert given.dataset.loaded == [], "given values need no images"
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mean", "std"),
+    [
+        ({"mean": [0, 0.2, 1], "std": [0.4, 0.5, 1]}, [0.0, 0.2, 1.0], [0.4, 0.5, 1.0]),
+        ("half", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    ],
+)
+def test_given_statistics_need_no_images(normalization, mean, std):
+    data = module(normalization=normalization)
+    data.setup("test")
+    assert (data.mean, data.std) == (mean, std)
+    assert data.dataset.loaded == []
 
 
 def test_no_hold_out_means_no_validation():

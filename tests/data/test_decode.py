@@ -137,8 +137,8 @@ def test_arrays_are_resized_as_files_are(tmp_path):
 
 def test_memory_is_looked_at_before_decoding(tmp_path, monkeypatch):
     path = save(tmp_path / "one.png")
-    monkeypatch.setattr(module, "available_memory", lambda: 1000)
+    monkeypatch.setattr("vitlab.data.memory.available_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"smaller data\.image_size"):
         ImageFiles([path], (32, 32), 3, 1).decode_all()
-    monkeypatch.setattr(module, "available_memory", lambda: None)
+    monkeypatch.setattr("vitlab.data.memory.available_memory", lambda: None)
     assert len(ImageFiles([path], (32, 32), 3, 1).decode_all()) == 1

@@ -21,16 +21,10 @@ def stream(number: int, num_workers: int = 0) -> StreamReader:
     return StreamReader(*arrays, num_workers=num_workers, pin_memory=False)
 
 
-def train_loader(number=50, batch_size=8, seed=0, rank=0, world_size=1, at=(0, 0), reader=gather, **options):
-    return TrainLoader(
-        reader(number),
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        position=at if callable(at) or at is None else lambda: at,
-        **options,
-    )
+def train_loader(number=50, at=(0, 0), reader=gather, **changes):
+    options = {"batch_size": 8, "seed": 0, "rank": 0, "world_size": 1, "reshuffle": True}
+    position = at if callable(at) or at is None else lambda: at
+    return TrainLoader(reader(number), position=position, **options | changes)
 
 
 @pytest.fixture(params=[gather, stream])
@@ -158,7 +152,7 @@ def test_a_state_that_does_not_is_no_small_matter(at):
 
 def test_workers_read_ahead_and_nothing_is_lost_or_repeated():
     streamed = stream(50, num_workers=2)
-    loader = TrainLoader(streamed, batch_size=8, seed=0, rank=0, world_size=1)
+    loader = train_loader(at=None, reader=lambda number: streamed)
     expected = [b.targets.tolist() for epoch in range(3) for b in train_loader(at=(epoch, 0))]
     state = torch.get_rng_state()
     batches = iter(loader)

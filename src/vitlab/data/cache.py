@@ -6,7 +6,6 @@ pixels has another name and is not found. Deleting the folder is safe: caches ar
 """
 
 import contextlib
-import errno
 import hashlib
 import math
 import os
@@ -19,7 +18,8 @@ import numpy as np
 import PIL
 
 from vitlab.core.files import locked, try_lock
-from vitlab.data.decode import RULES_VERSION, ImageFiles, LazyImages, format_bytes
+from vitlab.data.decode import RULES_VERSION, ImageFiles, LazyImages
+from vitlab.data.memory import format_bytes
 
 # This file tells backup programs that a folder is a cache (https://bford.info/cachedir/), and
 # `image_folder` that it is not a class of images.
@@ -34,7 +34,7 @@ class CachedImages(LazyImages):
 
     Raises:
         OSError: the file is not there.
-        ValueError: it is not a complete uint8 array of this shape.
+        ValueError: it is not a complete uint8 array of this shape; a damaged header raises other kinds, too.
     """
 
     def __init__(self, file: Path, shape: tuple[int, int, int, int]) -> None:
@@ -43,10 +43,7 @@ class CachedImages(LazyImages):
         self._handle = file.open("rb")
         with contextlib.suppress(OSError):  # a file system without locks: a map outlives its file's removal
             try_lock(self._handle, shared=True)
-        try:
-            self._array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # a damaged header raises many kinds
-            raise ValueError(f"{file} is damaged: {error}") from error
+        self._array = np.load(file, mmap_mode="r", allow_pickle=False)
         if (self._array.shape, self._array.dtype) != (shape, np.uint8):
             raise ValueError(f"{file} holds {self._array.dtype} {self._array.shape}, expected uint8 {shape}")
 
@@ -57,9 +54,7 @@ class CachedImages(LazyImages):
         return CachedImages, (self.file, self.shape)
 
 
-def load_cached(
-    files: ImageFiles, *, folder: Path, root: Path, listed: Path, split: str, notes: list[str]
-) -> LazyImages:
+def load_cached(files: ImageFiles, folder: Path, source: Path, split: str, notes: list[str]) -> LazyImages:
     """Return the images of ``files`` from their cache in ``folder``, decoding them into it first if needed.
 
     Where no cache can be made (no space, no permission) the files themselves are returned, with a note.
@@ -69,8 +64,7 @@ def load_cached(
     Args:
         files: of one split, in order.
         folder: holds the caches.
-        root: of the data set; the part of the paths that its caches do not depend on.
-        listed: what names the files: the folder itself, or a list.
+        source: what names the files: the data set's folder, or a list in it.
         split: its name, with whatever determines its choice of files.
         notes: gets what the reader of the log should know.
 
@@ -78,11 +72,11 @@ def load_cached(
         UserError: files cannot be read as images.
     """
     _, channels, height, width = files.shape
-    location = hashlib.sha256(str(listed.resolve()).encode()).hexdigest()[:8]
-    title = re.sub(r"[^A-Za-z0-9]+", "_", listed.stem)
+    location = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    title = re.sub(r"[^A-Za-z0-9]+", "_", source.stem)
     prefix = f"{title}-{location}-{split}-{height}x{width}x{channels}"
     try:
-        file = folder / f"{prefix}-{_key(files, root)}.npy"
+        file = folder / f"{prefix}-{_key(files, source)}.npy"
         if found := _open(file, files):  # before the lock: the folder may be read-only
             return found
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +94,9 @@ def load_cached(
         return files
 
 
-def _key(files: ImageFiles, root: Path) -> str:
-    """Hash what determines the pixels, without reading a file."""
-    prefix = f"{root}{os.sep}"
+def _key(files: ImageFiles, source: Path) -> str:
+    """Hash what determines the pixels, without reading a file; the set's folder may be written in any way."""
+    prefix = f"{source if source.is_dir() else source.parent}{os.sep}"
     digest = hashlib.sha256(repr((RULES_VERSION, PIL.__version__, files.shape)).encode())
     for path in files.paths:
         stat = path.stat()
@@ -113,7 +107,7 @@ def _key(files: ImageFiles, root: Path) -> str:
 def _open(file: Path, files: ImageFiles) -> CachedImages | None:
     try:
         return CachedImages(file, files.shape)
-    except (OSError, ValueError):  # missing or damaged: it is made (again)
+    except Exception:  # missing, or damaged, which raises many kinds: it is made (again)
         return None
 
 
@@ -131,7 +125,7 @@ def _build(file: Path, files: ImageFiles) -> None:
     """Decode into a temporary file, which is renamed to ``file`` when it is complete and on the disk."""
     needed, free = math.prod(files.shape), shutil.disk_usage(file.parent).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"{format_bytes(needed)} needed, {format_bytes(free)} of disk free")
+        raise OSError(f"{format_bytes(needed)} needed, {format_bytes(free)} of disk free")
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as out:

@@ -6,9 +6,10 @@ import os
 import pickle
 import shutil
 import tarfile
+import tempfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,35 +19,25 @@ from vitlab.core.files import locked
 from vitlab.data.decode import resize_images
 from vitlab.data.download import DownloadError, download, md5_of
 
+SIDE = 32  # pixels of the stored images
+
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive and its contents.
+    """An archive and its contents."""
 
-    Attributes:
-        name: of the data set, for titles.
-        file: name of the archive.
-        folder: in the archive, and beside it when extracted.
-        train: files with training images.
-        test: files with test images.
-        meta: file with the names of the classes.
-        label_key: key of the labels in a file with images.
-        names_key: key of the names in ``meta``.
-    """
-
-    name: str
+    name: str  # of the data set, for titles
     file: str
-    folder: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    meta: str
-    label_key: bytes
-    names_key: bytes
+    folder: str  # in the archive, and beside it when extracted
+    splits: dict[str, list[str]]  # the files that hold the images of each
+    meta: str  # the file with the names of the classes
+    label_key: bytes  # in a file with images
+    names_key: bytes  # in ``meta``
 
     @property
-    def members(self) -> tuple[str, ...]:
+    def members(self) -> list[str]:
         """All files that the data set needs."""
-        return (*self.train, *self.test, self.meta)
+        return [*self.splits["train"], *self.splits["test"], self.meta]
 
 
 ARCHIVES = {
@@ -54,8 +45,7 @@ ARCHIVES = {
         name="CIFAR-10",
         file="cifar-10-python.tar.gz",
         folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test=("test_batch",),
+        splits={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
         meta="batches.meta",
         label_key=b"labels",
         names_key=b"label_names",
@@ -64,14 +54,12 @@ ARCHIVES = {
         name="CIFAR-100",
         file="cifar-100-python.tar.gz",
         folder="cifar-100-python",
-        train=("train",),
-        test=("test",),
+        splits={"train": ["train"], "test": ["test"]},
         meta="meta",
         label_key=b"fine_labels",
         names_key=b"fine_label_names",
     ),
 }
-SIDE = 32  # pixels of the stored images
 
 
 class Cifar:
@@ -108,7 +96,7 @@ class Cifar:
         if not isinstance(names, list) or not names:
             raise self._broken(archive.meta, "it holds no class names")
         self.classes = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
-        self._read = {split: self._read_split(split) for split in ("train", "test")}  # until it is loaded
+        self._read = {split: self._read_split(split) for split in archive.splits}  # until it is loaded
         self.sizes = {split: len(labels) for split, (_, labels) in self._read.items()}
 
     def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +106,7 @@ class Cifar:
 
     def _read_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return images (N, 3, 32, 32) and labels (N,) as they are in the files."""
-        names = {"train": self.archive.train, "test": self.archive.test}[split]
-        images, labels = zip(*(self._read_batch(name) for name in names), strict=True)
+        images, labels = zip(*map(self._read_batch, self.archive.splits[split]), strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
     def _read_batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +117,7 @@ class Cifar:
         if (
             not isinstance(pixels, np.ndarray)
             or pixels.dtype != np.uint8
-            or pixels.ndim != 2
-            or pixels.shape[1] != width
+            or pixels.shape[1:] != (width,)
             or not isinstance(labels, list)
             or len(labels) != len(pixels)
             or not all(isinstance(n, int) and 0 <= n < len(self.classes) for n in labels)
@@ -162,15 +148,11 @@ class _BatchUnpickler(pickle.Unpickler):
     read as bytes.
     """
 
-    ALLOWED = frozenset(
-        (module, name)
-        for core in ("numpy.core", "numpy._core")  # numpy 1 and 2
-        for module, name in (
-            (f"{core}.multiarray", "_reconstruct"),
-            (f"{core}.numeric", "_frombuffer"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        )
+    ALLOWED = (
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
     )
 
     def __init__(self, data: bytes) -> None:
@@ -178,9 +160,10 @@ class _BatchUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the allowed classes and functions; refuse all others."""
+        module = module.replace("numpy.core", "numpy._core")  # as numpy 2 calls it
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)
 
 
 def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
@@ -208,7 +191,7 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
                     f"{target} is not the {archive.name} archive: its MD5 is {found}, expected {md5}. "
                     "Replace it, or delete it to have it downloaded."
                 )
-            _extract(archive, target, root)
+            _extract(archive, target)
     except OSError as error:
         raise UserError(
             f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that can be "
@@ -220,13 +203,9 @@ def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
     try:
         download(url, target, md5)
     except DownloadError as error:
-        kept = ""
-        if error.kept:
-            size = f"{error.kept / 2**20:.1f} MiB"
-            kept = f"\nThe first {size} are kept: running again continues from there."
         raise UserError(
             f"{archive.name} is not in {target.parent.resolve()} and could not be downloaded from "
-            f"{url}: {error}.{kept}\n"
+            f"{url}: {error}.\n"
             "Options:\n"
             f"  - put {archive.file} (or the extracted {archive.folder}/) there, or give the folder "
             "that holds it: data.root=DIR\n"
@@ -236,41 +215,37 @@ def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
         ) from error
 
 
-def _extract(archive: Archive, file: Path, root: Path) -> None:
-    """Extract the expected plain files, each under its final name only when all are complete.
+def _extract(archive: Archive, file: Path) -> None:
+    """Extract the expected plain files beside the archive, each under its final name when all are complete.
 
     No name in the archive becomes a path: they are compared with the expected ones.
     """
-    folder = root / archive.folder
-    wanted = {f"{archive.folder}/{name}": name for name in archive.members}
-    extracted: dict[Path, Path] = {}  # temporary file → final name
 
     def wrong(reason: str) -> UserError:
         return UserError(f"{file} is not the {archive.name} archive: {reason}. Delete it.")
 
+    wanted = {f"{archive.folder}/{name}": name for name in archive.members}
+    folder = file.with_name(archive.folder)
     try:
-        with tarfile.open(file, "r:gz") as tar:
-            folder.mkdir(exist_ok=True)
+        with (
+            tarfile.open(file, "r:gz") as tar,
+            tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary,
+        ):
             for member in tar:
-                path = member.name.removeprefix("./")
-                if path.startswith("/") or ".." in path.split("/"):
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts:
                     raise wrong(f"its path '{member.name}' leads out of its folder; nothing of it was used")
-                if path not in wanted:
+                if str(path) not in wanted:
                     continue
                 stream = tar.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise wrong(f"{member.name} is not a plain file")
-                name = wanted.pop(path)
-                temporary = folder / f".{name}.{os.getpid()}"
-                extracted[temporary] = folder / name
-                with stream, temporary.open("wb") as out:
+                with stream, open(Path(temporary, wanted.pop(str(path))), "wb") as out:
                     shutil.copyfileobj(stream, out)
-        if wanted:
-            raise wrong(f"it lacks {', '.join(sorted(wanted))}")
-        for temporary, final in extracted.items():
-            os.replace(temporary, final)
+            if wanted:
+                raise wrong(f"it lacks {', '.join(sorted(wanted))}")
+            folder.mkdir(exist_ok=True)
+            for name in archive.members:
+                os.replace(Path(temporary, name), folder / name)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} cannot be read as an archive: {error}. Delete it.") from error
-    finally:
-        for temporary in extracted:
-            temporary.unlink(missing_ok=True)

@@ -14,10 +14,10 @@ from vitlab.core.batch import Batch
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.seeding import derive_seed
 from vitlab.data.cache import CachedImages
-from vitlab.data.datasets import Dataset, describe, fixed_normalization
-from vitlab.data.decode import ImageFiles, Images, available_memory, progress_bar
+from vitlab.data.datasets import Dataset, describe
+from vitlab.data.decode import ImageFiles, Images, LazyImages, progress_bar
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.memory import decide_in_memory
+from vitlab.data.memory import available_memory, decide_in_memory
 from vitlab.data.preprocess import Preprocess, channel_statistics
 from vitlab.data.reader import MemoryReader, Reader, StreamReader
 from vitlab.data.split import random_order, stratified_split
@@ -63,11 +63,9 @@ class ImageData(lightning.LightningDataModule):
         num_val: images held out, or in the dataset's own validation set.
         num_test: test images.
         in_memory: whether the images are kept in memory.
-        mean: one value a channel, on the 0..1 scale; after ``setup``.
-        std: the same.
-        preprocess: the module from pixels to the model's input; after ``setup``.
     """
 
+    # After ``setup``; mean and deviation have a value a channel, on the 0..1 scale.
     mean: list[float]
     std: list[float]
     preprocess: Preprocess
@@ -144,16 +142,12 @@ class ImageData(lightning.LightningDataModule):
 
     def describe_storage(self) -> str:
         """Return where the images are kept and why, for the log."""
-        images = self._splits["train"][0] if "train" in self._splits else None
+        images, _ = self._splits.get("train", (None, None))
         cache = f"; decoded in {images.file.parent}" if isinstance(images, CachedImages) else ""
         if self.in_memory:
             return f"in memory on {self.device.type} ({self._in_memory_reason}){cache}"
         by = f"by {self.num_workers} worker(s)" if self.num_workers else "in the training process"
         return f"streamed {by} ({self._in_memory_reason}){cache}"
-
-    def batches_per_epoch(self) -> int:
-        """Return the training batches of an epoch, the same on every rank."""
-        return self.num_train // self.batch_size
 
     def setup(self, stage: str | None = None) -> None:
         """Prepare what the stage needs; a second call does nothing.
@@ -164,8 +158,13 @@ class ImageData(lightning.LightningDataModule):
         if stage == "fit":
             self._part("train")
         if not hasattr(self, "preprocess"):
-            fixed = fixed_normalization(self.normalization, self.dataset.channels)
-            self.mean, self.std = fixed or channel_statistics(self._chunks("train"))
+            if isinstance(self.normalization, Mapping):
+                self.mean = [float(value) for value in self.normalization["mean"]]
+                self.std = [float(value) for value in self.normalization["std"]]
+            elif self.normalization == "half":
+                self.mean = self.std = [0.5] * self.dataset.channels
+            else:
+                self.mean, self.std = channel_statistics(self._chunks())
             self.preprocess = Preprocess(size=self.input_size, mean=self.mean, std=self.std)
 
     def teardown(self, stage: str) -> None:
@@ -207,10 +206,9 @@ class ImageData(lightning.LightningDataModule):
         split, rows = self._part("train")
         labels = self._split(split)[1].cpu()[rows].numpy()
         order = np.argsort(labels, kind="stable")
-        starts = np.concatenate(([0], np.cumsum(np.bincount(labels))))
-        turn = np.empty_like(labels)  # how many of its class come before an image
-        turn[order] = np.arange(len(labels)) - starts[labels[order]]
-        return self._read("train", torch.from_numpy(np.lexsort((labels, turn))[:number]))
+        labels = labels[order]
+        turn = np.arange(len(labels)) - np.searchsorted(labels, labels)  # how many of its class come before
+        return self._read("train", torch.from_numpy(order[np.lexsort((labels, turn))[:number]]))
 
     def test_images(self, indices: Tensor) -> Pair:
         """Return the stored test images and labels at ``indices``, for figures after the test."""
@@ -271,29 +269,27 @@ class ImageData(lightning.LightningDataModule):
             )
         return self._stream_readers[name]
 
-    def _local_reader(self, name: str, num_workers: int = 0) -> Reader:
-        """Return a reader of a part that leaves the images where they are."""
+    def _read(self, name: str, indices: Tensor) -> Pair:
+        """Return images and labels of a part, which stay where they are."""
         split, rows = self._part(name)
         images, labels = self._split(split)
+        rows = rows[indices]
         if isinstance(images, Tensor):
-            return MemoryReader(images, labels, rows)
-        return StreamReader(images, labels, rows, num_workers=num_workers, pin_memory=False)
+            return images[rows], labels[rows]
+        return torch.from_numpy(images[rows.numpy()]), labels[rows]
 
-    def _read(self, name: str, indices: Tensor) -> Pair:
-        return next(self._local_reader(name)(indices[None]))
-
-    def _chunks(self, name: str) -> Iterator[Tensor]:
-        """Yield the images of a part in chunks of a bounded size, in order."""
-        decodes = isinstance(self._split(self._part(name)[0])[0], ImageFiles)
-        reader = self._local_reader(name, self.num_workers if decodes else 0)
-        size = max(1, CHUNK_BYTES // (self.dataset.channels * math.prod(self.dataset.shape)))
-        indices = torch.arange(len(reader))
-        full = len(reader) // size * size
-        with progress_bar("Measuring mean and deviation", len(reader)) as advance:
-            for plan in (indices[:full].view(-1, size), indices[full:][None]):
-                for images, _ in reader(plan):
-                    yield images
-                    advance(len(images))
+    def _chunks(self) -> Iterator[Tensor]:
+        """Yield the images trained on in chunks of a bounded size, in order."""
+        split, rows = self._part("train")
+        images, labels = self._split(split)
+        assert not isinstance(images, Tensor), "measured before they are moved to the device"
+        num_workers = self.num_workers if isinstance(images, ImageFiles) else 0
+        reader = StreamReader(images, labels, rows, num_workers=num_workers, pin_memory=False)
+        size = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
+        with progress_bar("Measuring mean and deviation", len(rows)) as advance:
+            for chunk, _ in reader(torch.arange(len(rows)).split(size)):
+                yield chunk
+                advance(len(chunk))
 
     def _eval_loader(self, name: str) -> EvalLoader:
         rank, world_size = self._rank()
@@ -310,8 +306,7 @@ class ImageData(lightning.LightningDataModule):
     def _position(self) -> tuple[int, int]:
         """Return (epoch, first batch) by the counters that Lightning restores from a checkpoint."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        return self.trainer.current_epoch, progress.current.ready
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -328,10 +323,8 @@ def _free_memory(device: torch.device) -> int | None:
 
 def _on_device(images: Images | Tensor, device: torch.device) -> Tensor:
     """Return uint8 (N, C, H, W) on ``device``; images on the disk go there in chunks."""
-    if isinstance(images, Tensor):
-        return images.to(device)
-    if isinstance(images, np.ndarray):
-        return torch.from_numpy(images).to(device)
+    if not isinstance(images, LazyImages):
+        return torch.as_tensor(images, device=device)
     out = torch.empty(images.shape, dtype=torch.uint8, device=device)
     size = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
     for rows in torch.arange(len(out)).split(size):

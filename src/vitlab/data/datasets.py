@@ -3,7 +3,7 @@
 Building a data set finds (or downloads) its files and checks what is there; ``load`` gives the images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,12 +72,12 @@ def build(options: Mapping[str, Any]) -> Dataset:
     else:
         root = Path(str(options["root"])).expanduser()
         if kind in ("image_folder", "image_list"):
-            from vitlab.data.image_folder import ImageFolder, ImageList
+            from vitlab.data.image_folder import FileDataset
 
             keys = ("labels", "test_size", "split_seed", "num_workers")
             cache = Path(options["cache"]).expanduser() if options["cache"] else None
             common |= {key: options[key] for key in keys} | {"cache": cache}
-            dataset = (ImageFolder if kind == "image_folder" else ImageList)(root=root, **common)
+            dataset = FileDataset(kind, root=root, **common)
         else:
             from vitlab.data.cifar import ARCHIVES, Cifar
 
@@ -107,17 +107,3 @@ def describe(dataset: Dataset, val_size: int | float | None) -> DatasetInfo:
         val = split_size(val_size, train, "data.val_size")
         train -= val
     return DatasetInfo(dataset.name, dataset.classes, train, val, dataset.sizes["test"])
-
-
-def fixed_normalization(
-    normalization: str | Mapping[str, Sequence[float]], channels: int
-) -> tuple[list[float], list[float]] | None:
-    """Return (mean, std), a value a channel on the 0..1 scale; None to measure the training images.
-
-    Args:
-        normalization: ``dataset``, ``half`` or {mean: [...], std: [...]}.
-        channels: number of values wanted.
-    """
-    if isinstance(normalization, Mapping):
-        return [float(v) for v in normalization["mean"]], [float(v) for v in normalization["std"]]
-    return None if normalization == "dataset" else ([0.5] * channels, [0.5] * channels)

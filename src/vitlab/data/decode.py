@@ -11,12 +11,9 @@ How the many kinds of image that PIL reads are converted:
 - Images are resized without keeping their aspect ratio, bilinear, with antialiasing.
 """
 
-import contextlib
 import functools
-import math
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -32,6 +29,7 @@ from PIL import Image, ImageOps
 
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
+from vitlab.data.memory import check_memory
 
 MAX_LISTED = 5  # files named in a message; the rest are counted
 CHUNK = 64  # files decoded in one call
@@ -56,9 +54,7 @@ def convert_image(image: Image.Image, shape: tuple[int, int], channels: int) -> 
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (shape[1], shape[0]):
-        image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
+    pixels = np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -68,51 +64,6 @@ def read_image(path: Path, shape: tuple[int, int], channels: int) -> np.ndarray:
         # A large JPEG is decoded at a fraction of its size, at least twice the size wanted.
         image.draft(None, (2 * max(shape), 2 * max(shape)))
         return convert_image(image, shape, channels)
-
-
-def decode_files(
-    paths: Sequence[Path],
-    shape: tuple[int, int],
-    channels: int,
-    num_workers: int | None,
-    put: Callable[[int, np.ndarray], object],
-) -> None:
-    """Decode files in parallel and hand over chunks of them, in order.
-
-    Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
-    time that a small image takes, so threads would be slower than one.
-
-    Args:
-        paths: the files.
-        shape: (height, width) in pixels.
-        channels: 3 or 1.
-        num_workers: threads or processes; None for one a core, 0 is 1, and 1 is the calling thread.
-        put: called with the index of the first image of a chunk and uint8 (n, channels, height, width).
-
-    Raises:
-        UserError: files are broken (the message names them after all have been tried), or a process was
-            killed.
-    """
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    read = functools.partial(_read_chunk, shape=shape, channels=channels)
-    workers = count_cores() if num_workers is None else num_workers
-    broken: list[str] = []
-    first = 0
-    with progress_bar("Decoding images", len(paths)) as advance, _pool(workers, len(paths)) as run:
-        try:
-            for pixels, failures in run(read, chunks):
-                put(first, pixels)
-                broken += failures
-                first += len(pixels)
-                advance(len(pixels))
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that decodes images was killed, as happens when memory runs out. Lower "
-                "data.num_workers."
-            ) from error
-    if broken:
-        noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
-        raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
 
 
 def list_problems(title: str, problems: Sequence[str]) -> str:
@@ -189,7 +140,12 @@ class ImageFiles(LazyImages):
         paths: the files.
         shape: (height, width) in pixels.
         channels: 3 or 1.
-        num_workers: threads or processes that decode all of them; None for one a core, 0 is 1.
+        num_workers: threads or processes that decode all of them; None for one a core, 0 is 1, and 1 is the
+            calling thread.
+
+    Raises:
+        UserError: while decoding, for broken files (the message names them after all have been tried), or
+            when a process was killed.
     """
 
     def __init__(
@@ -200,26 +156,53 @@ class ImageFiles(LazyImages):
         self.num_workers = num_workers
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Decode some. Raises UserError for files that cannot be read."""
         # One thread: whoever reads a few at a time has a process for each core.
-        return self._array([self.paths[row] for row in rows], num_workers=1)
+        some = ImageFiles([self.paths[row] for row in rows], self.shape[2:], self.shape[1], num_workers=1)
+        return some._to_array()
 
     def decode_all(self) -> np.ndarray:
-        """Decode all. Raises UserError for files that cannot be read, or if memory is too small."""
+        """Decode all. Raises UserError also if memory is too small."""
         check_memory(self.shape)
-        return self._array(self.paths, self.num_workers)
+        return self._to_array()
 
     def decode(self, put: Callable[[int, np.ndarray], object]) -> None:
-        """Decode all, handing over chunks as `decode_files` does."""
-        decode_files(self.paths, self.shape[2:], self.shape[1], self.num_workers, put)
+        """Decode all in parallel and hand over chunks of them, in order.
 
-    def _array(self, paths: Sequence[Path], num_workers: int | None) -> np.ndarray:
-        out = np.empty((len(paths), *self.shape[1:]), dtype=np.uint8)
+        Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
+        time that a small image takes, so threads would be slower than one.
+
+        Args:
+            put: called with the index of the first image of a chunk and uint8 (n, C, H, W).
+        """
+        number = len(self.paths)
+        chunks = [self.paths[start : start + CHUNK] for start in range(0, number, CHUNK)]
+        read = functools.partial(_read_chunk, shape=self.shape[2:], channels=self.shape[1])
+        workers = count_cores() if self.num_workers is None else self.num_workers
+        broken: list[str] = []
+        first = 0
+        with progress_bar("Decoding images", number) as advance, _pool(workers, number) as run:
+            try:
+                for pixels, failures in run(read, chunks):
+                    put(first, pixels)
+                    broken += failures
+                    first += len(pixels)
+                    advance(len(pixels))
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a process that decodes images was killed, as happens when memory runs out. Lower "
+                    "data.num_workers."
+                ) from error
+        if broken:
+            noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
+            raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
+
+    def _to_array(self) -> np.ndarray:
+        out = np.empty(self.shape, dtype=np.uint8)
 
         def put(first: int, pixels: np.ndarray) -> None:
             out[first : first + len(pixels)] = pixels
 
-        decode_files(paths, self.shape[2:], self.shape[1], num_workers, put)
+        self.decode(put)
         return out
 
 
@@ -240,40 +223,6 @@ def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> 
         for _ in pool.map(convert, range(0, len(images), CHUNK)):
             advance(CHUNK)
     return out
-
-
-def check_memory(shape: tuple[int, int, int, int]) -> None:
-    """Raise UserError if uint8 images of shape (N, C, H, W) do not fit into the free memory."""
-    number, channels, height, width = shape
-    needed = math.prod(shape)
-    available = available_memory()
-    if available is not None and needed > available:
-        raise UserError(
-            f"{number:,} images of {height} × {width} × {channels} need {format_bytes(needed)} of memory, "
-            f"and {format_bytes(available)} is available. Set data.in_memory=false to stream "
-            "them, or a smaller data.image_size (a model may enlarge its input on the device)."
-        )
-
-
-def format_bytes(number: int) -> str:
-    """Return a number of bytes in readable units, such as ``"147 MiB"``."""
-    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
-
-
-def available_memory() -> int | None:
-    """Return the bytes that are free on this machine or in this container, if known."""
-    bounds = []
-    with contextlib.suppress(OSError):
-        machine = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-        bounds += [int(machine[1]) * 1024] if machine else []
-    # OSError where there is no such group, ValueError where its limit is "max".
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # Cached files count as used there, but are released on demand.
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        bounds.append(limit - used + int(stat.get("inactive_file", 0)))
-    return min(bounds) if bounds else None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 Written here because no well-kept library resumes a download, checks it and takes a mirror.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -25,17 +24,10 @@ from vitlab.core.errors import UserError
 ANSWER_SECONDS = 10.0  # for name, connection and first answer together
 STALL_SECONDS = 30.0  # without a byte
 BLOCK_BYTES = 1 << 18
-SCHEMES = ("http", "https", "file")
 
 
 class DownloadError(Exception):
-    """Why a file could not be downloaded, as part of a sentence.
-
-    Attributes:
-        kept: bytes that the next call can continue from.
-    """
-
-    kept = 0
+    """Why a file could not be downloaded, without the full stop."""
 
 
 def download(url: str, target: Path, md5: str) -> None:
@@ -55,7 +47,7 @@ def download(url: str, target: Path, md5: str) -> None:
         DownloadError: it cannot be downloaded, within 10 seconds if nothing answers.
         UserError: the sum is wrong (the part is deleted), or the address is of another kind.
     """
-    if urllib.parse.urlsplit(url).scheme not in SCHEMES:
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
         raise UserError(
             f"data.url={url} is not an address to download from: it must begin with http://, https:// or "
             "file://."
@@ -96,9 +88,10 @@ def _receive_all(url: str, part: Path) -> bool:
             return in_one_go
         except DownloadError as error:
             in_one_go = False
-            error.kept = _size(part)
-            if error.kept <= before:
-                raise
+            kept = _size(part)
+            if kept <= before:
+                hint = f".\nThe first {_mib(kept)} are kept: running again continues from there"
+                raise DownloadError(f"{error}{hint if kept else ''}") from error
 
 
 def _receive(url: str, part: Path) -> None:
@@ -126,11 +119,11 @@ def _receive(url: str, part: Path) -> None:
             raise UserError(
                 f"{part.parent} has no room for {_mib(total - start)}. Free some space, or set data.root."
             )
-        with part.open("ab" if start else "wb") as stream, _progress(url, start, total) as advance:
-            done = start
+        done = start
+        with part.open("ab" if start else "wb") as stream, _progress(url, start, total) as show:
             for block in _blocks(response, url):
                 done += stream.write(block)
-                advance(len(block))
+                show(done)
     if done < total:
         raise DownloadError(f"the connection ended after {_mib(done)} of {_mib(total)}")
 
@@ -179,9 +172,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _size(file: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return file.stat().st_size
-    return 0
+    return file.stat().st_size if file.exists() else 0
 
 
 def _mib(size: int) -> str:
@@ -190,7 +181,7 @@ def _mib(size: int) -> str:
 
 @contextmanager
 def _progress(url: str, start: int, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, or a line every tenth in a log; yield ``advance(bytes)``."""
+    """Show a bar on a terminal, or a line every tenth in a log; yield what is called with the bytes done."""
     title = f"Downloading {url.rpartition('/')[2]}"
     if sys.stderr.isatty():
         from rich.console import Console
@@ -199,15 +190,14 @@ def _progress(url: str, start: int, total: int) -> Iterator[Callable[[int], None
         columns = (*Progress.get_default_columns(), DownloadColumn(binary_units=True), TransferSpeedColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total or None, completed=start)
-            yield lambda size: bar.advance(task, size)
+            yield lambda done: bar.update(task, completed=done)
         return
-    done, tenth = start, -1
+    tenth = -1
 
-    def advance(size: int) -> None:
-        nonlocal done, tenth
-        done += size
+    def show(done: int) -> None:
+        nonlocal tenth
         if total and (now := done * 10 // total) > tenth:
             tenth = now
             print(f"{title}: {_mib(done)} of {_mib(total)}", file=sys.stderr)
 
-    yield advance
+    yield show

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from vitlab.data.split import split_size, stratified_split
 
 SPLITS = ("train", "val", "test")
 
-Listing = list[tuple[Path, str]]  # (file, class name)
+Listing = list[tuple[Path, str]]  # (file, class name); never empty
 
 
 class FileDataset:
-    """Labelled image files in splits; ``ImageFolder`` and ``ImageList`` find them.
+    """Labelled image files in splits.
 
     Args:
-        name: for titles.
-        listings: the files of each split: "train", or several of "train", "val" and "test".
+        kind: ``image_folder`` or ``image_list``.
+        root: the folder, or the CSV file.
         shape: (height, width) in pixels that every image is resized to.
         channels: 3 or 1.
         labels: new name for a class, by its name in the data; two classes with one new name are
@@ -38,21 +38,18 @@ class FileDataset:
         split_seed: of that split.
         num_workers: threads or processes that decode a whole split; None for one a core.
         cache: folder for decoded splits; None for none.
-        root: of the data set; the paths in the key of a cache are relative to it.
-        listed: what names the files: the folder itself, or a list.
-        notes: what the reader of the log should know.
 
     Raises:
-        UserError: there is nothing to train on, or the splits do not fit together.
+        UserError: the images cannot be listed, or the splits do not fit together.
     """
 
     on_disk = True
 
     def __init__(
         self,
+        kind: str,
         *,
-        name: str,
-        listings: Mapping[str, Listing],
+        root: Path,
         shape: tuple[int, int],
         channels: int,
         labels: Mapping[Any, Any] | None,
@@ -60,26 +57,24 @@ class FileDataset:
         split_seed: int,
         num_workers: int | None,
         cache: Path | None,
-        root: Path,
-        listed: Path,
-        notes: Sequence[str],
     ) -> None:
-        self.name = name
+        self.root = root
         self.shape = shape
         self.channels = channels
         self.num_workers = num_workers
         self.cache = cache
-        self.root = root
-        self.listed = listed
-        self.notes = list(notes)
-        renamed = _rename(listings, labels, name)
-        self.classes = _natural_order({label for _, label in renamed.get("train", [])})
-        if not self.classes:
-            raise UserError(f"{name} holds no images to train on.")
-        self._check_labels(renamed)
-        own_test = bool(renamed.get("test") or renamed.get("val"))
+        self.notes: list[str] = []
+        if kind == "image_list":
+            self.name, listings = root.stem, _read_list(root)
+        else:
+            self.name, listings = root.resolve().name, _scan_folder(root, self.notes)
+        if labels:
+            listings = self._rename(listings, labels)
+        self.classes = _natural_order({label for _, label in listings["train"]})
+        self._check_labels(listings)
+        own_test = "test" in listings or "val" in listings
         self._split_by = "" if own_test else f"_{test_size or DEFAULT_TEST_SIZE}_{split_seed}"
-        self._listings = self._assign_splits(renamed, test_size, split_seed)
+        self._listings = self._assign_splits(listings, test_size, split_seed)
         self.sizes = {split: len(listing) for split, listing in self._listings.items()}
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
@@ -89,39 +84,49 @@ class FileDataset:
             UserError: files are broken, where a cache is made from them.
         """
         listing = self._listings[split]
-        index = {label: i for i, label in enumerate(self.classes)}
-        labels = np.array([index[label] for _, label in listing], dtype=np.int64)
+        labels = self._number(listing)
         files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
         if self.cache is None:
             return files, labels
-        images = load_cached(
-            files,
-            folder=self.cache,
-            root=self.root,
-            listed=self.listed,
-            split=split + self._split_by,
-            notes=self.notes,
-        )
-        return images, labels
+        return load_cached(files, self.cache, self.root, split + self._split_by, self.notes), labels
+
+    def _number(self, listing: Listing) -> np.ndarray:
+        """Return int64 (N,), the number of each file's class."""
+        index = {label: i for i, label in enumerate(self.classes)}
+        return np.array([index[label] for _, label in listing], dtype=np.int64)
+
+    def _rename(self, listings: Mapping[str, Listing], labels: Mapping[Any, Any]) -> dict[str, Listing]:
+        """Apply ``data.labels``. Keys and values become text: YAML reads a class 7 as a number."""
+        new = {str(key): str(value) for key, value in labels.items()}
+        known = {label for listing in listings.values() for _, label in listing}
+        for key in new:
+            if key not in known:
+                raise UserError(
+                    f"data.labels: '{key}' is not a class of {self.name}{suggest(key, known)}. "
+                    f"Its classes: {_shorten(_natural_order(known))}."
+                )
+        return {
+            split: [(path, new.get(label, label)) for path, label in listing]
+            for split, listing in listings.items()
+        }
 
     def _check_labels(self, listings: Mapping[str, Listing]) -> None:
         for split, listing in listings.items():
-            unknown = Counter(label for _, label in listing if label not in self.classes)
-            if unknown:
-                label, number = unknown.most_common(1)[0]
-                raise UserError(
-                    f"{self.name}: class '{label}' has {number} images in {split} and none in train"
-                    f"{suggest(label, self.classes)}. Classes to train on: {_shorten(self.classes)}."
-                )
-            absent = sorted(set(self.classes) - {label for _, label in listing})
-            if absent:
+            counts = Counter(label for _, label in listing)
+            for label, number in counts.most_common():
+                if label not in self.classes:
+                    raise UserError(
+                        f"{self.name}: class '{label}' has {number} images in {split} and none in train"
+                        f"{suggest(label, self.classes)}. Classes to train on: {_shorten(self.classes)}."
+                    )
+            if absent := sorted(set(self.classes) - set(counts)):
                 self.notes.append(f"{self.name}: {split} has no images of {_shorten(absent)}.")
 
     def _assign_splits(
         self, listings: Mapping[str, Listing], test_size: int | float | None, split_seed: int
     ) -> dict[str, Listing]:
         """Decide which images train, validate and test, where the data does not have all three."""
-        arranged = {split: listings[split] for split in SPLITS if listings.get(split)}
+        arranged = {split: listings[split] for split in SPLITS if split in listings}
         if "test" not in arranged and "val" in arranged:
             arranged["test"] = arranged.pop("val")
             self.notes.append(f"{self.name} has no test images: val is the test set.")
@@ -130,74 +135,35 @@ class FileDataset:
                 self.notes.append(f"data.test_size has no effect: {self.name} has its own test images.")
             return arranged
         train = arranged["train"]
-        labels = np.array([self.classes.index(label) for _, label in train])
         count = split_size(test_size, len(train), "data.test_size", DEFAULT_TEST_SIZE)
         if count == 0:
             raise UserError(f"data.test_size=0, but {self.name} has no test images: some must be split off.")
-        rest, part = stratified_split(labels, count, derive_seed(split_seed, "test"), "data.test_size")
+        seed = derive_seed(split_seed, "test")
+        rest, part = stratified_split(self._number(train), count, seed, "data.test_size")
         return {"train": [train[i] for i in rest], "test": [train[i] for i in part]}
 
 
-class ImageFolder(FileDataset):
-    """A folder with ``train/<class>/*`` and ``test/<class>/*``, or with class folders alone.
+def _scan_folder(root: Path, notes: list[str]) -> dict[str, Listing]:
+    """List a folder with ``train/<class>/*`` and ``test/<class>/*``, or with class folders alone.
 
-    ``val/<class>/*`` beside both is the validation set; in place of ``test`` it is the test set.
-    Class folders alone are split by ``test_size``. Hidden files, files that are not images and files
-    beside the class folders are ignored.
-
-    Args:
-        root: the folder.
-        **options: as for `FileDataset`.
-
-    Raises:
-        UserError: as for `FileDataset`, or the folder is not arranged like this.
+    ``val/<class>/*`` beside both is the validation set; in place of ``test`` it is the test set. Hidden
+    files, files that are not images and files beside the class folders are ignored.
     """
-
-    def __init__(self, *, root: Path, **options: Any) -> None:
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            hint = " A list of images is read with data=image_list." if root.suffix == ".csv" else ""
-            raise UserError(f"data.root={root} should be a folder of images, but {what}.{hint}")
-        notes: list[str] = []
-        if (root / "train").is_dir() and _folders(root / "train"):
-            listings = {split: _scan(root / split, notes) for split in SPLITS if (root / split).is_dir()}
-            others = [f.name for f in _folders(root) if f.name not in SPLITS]
-            if others:
-                notes.append(f"{root}: ignored {_shorten(others)}: only {', '.join(SPLITS)} are read.")
-        elif any((root / split).is_dir() and _folders(root / split) for split in ("val", "test")):
-            raise UserError(f"{root} has a folder for testing but no train/<class>/ to train on.")
-        else:
-            listings = {"train": _scan(root, notes)}
-        name = root.resolve().name
-        super().__init__(name=name, root=root, listed=root, listings=listings, notes=notes, **options)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        hint = " A list of images is read with data=image_list." if root.suffix == ".csv" else ""
+        raise UserError(f"data.root={root} should be a folder of images, but {what}.{hint}")
+    if (root / "train").is_dir() and _folders(root / "train"):
+        listings = {split: _scan_classes(root / split, notes) for split in SPLITS if (root / split).is_dir()}
+        if others := [name for name in _folders(root) if name not in SPLITS]:
+            notes.append(f"{root}: ignored {_shorten(others)}: only {', '.join(SPLITS)} are read.")
+        return listings
+    if any((root / split).is_dir() and _folders(root / split) for split in ("val", "test")):
+        raise UserError(f"{root} has a folder for testing but no train/<class>/ to train on.")
+    return {"train": _scan_classes(root, notes)}
 
 
-class ImageList(FileDataset):
-    """A CSV file with the columns ``path``, ``label`` and perhaps ``split`` (train, val, test).
-
-    Paths are relative to the folder of the file. Without ``split`` the images are split by
-    ``test_size``.
-
-    Args:
-        root: the file.
-        **options: as for `FileDataset`.
-
-    Raises:
-        UserError: as for `FileDataset`, or lines of the file cannot be used.
-    """
-
-    def __init__(self, *, root: Path, **options: Any) -> None:
-        if not root.is_file():
-            what = "is a folder" if root.is_dir() else "does not exist"
-            hint = " Folders are read with data=image_folder." if root.is_dir() else ""
-            raise UserError(f"data.root={root} should be a CSV file, but {what}.{hint}")
-        listings = _read_list(root)
-        super().__init__(
-            name=root.stem, root=root.parent, listed=root, listings=listings, notes=[], **options
-        )
-
-
-def _scan(folder: Path, notes: list[str]) -> Listing:
+def _scan_classes(folder: Path, notes: list[str]) -> Listing:
     """List the images in the class folders of ``folder``, in a fixed order."""
     classes = _folders(folder)
     if not classes:
@@ -205,32 +171,51 @@ def _scan(folder: Path, notes: list[str]) -> Listing:
             f"{folder} has no class folders. Expected {folder}/<class>/<image>, or train/<class>/<image> "
             "and test/<class>/<image>."
         )
-    endings = _endings()
+    readable = tuple(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
     listing: Listing = []
     others: list[str] = []
-    for directory in classes:
+    for label in classes:
+        directory = folder / label
         with os.scandir(directory) as entries:  # knows which are files without a stat of each
             names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
-        images = [name for name in names if os.path.splitext(name)[1].lower() in endings]
-        others += [str(directory / n) for n in names if os.path.splitext(n)[1].lower() not in endings]
+        images = [name for name in names if name.lower().endswith(readable)]
         if not images:
             inner = _folders(directory)
-            hint = f" It holds folders ({_shorten([f.name for f in inner])})." if inner else ""
+            hint = f" It holds folders ({_shorten(inner)})." if inner else ""
             raise UserError(
                 f"The class folder {directory} holds no images.{hint} Expected image files in it; "
                 "remove it if it is not a class."
             )
-        listing += [(directory / name, directory.name) for name in images]
+        listing += [(directory / name, label) for name in images]
+        others += [str(directory / name) for name in names if not name.lower().endswith(readable)]
     if others:
         notes.append(f"{folder}: ignored {len(others)} files that are not images ({_shorten(others)}).")
     return listing
 
 
+def _folders(folder: Path) -> list[str]:
+    """Return the names of the folders in ``folder`` that may be classes, sorted."""
+    # Names with a leading dot or two underscores belong to other programs (.git, __MACOSX); a tagged
+    # folder is our own cache, which is in data/ by default, perhaps beside the classes.
+    return sorted(
+        f.name
+        for f in folder.iterdir()
+        if f.is_dir() and not f.name.startswith((".", "__")) and not (f / TAG).exists()
+    )
+
+
 def _read_list(file: Path) -> dict[str, Listing]:
-    """Read the rows of a CSV file; what is wrong with them is reported together."""
+    """Read a CSV file with the columns ``path``, ``label`` and perhaps ``split`` (train, val, test).
+
+    Paths are relative to the folder of the file. What is wrong with its lines is reported together.
+    """
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        hint = " Folders are read with data=image_folder." if file.is_dir() else ""
+        raise UserError(f"data.root={file} should be a CSV file, but {what}.{hint}")
     listings: dict[str, Listing] = {}
     problems: list[str] = []
-    seen: dict[Path, str] = {}  # file → line
+    seen: dict[Path, int] = {}  # file → line
     try:
         # utf-8-sig: spreadsheet programs begin a CSV file with a byte-order mark.
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -244,72 +229,34 @@ def _read_list(file: Path) -> dict[str, Listing]:
                         f"'path,label' or 'path,label,split', found '{','.join(columns)}'."
                     )
             for row in reader:
-                path, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-                split = (row.get("split") or "").strip() if "split" in columns else "train"
-                line = f"line {reader.line_num}"
+                path, label, split = ((row.get(c) or "").strip() for c in ("path", "label", "split"))
+                full = file.parent / path
                 if not path or not label:
-                    problems.append(f"{line}: no {'path' if not path else 'label'}")
-                elif split not in SPLITS:
-                    problems.append(
-                        f"{line}: split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
-                    )
-                elif not (full := file.parent / path).is_file():
-                    problems.append(f"{line}: {full} does not exist")
+                    problem = f"no {'path' if not path else 'label'}"
+                elif "split" in columns and split not in SPLITS:
+                    problem = f"split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
+                elif not full.is_file():
+                    problem = f"{full} does not exist"
                 elif full in seen:
-                    problems.append(f"{line}: {path} is listed already, at {seen[full]}")
+                    problem = f"{path} is listed already, at line {seen[full]}"
                 else:
-                    seen[full] = line
-                    listings.setdefault(split, []).append((full, label))
+                    seen[full] = reader.line_num
+                    listings.setdefault(split or "train", []).append((full, label))
+                    continue
+                problems.append(f"line {reader.line_num}: {problem}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {error}.") from error
     if problems:
         raise UserError(list_problems(f"{file}: {len(problems)} lines cannot be used:", problems))
-    if not listings.get("train"):
+    if "train" not in listings:
         raise UserError(f"{file} lists no images to train on.")
     return listings
 
 
-def _rename(
-    listings: Mapping[str, Listing], labels: Mapping[Any, Any] | None, name: str
-) -> dict[str, Listing]:
-    """Apply ``data.labels``. Keys and values become text: YAML reads a class 7 as a number."""
-    if not labels:
-        return dict(listings)
-    new = {str(key): str(value) for key, value in labels.items()}
-    known = {label for listing in listings.values() for _, label in listing}
-    for key in new:
-        if key not in known:
-            raise UserError(
-                f"data.labels: '{key}' is not a class of {name}{suggest(key, known)}. "
-                f"Its classes: {_shorten(_natural_order(known))}."
-            )
-    return {
-        split: [(path, new.get(label, label)) for path, label in listing]
-        for split, listing in listings.items()
-    }
-
-
-def _natural_order(names: Iterable[str]) -> tuple[str, ...]:
+def _natural_order(names: Collection[str]) -> tuple[str, ...]:
     """Sort class names: by number if all of them are numbers, so that 10 comes after 9."""
-    names = list(names)
-    if all(n.isascii() and n.isdigit() for n in names):
-        return tuple(sorted(names, key=lambda n: (int(n), n)))
-    return tuple(sorted(names))
-
-
-def _folders(folder: Path) -> list[Path]:
-    # Names with a leading dot or two underscores belong to other programs (.git, __MACOSX); a tagged
-    # folder is our own cache, which is in data/ by default, perhaps beside the classes.
-    return sorted(
-        f
-        for f in folder.iterdir()
-        if f.is_dir() and not f.name.startswith((".", "__")) and not (f / TAG).exists()
-    )
-
-
-def _endings() -> set[str]:
-    """Return the file endings that PIL can read, in lower case."""
-    return {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    numbers = all(n.isascii() and n.isdigit() for n in names)
+    return tuple(sorted(names, key=lambda n: (int(n) if numbers else 0, n)))
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -24,8 +24,8 @@ class TrainLoader:
         reader: the images.
         batch_size: global, over all ranks; a multiple of ``world_size``.
         seed: of the order.
-        rank: which share to yield.
-        world_size: number of shares.
+        rank: which of the ``world_size`` shares to yield.
+        world_size: number of ranks.
         position: returns (epoch, first batch). Called when the first batch is drawn, and not by
             ``iter()``: Lightning calls ``iter()`` before it has restored its counters. None: the
             loader continues where it is, epoch after epoch.
@@ -40,8 +40,8 @@ class TrainLoader:
         seed: int,
         rank: int,
         world_size: int,
-        position: Callable[[], Position] | None = None,
-        reshuffle: bool = True,
+        position: Callable[[], Position] | None,
+        reshuffle: bool,
     ) -> None:
         self.reader = reader
         self.batch_size = batch_size
@@ -111,9 +111,7 @@ class EvalLoader:
         reader: the images.
         order: int64 (N,), a permutation. Folders list class after class; a random order makes the
             first batches (``trainer.limit_val_batches``) a sample of all classes.
-        batch_size: global, over all ranks; a multiple of ``world_size``.
-        rank: which share to yield.
-        world_size: number of shares.
+        batch_size, rank, world_size: as for `TrainLoader`.
     """
 
     def __init__(self, reader: Reader, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:

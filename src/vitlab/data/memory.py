@@ -1,7 +1,16 @@
-"""Whether the images of a run are kept in memory or streamed."""
+"""How much memory is free, and whether the images of a run are kept there or streamed."""
+
+import contextlib
+import math
+import re
+from pathlib import Path
 
 from vitlab.core.errors import UserError
-from vitlab.data.decode import format_bytes
+
+WHAT_TO_DO = (
+    "Set data.in_memory=false to stream them, or a smaller data.image_size (a model may enlarge its input on "
+    "the device)."
+)
 
 
 def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device: str) -> tuple[bool, str]:
@@ -21,19 +30,48 @@ def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device
     Raises:
         UserError: ``true``, and they do not fit.
     """
-    size = format_bytes(needed)
+    size, auto = format_bytes(needed), "" if asked is True else "; auto"
     if asked is False:
         return False, f"{size} in all; data.in_memory=false"
     if free is None:
-        return True, size if asked is True else f"{size}; auto"
-    if asked is True:
-        if needed > free:
-            raise UserError(
-                f"data.in_memory=true, but the images need {size} and {device} has {format_bytes(free)} "
-                "free. Set data.in_memory=false to stream them, or a smaller data.image_size (a model may "
-                "enlarge its input on the device)."
-            )
-        return True, f"{size} of {format_bytes(free)} free"
-    if needed > free / 2:
+        return True, f"{size}{auto}"
+    if auto and needed > free / 2:
         return False, f"{size} would not fit in half of the {format_bytes(free)} free on {device}; auto"
-    return True, f"{size} of {format_bytes(free)} free; auto"
+    if needed > free:
+        raise UserError(
+            f"data.in_memory=true, but the images need {size} and {device} has {format_bytes(free)} free. "
+            f"{WHAT_TO_DO}"
+        )
+    return True, f"{size} of {format_bytes(free)} free{auto}"
+
+
+def check_memory(shape: tuple[int, int, int, int]) -> None:
+    """Raise UserError if uint8 images of shape (N, C, H, W) do not fit into the free memory."""
+    number, channels, height, width = shape
+    needed, available = math.prod(shape), available_memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"{number:,} images of {height} × {width} × {channels} need {format_bytes(needed)} of memory, "
+            f"and {format_bytes(available)} is available. {WHAT_TO_DO}"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes that are free on this machine or in this container, if known."""
+    bounds = []
+    with contextlib.suppress(OSError):
+        machine = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        bounds += [int(machine[1]) * 1024] if machine else []
+    # OSError where there is no such group, ValueError where its limit is "max".
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Cached files count as used there, but are released on demand.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        bounds.append(limit - used + int(stat.get("inactive_file", 0)))
+    return min(bounds, default=None)
+
+
+def format_bytes(number: int) -> str:
+    """Return a number of bytes in readable units, such as ``"147 MiB"``."""
+    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,25 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitlab.core.errors import UserError
+from vitlab.core.signals import STOP_SIGNALS
 from vitlab.data.decode import Images
-
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-
-
-class Reader(Protocol):
-    """Reads batches from a set of N labelled images."""
-
-    def __len__(self) -> int:
-        """Return N."""
-        ...
-
-    def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images uint8 (B, C, H, W) and labels int64 (B,) for each row of ``plan``.
-
-        Args:
-            plan: int64 (batches, B) on the CPU, indices from 0 to N - 1.
-        """
-        ...
 
 
 class MemoryReader:
@@ -51,6 +34,11 @@ class MemoryReader:
         return len(self.rows)
 
     def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images uint8 (B, C, H, W) and labels int64 (B,) for each row of ``plan``.
+
+        Args:
+            plan: int64 (batches, B) on the CPU, indices from 0 to N - 1.
+        """
         for rows in self.rows[plan].to(self.images.device):  # (B,)
             yield self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
@@ -76,17 +64,24 @@ class StreamReader:
         self, images: Images, labels: Tensor, rows: Tensor, *, num_workers: int, pin_memory: bool
     ) -> None:
         self.rows = rows
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._dataset = _BatchDataset(images, labels.numpy())
-        self._plan: list[np.ndarray] = []  # the sampler of the loader, replaced before each pass
-        self._loader: DataLoader[Any] | None = None
+        self._plan: list[np.ndarray] = []  # replaced before each pass
+        self._loader = DataLoader(
+            _BatchDataset(images, labels.numpy()),
+            batch_size=None,  # an item is a batch already
+            sampler=self._plan,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals_of_others,
+            generator=torch.Generator(),  # draws a seed for each pass, not from the global generator
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        self._plan[:] = self.rows[plan].numpy()
+    def __call__(self, plan: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what a `MemoryReader` would; here the rows of ``plan`` may differ in length."""
+        self._plan[:] = [self.rows[indices].numpy() for indices in plan]
         try:
             for batch in self._batches():
                 if isinstance(batch, UserError):
@@ -104,26 +99,14 @@ class StreamReader:
 
     def close(self) -> None:
         """End the workers; the next pass starts new ones."""
-        iterator = getattr(self._loader, "_iterator", None)
-        self._loader = None
+        iterator: Any = self._loader._iterator
+        self._loader._iterator = None
         if iterator is not None:
             # Private, but the iterator does the same when it is deleted. A traceback may keep it alive, and
             # by the time the garbage collector finds it the queues are gone: 5 seconds for each worker.
             iterator._shutdown_workers()
 
     def _batches(self) -> Iterator[Any]:
-        if self._loader is not None:
-            return iter(self._loader)
-        self._loader = DataLoader(
-            self._dataset,
-            batch_size=None,  # an item is a batch already
-            sampler=self._plan,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-            worker_init_fn=_ignore_signals_of_others,
-            generator=torch.Generator(),  # draws a seed for each pass, not from the global generator
-        )
         # Workers start with the signals blocked, so that none runs the handlers of its parent.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -144,6 +127,9 @@ class _BatchDataset(Dataset[Any]):
             return torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
         except UserError as error:
             return error  # raised here, it would arrive as the text of a worker's traceback
+
+
+Reader = MemoryReader | StreamReader
 
 
 def _ignore_signals_of_others(worker: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vitlab.core.seeding import derive_seed
-from vitlab.data.decode import check_memory
+from vitlab.data.memory import check_memory
 
 CHUNK = 500  # images drawn from one seed: fewer images are a prefix of more
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
