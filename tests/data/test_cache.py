@@ -198,8 +198,8 @@ def too_small(root, monkeypatch):
 
 
 def filling_up(root, monkeypatch):
-    def until_full(self, put):
-        put(0, np.zeros((1, *self.shape[1:]), dtype=np.uint8))
+    def until_full(self):
+        yield np.zeros((1, *self.shape[1:]), dtype=np.uint8)
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(ImageFiles, "decode", until_full)

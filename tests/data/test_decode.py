@@ -135,10 +135,10 @@ def test_arrays_are_resized_as_files_are(tmp_path):
     assert resize_images(pixels, (32, 32), 3) is pixels
 
 
-def test_memory_is_looked_at_before_decoding(tmp_path, monkeypatch):
-    path = save(tmp_path / "one.png")
+def test_memory_is_looked_at_before_resizing(monkeypatch):
+    pixels = np.zeros((1, 3, 8, 8), dtype=np.uint8)
     monkeypatch.setattr("vitlab.data.memory.available_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"smaller data\.image_size"):
-        ImageFiles([path], (32, 32), 3, 1).decode_all()
+    with pytest.raises(UserError, match=r"Set a smaller data\.image_size"):
+        resize_images(pixels, (32, 32), 3)
     monkeypatch.setattr("vitlab.data.memory.available_memory", lambda: None)
-    assert len(ImageFiles([path], (32, 32), 3, 1).decode_all()) == 1
+    assert resize_images(pixels, (32, 32), 3).shape == (1, 3, 32, 32)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.loader import EvalLoader, Share, TrainLoader
 from vitlab.data.reader import MemoryReader, StreamReader
+
+ALONE = Share(batch_size=8, rank=0, world_size=1)
 
 
 def gather(number: int) -> MemoryReader:
@@ -21,10 +23,9 @@ def stream(number: int, num_workers: int = 0) -> StreamReader:
     return StreamReader(*arrays, num_workers=num_workers, pin_memory=False)
 
 
-def train_loader(number=50, at=(0, 0), reader=gather, **changes):
-    options = {"batch_size": 8, "seed": 0, "rank": 0, "world_size": 1, "reshuffle": True}
+def train_loader(at=(0, 0), reader=gather, share=ALONE, seed=0, reshuffle=True):
     position = at if callable(at) or at is None else lambda: at
-    return TrainLoader(reader(number), position=position, **options | changes)
+    return TrainLoader(reader(50), share, seed=seed, position=position, reshuffle=reshuffle)
 
 
 @pytest.fixture(params=[gather, stream])
@@ -78,22 +79,22 @@ def test_the_position_is_asked_when_the_first_batch_is_drawn(reader):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_share_each_global_batch(world_size, reader):
     alone = list(train_loader())
-    ranks = [list(train_loader(rank=r, world_size=world_size, reader=reader)) for r in range(world_size)]
+    shares = [Share(8, rank, world_size) for rank in range(world_size)]
+    ranks = [list(train_loader(share=share, reader=reader)) for share in shares]
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-@pytest.mark.parametrize("loader", [train_loader, lambda **o: EvalLoader(gather(9), torch.arange(9), **o)])
-def test_an_uneven_split_is_refused(loader):
+def test_an_uneven_split_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
-        loader(batch_size=8, rank=0, world_size=3)
+        Share(8, rank=0, world_size=3)
 
 
 @pytest.mark.parametrize("number", [1, 7, 8, 9, 16, 17, 23])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, world_size, reader):
     loaders = [
-        EvalLoader(reader(number), torch.arange(number), batch_size=8, rank=rank, world_size=world_size)
+        EvalLoader(reader(number), Share(8, rank, world_size), torch.arange(number))
         for rank in range(world_size)
     ]
     rows = []
@@ -110,7 +111,7 @@ def test_evaluation_counts_every_image_once_in_batches_of_one_shape(number, worl
 
 def test_evaluation_goes_by_the_order():
     order = torch.arange(19, -1, -1)
-    assert seen(EvalLoader(gather(20), order, batch_size=8, rank=0, world_size=1)) == order.tolist()
+    assert seen(EvalLoader(gather(20), ALONE, order)) == order.tolist()
 
 
 def test_it_says_where_it_stands_and_goes_on_from_there(reader):
@@ -163,6 +164,6 @@ def test_workers_read_ahead_and_nothing_is_lost_or_repeated():
     assert found == expected
     assert torch.equal(torch.get_rng_state(), state), "no draw from the global generator"
     streamed.close()
-    whole = EvalLoader(streamed, torch.arange(50), batch_size=50, rank=0, world_size=1)
+    whole = EvalLoader(streamed, Share(50, 0, 1), torch.arange(50))
     assert [b.targets.tolist() for b in whole] == [list(range(50))]
     streamed.close()

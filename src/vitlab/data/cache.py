@@ -62,7 +62,6 @@ def load_cached(files: ImageFiles, folder: Path, source: Path, split: str, notes
     the same size whose files have changed since is removed, unless it is in use.
 
     Args:
-        files: of one split, in order.
         folder: holds the caches.
         source: what names the files: the data set's folder, or a list in it.
         split: its name, with whatever determines its choice of files.
@@ -132,7 +131,8 @@ def _build(file: Path, files: ImageFiles) -> None:
             header = {"descr": "|u1", "fortran_order": False, "shape": files.shape}
             np.lib.format.write_array_header_1_0(out, header)
             # Written, not mapped: a full disk is then an error, and not a bus error.
-            files.decode(lambda first, pixels: out.write(pixels.tobytes()))
+            for pixels in files.decode():
+                out.write(pixels.tobytes())
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)

@@ -2,11 +2,8 @@
 
 import gzip
 import io
-import os
 import pickle
-import shutil
 import tarfile
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import locked
+from vitlab.core.files import locked, write_atomic
 from vitlab.data.decode import resize_images
 from vitlab.data.download import DownloadError, download, md5_of
 
@@ -69,12 +66,8 @@ class Cifar:
     to count and check what is in them; ``load`` hands over what was read.
 
     Args:
-        archive: which of the two.
-        root: folder that holds the archive or what was extracted from it.
-        url: where to download the archive if it is not there: http, https or file.
-        md5: sum of the archive, in hexadecimal.
-        shape: (height, width) in pixels to resize the images to.
-        channels: 3 or 1.
+        root, url, md5: as in ``conf/data/cifar10.yaml``.
+        shape, channels: of the images, see `Dataset`; those stored are resized.
 
     Raises:
         UserError: the data is not there and cannot be downloaded, or is not what it should be.
@@ -216,7 +209,7 @@ def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
 
 
 def _extract(archive: Archive, file: Path) -> None:
-    """Extract the expected plain files beside the archive, each under its final name when all are complete.
+    """Extract the expected plain files beside the archive, when all of them have been found.
 
     No name in the archive becomes a path: they are compared with the expected ones.
     """
@@ -224,28 +217,23 @@ def _extract(archive: Archive, file: Path) -> None:
     def wrong(reason: str) -> UserError:
         return UserError(f"{file} is not the {archive.name} archive: {reason}. Delete it.")
 
-    wanted = {f"{archive.folder}/{name}": name for name in archive.members}
-    folder = file.with_name(archive.folder)
+    files: dict[str, bytes] = {}
     try:
-        with (
-            tarfile.open(file, "r:gz") as tar,
-            tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary,
-        ):
+        with tarfile.open(file, "r:gz") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
                     raise wrong(f"its path '{member.name}' leads out of its folder; nothing of it was used")
-                if str(path) not in wanted:
-                    continue
-                stream = tar.extractfile(member) if member.isreg() else None
-                if stream is None:
-                    raise wrong(f"{member.name} is not a plain file")
-                with stream, open(Path(temporary, wanted.pop(str(path))), "wb") as out:
-                    shutil.copyfileobj(stream, out)
-            if wanted:
-                raise wrong(f"it lacks {', '.join(sorted(wanted))}")
-            folder.mkdir(exist_ok=True)
-            for name in archive.members:
-                os.replace(Path(temporary, name), folder / name)
+                if str(path.parent) == archive.folder and path.name in archive.members:
+                    stream = tar.extractfile(member) if member.isreg() else None
+                    if stream is None:
+                        raise wrong(f"{member.name} is not a plain file")
+                    files[path.name] = stream.read()
     except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} cannot be read as an archive: {error}. Delete it.") from error
+    if lacking := sorted(set(archive.members) - set(files)):
+        raise wrong(f"it lacks {', '.join(lacking)}")
+    folder = file.with_name(archive.folder)
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -15,8 +16,8 @@ from vitlab.core.cpu_count import count_cores
 from vitlab.core.seeding import derive_seed
 from vitlab.data.cache import CachedImages
 from vitlab.data.datasets import Dataset, describe
-from vitlab.data.decode import ImageFiles, Images, LazyImages, progress_bar
-from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.decode import ImageFiles, Images, LazyImages, with_bar
+from vitlab.data.loader import EvalLoader, Share, TrainLoader
 from vitlab.data.memory import available_memory, decide_in_memory
 from vitlab.data.preprocess import Preprocess, channel_statistics
 from vitlab.data.reader import MemoryReader, Reader, StreamReader
@@ -25,7 +26,7 @@ from vitlab.data.split import random_order, stratified_split
 Pair = tuple[Tensor, Tensor]  # uint8 (N, C, H, W), int64 (N,)
 
 MAX_WORKERS = 16  # by default: more have not kept a GPU busier, and each keeps two batches in shared memory
-CHUNK_BYTES = 2**24  # a whole data set is read in chunks of this size
+CHUNK_BYTES = 2**24  # statistics are measured in chunks of this size
 
 
 class ImageData(lightning.LightningDataModule):
@@ -39,18 +40,10 @@ class ImageData(lightning.LightningDataModule):
         dataset: where the images come from.
         augment: (images uint8, soft targets, CPU generator, epoch) → (images, soft targets), on the
             batch's device.
-        batch_size: global, split over the processes.
-        val_size: count or fraction of the training images to hold out, 0 for none, None for the
-            default. Not used if the dataset has its own validation set.
-        split_seed: of the hold-out; apart from ``seed``, so that runs with different seeds share
-            one hold-out.
-        normalization: ``dataset`` (statistics of the images trained on), ``half``, or {mean: [...],
-            std: [...]}.
+        batch_size, val_size, split_seed, normalization, in_memory, num_workers: as in ``conf/data``.
         input_size: (height, width) that the model takes, in pixels.
         seed: of order and augmentation.
         num_classes: K of the one-hot targets.
-        in_memory: True, False, or ``auto``: if they fill no more than half of what is free.
-        num_workers: processes that read a stream, for each training process; None for one a core.
         device: that the trainer will train on; its free memory decides what ``auto`` means.
         processes: training processes on this machine, which share its cores and its memory.
 
@@ -58,10 +51,7 @@ class ImageData(lightning.LightningDataModule):
         UserError: the images must be kept in memory and do not fit.
 
     Attributes:
-        classes: names, in the order of the labels.
-        num_train: images trained on.
-        num_val: images held out, or in the dataset's own validation set.
-        num_test: test images.
+        classes, num_train, num_val, num_test: as of `DatasetInfo`.
         in_memory: whether the images are kept in memory.
     """
 
@@ -91,7 +81,6 @@ class ImageData(lightning.LightningDataModule):
         self.dataset = dataset
         self.augment = augment
         self.batch_size = batch_size
-        self.val_size = val_size
         self.split_seed = split_seed
         self.normalization = normalization
         self.input_size = input_size
@@ -123,8 +112,7 @@ class ImageData(lightning.LightningDataModule):
                 "once; data.normalization=half, or given values, avoids that."
             )
         self.num_workers = num_workers
-        self._splits: dict[str, tuple[Images | Tensor, Tensor]] = {}  # of the dataset, once loaded
-        self._parts: dict[str, tuple[str, Tensor]] = {}  # "train" or "val": the split that holds it, its rows
+        self._parts: dict[str, tuple[_Split, Tensor]] = {}  # of "train", "val", "test": images, which rows
         self._stream_readers: dict[str, StreamReader] = {}
         self._generator = torch.Generator()
 
@@ -142,7 +130,7 @@ class ImageData(lightning.LightningDataModule):
 
     def describe_storage(self) -> str:
         """Return where the images are kept and why, for the log."""
-        images, _ = self._splits.get("train", (None, None))
+        images = self._parts["train"][0].images if "train" in self._parts else None
         cache = f"; decoded in {images.file.parent}" if isinstance(images, CachedImages) else ""
         if self.in_memory:
             return f"in memory on {self.device.type} ({self._in_memory_reason}){cache}"
@@ -181,13 +169,10 @@ class ImageData(lightning.LightningDataModule):
 
         Without a trainer it continues from its own position.
         """
-        rank, world_size = self._rank()
         return TrainLoader(
             self._make_reader("train"),
-            batch_size=self.batch_size,
+            self._share(),
             seed=self.seed,
-            rank=rank,
-            world_size=world_size,
             position=None if self.trainer is None else self._position,
             # Overfitting means the same few batches in every epoch.
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
@@ -204,7 +189,7 @@ class ImageData(lightning.LightningDataModule):
     def train_images(self, number: int) -> Pair:
         """Return up to ``number`` stored training images and labels, cycling through the classes."""
         split, rows = self._part("train")
-        labels = self._split(split)[1].cpu()[rows].numpy()
+        labels = split.labels[rows].numpy()
         order = np.argsort(labels, kind="stable")
         labels = labels[order]
         turn = np.arange(len(labels)) - np.searchsorted(labels, labels)  # how many of its class come before
@@ -220,35 +205,29 @@ class ImageData(lightning.LightningDataModule):
         targets = torch.zeros(len(images), self.num_classes, device=images.device)
         targets.scatter_(1, batch.targets[:, None], 1.0)
         if self.trainer is not None and self.trainer.training:
-            rank, _ = self._rank()
-            self._generator.manual_seed(derive_seed(self.seed, "augment", batch.epoch, batch.index, rank))
+            place = batch.epoch, batch.index, self.trainer.global_rank
+            self._generator.manual_seed(derive_seed(self.seed, "augment", *place))
             images, targets = self.augment(images, targets, self._generator, batch.epoch)
         if self.preprocess.mean.device != images.device:
             self.preprocess.to(images.device)
         return batch._replace(images=self.preprocess(images), targets=targets)
 
-    def _split(self, name: str) -> tuple[Images | Tensor, Tensor]:
-        """Return the images and labels of a split of the dataset, loading it on first use."""
-        if name not in self._splits:
-            images, labels = self.dataset.load(name)
-            if self.in_memory and isinstance(images, ImageFiles):
-                images = images.decode_all()
-            self._splits[name] = images, torch.from_numpy(labels)
-        return self._splits[name]
-
-    def _part(self, name: str) -> tuple[str, Tensor]:
-        """Return the split that contains a part, and the rows of the part there.
+    def _part(self, name: str) -> tuple["_Split", Tensor]:
+        """Return the split that contains a part, loading it on first use, and the rows of the part there.
 
         A hold-out is rows of the training split: the images of both are in memory once.
         """
         if name not in self._parts:
-            split = name if name in self.dataset.sizes else "train"
-            labels = self._split(split)[1].cpu()
-            if split == "train" and self.num_val and "val" not in self.dataset.sizes:
+            source = name if name in self.dataset.sizes else "train"
+            images, labels = self.dataset.load(source)
+            if self.in_memory and isinstance(images, ImageFiles):
+                images = images.decode_all()
+            split = _Split(images, torch.from_numpy(labels))
+            if source == "train" and self.num_val and "val" not in self.dataset.sizes:
                 seed = derive_seed(self.split_seed, "val")
-                rest, held = stratified_split(labels.numpy(), self.num_val, seed, "data.val_size")
-                self._parts["train"] = "train", torch.from_numpy(rest)
-                self._parts["val"] = "train", torch.from_numpy(held)
+                rest, held = stratified_split(labels, self.num_val, seed, "data.val_size")
+                self._parts["train"] = split, torch.from_numpy(rest)
+                self._parts["val"] = split, torch.from_numpy(held)
             else:
                 self._parts[name] = split, torch.arange(len(labels))
         return self._parts[name]
@@ -256,52 +235,42 @@ class ImageData(lightning.LightningDataModule):
     def _make_reader(self, name: str) -> Reader:
         """Return the reader of a part for training or evaluation: from the device, or as a stream."""
         split, rows = self._part(name)
-        images, labels = self._split(split)
         device = self.device if self.trainer is None else self.trainer.strategy.root_device
         if self.in_memory:
-            # Kept there, and no longer here: a data set is in memory once.
-            self._splits[split] = images, labels = _on_device(images, device), labels.to(device)
-            return MemoryReader(images, labels, rows)
-        assert not isinstance(images, Tensor)
+            images = split.images
+            if isinstance(images, LazyImages):
+                images = images[np.arange(len(split.labels))]
+            # And no longer here: a data set is in memory once.
+            split.images = torch.as_tensor(images, device=device)
+            return MemoryReader(split.images, split.labels, rows)
         if name not in self._stream_readers:
-            self._stream_readers[name] = StreamReader(
-                images, labels, rows, num_workers=self.num_workers, pin_memory=device.type == "cuda"
-            )
+            self._stream_readers[name] = split.stream(rows, self.num_workers, device.type == "cuda")
         return self._stream_readers[name]
 
     def _read(self, name: str, indices: Tensor) -> Pair:
-        """Return images and labels of a part, which stay where they are."""
+        """Return images and labels of a part, on the device that holds the images."""
         split, rows = self._part(name)
-        images, labels = self._split(split)
         rows = rows[indices]
-        if isinstance(images, Tensor):
-            return images[rows], labels[rows]
-        return torch.from_numpy(images[rows.numpy()]), labels[rows]
+        images = torch.as_tensor(split.images[rows.numpy()])
+        return images, split.labels[rows].to(images.device)
 
     def _chunks(self) -> Iterator[Tensor]:
         """Yield the images trained on in chunks of a bounded size, in order."""
         split, rows = self._part("train")
-        images, labels = self._split(split)
-        assert not isinstance(images, Tensor), "measured before they are moved to the device"
-        num_workers = self.num_workers if isinstance(images, ImageFiles) else 0
-        reader = StreamReader(images, labels, rows, num_workers=num_workers, pin_memory=False)
-        size = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
-        with progress_bar("Measuring mean and deviation", len(rows)) as advance:
-            for chunk, _ in reader(torch.arange(len(rows)).split(size)):
-                yield chunk
-                advance(len(chunk))
+        reader = split.stream(rows, self.num_workers if isinstance(split.images, ImageFiles) else 0)
+        size = max(1, CHUNK_BYTES // math.prod(split.images.shape[1:]))
+        chunks = reader(torch.arange(len(rows)).split(size))
+        for images, _ in with_bar(chunks, "Measuring mean and deviation", len(rows), size):
+            yield images
 
     def _eval_loader(self, name: str) -> EvalLoader:
-        rank, world_size = self._rank()
         reader = self._make_reader(name)
         order = torch.from_numpy(random_order(len(reader), derive_seed(self.split_seed, "order", name)))
-        return EvalLoader(reader, order, batch_size=self.batch_size, rank=rank, world_size=world_size)
+        return EvalLoader(reader, self._share(), order)
 
-    def _rank(self) -> tuple[int, int]:
-        """Return (rank, world size)."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+    def _share(self) -> Share:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return Share(self.batch_size, rank, world_size)
 
     def _position(self) -> tuple[int, int]:
         """Return (epoch, first batch) by the counters that Lightning restores from a checkpoint."""
@@ -321,12 +290,13 @@ def _free_memory(device: torch.device) -> int | None:
     return free if host is None else min(free, host)
 
 
-def _on_device(images: Images | Tensor, device: torch.device) -> Tensor:
-    """Return uint8 (N, C, H, W) on ``device``; images on the disk go there in chunks."""
-    if not isinstance(images, LazyImages):
-        return torch.as_tensor(images, device=device)
-    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    size = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
-    for rows in torch.arange(len(out)).split(size):
-        out[rows[0] : rows[-1] + 1] = torch.from_numpy(images[rows.numpy()])
-    return out
+@dataclass
+class _Split:
+    """A split of the dataset: images uint8 (M, C, H, W), labels int64 (M,) on the CPU."""
+
+    images: Images | Tensor
+    labels: Tensor
+
+    def stream(self, rows: Tensor, num_workers: int, pin_memory: bool = False) -> StreamReader:
+        assert not isinstance(self.images, Tensor)
+        return StreamReader(self.images, self.labels, rows, num_workers=num_workers, pin_memory=pin_memory)

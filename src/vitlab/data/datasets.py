@@ -11,81 +11,56 @@ import numpy as np
 
 from vitlab.core.data_protocol import DatasetInfo
 from vitlab.core.errors import UserError
+from vitlab.data.cifar import ARCHIVES, Cifar
 from vitlab.data.decode import Images
+from vitlab.data.image_folder import FileDataset
+from vitlab.data.shapes import Shapes
 from vitlab.data.split import split_size
 
 
 class Dataset(Protocol):
-    """A labelled set of images with a training and a test part.
+    """A labelled set of images with a training and a test part."""
 
-    Attributes:
-        name: for titles, such as "CIFAR-10".
-        classes: names, in the order of the labels.
-        sizes: number of images of "train" and "test", and of "val" where the set has its own.
-        shape: (H, W) of the images in pixels.
-        channels: C of the images, 3 or 1.
-        on_disk: whether images can be read a batch at a time, without all of them in memory.
-        notes: what the reader of the log should know: options without effect, files left out.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    sizes: dict[str, int]
-    shape: tuple[int, int]
-    channels: int
-    on_disk: bool
-    notes: list[str]
+    name: str  # for titles, such as "CIFAR-10"
+    classes: tuple[str, ...]  # names, in the order of the labels
+    sizes: dict[str, int]  # images of "train" and "test", and of "val" where the set has its own
+    shape: tuple[int, int]  # (H, W) of the images in pixels
+    channels: int  # C of the images, 3 or 1
+    on_disk: bool  # can images be read a batch at a time, without all of them in memory?
+    notes: list[str]  # what the reader of the log should know: options without effect, files left out
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
-        """Return a split in ``sizes``.
+        """Return images, uint8 (N, C, H, W), and labels, int64 (N,), of a split in ``sizes``.
 
-        Returns:
-            Images, uint8 (N, C, H, W), and labels, int64 (N,). Images on the disk come as
-            `LazyImages`, which are read when they are indexed.
+        Images on the disk come as `LazyImages`, which are read when they are indexed.
         """
         ...
 
 
 def build(options: Mapping[str, Any]) -> Dataset:
-    """Make the data set that the ``data`` section of a config asks for.
+    """Make the data set that the ``data`` section of a config, resolved to plain values, asks for.
 
     What has been read to check it is kept for ``load``.
-
-    Args:
-        options: the resolved section as plain values.
 
     Raises:
         UserError: the data is not there and cannot be downloaded, or does not fit the options.
     """
-    kind = options["kind"]
-    size = options["image_size"]
-    common: dict[str, Any] = {
-        "shape": (size, size) if isinstance(size, int) else tuple(size),
-        "channels": options["channels"],
-    }
+    kind, size = options["kind"], options["image_size"]
+    shape = (size, size) if isinstance(size, int) else tuple(size)
+    common: dict[str, Any] = {"shape": shape, "channels": options["channels"]}
+    root = Path(str(options["root"])).expanduser()
     dataset: Dataset
     if kind == "shapes":
-        from vitlab.data.shapes import Shapes
-
-        counts = {key: options[key] for key in ("num_train", "num_test", "seed")}
-        dataset = Shapes(**counts, **common)
+        dataset = Shapes(**{key: options[key] for key in ("num_train", "num_test", "seed")}, **common)
+    elif kind in ARCHIVES:
+        dataset = Cifar(ARCHIVES[kind], root=root, url=options["url"], md5=options["md5"], **common)
     else:
-        root = Path(str(options["root"])).expanduser()
-        if kind in ("image_folder", "image_list"):
-            from vitlab.data.image_folder import FileDataset
-
-            keys = ("labels", "test_size", "split_seed", "num_workers")
-            cache = Path(options["cache"]).expanduser() if options["cache"] else None
-            common |= {key: options[key] for key in keys} | {"cache": cache}
-            dataset = FileDataset(kind, root=root, **common)
-        else:
-            from vitlab.data.cifar import ARCHIVES, Cifar
-
-            dataset = Cifar(ARCHIVES[kind], root=root, url=options["url"], md5=options["md5"], **common)
+        cache = Path(options["cache"]).expanduser() if options["cache"] else None
+        own = {key: options[key] for key in ("labels", "test_size", "split_seed", "num_workers")}
+        dataset = FileDataset(kind, root=root, cache=cache, **own, **common)
     found = describe(dataset, options["val_size"])  # which refuses a hold-out that leaves nothing
     if len(found.classes) < 2:
-        only = ", ".join(found.classes)
-        raise UserError(f"{found.name} has {len(found.classes)} class ({only}); two are needed.")
+        raise UserError(f"{found.name} has 1 class ({found.classes[0]}); two are needed.")
     if kind == "shapes" and options["root"] is not None:
         dataset.notes.append("data.root has no effect with data=shapes: the images are drawn, not read.")
     if "val" in dataset.sizes and options["val_size"] is not None:

@@ -12,6 +12,7 @@ How the many kinds of image that PIL reads are converted:
 """
 
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,6 +37,8 @@ CHUNK = 64  # files decoded in one call
 MIN_FILES_FOR_PROCESSES = 4096  # fewer are decoded by threads: processes take about a second to start
 RULES_VERSION = 1  # of the rules above; raise it when they change, so that caches are decoded again
 MIN_IMAGES_FOR_BAR = 2048  # fewer are decoded before anyone could read a progress bar
+
+T = TypeVar("T")
 
 
 def convert_image(image: Image.Image, shape: tuple[int, int], channels: int) -> np.ndarray:
@@ -137,9 +140,6 @@ class ImageFiles(LazyImages):
     """Image files, decoded and resized each time they are indexed.
 
     Args:
-        paths: the files.
-        shape: (height, width) in pixels.
-        channels: 3 or 1.
         num_workers: threads or processes that decode all of them; None for one a core, 0 is 1, and 1 is the
             calling thread.
 
@@ -158,82 +158,67 @@ class ImageFiles(LazyImages):
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         # One thread: whoever reads a few at a time has a process for each core.
         some = ImageFiles([self.paths[row] for row in rows], self.shape[2:], self.shape[1], num_workers=1)
-        return some._to_array()
+        return some.decode_all()
 
     def decode_all(self) -> np.ndarray:
-        """Decode all. Raises UserError also if memory is too small."""
-        check_memory(self.shape)
-        return self._to_array()
+        """Decode all into one array."""
+        out = np.empty(self.shape, dtype=np.uint8)
+        first = 0
+        for pixels in self.decode():
+            out[first : first + len(pixels)] = pixels
+            first += len(pixels)
+        return out
 
-    def decode(self, put: Callable[[int, np.ndarray], object]) -> None:
-        """Decode all in parallel and hand over chunks of them, in order.
+    def decode(self) -> Iterator[np.ndarray]:
+        """Decode all in parallel and yield chunks uint8 (n, C, H, W), in order.
 
         Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
         time that a small image takes, so threads would be slower than one.
-
-        Args:
-            put: called with the index of the first image of a chunk and uint8 (n, C, H, W).
         """
         number = len(self.paths)
         chunks = [self.paths[start : start + CHUNK] for start in range(0, number, CHUNK)]
         read = functools.partial(_read_chunk, shape=self.shape[2:], channels=self.shape[1])
-        workers = count_cores() if self.num_workers is None else self.num_workers
         broken: list[str] = []
-        first = 0
-        with progress_bar("Decoding images", number) as advance, _pool(workers, number) as run:
-            try:
-                for pixels, failures in run(read, chunks):
-                    put(first, pixels)
+        try:
+            with _pool(count_cores() if self.num_workers is None else self.num_workers, number) as run:
+                for pixels, failures in with_bar(run(read, chunks), "Decoding images", number, CHUNK):
                     broken += failures
-                    first += len(pixels)
-                    advance(len(pixels))
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a process that decodes images was killed, as happens when memory runs out. Lower "
-                    "data.num_workers."
-                ) from error
+                    yield pixels
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that decodes images was killed, as happens when memory runs out. Lower "
+                "data.num_workers."
+            ) from error
         if broken:
             noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
             raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
 
-    def _to_array(self) -> np.ndarray:
-        out = np.empty(self.shape, dtype=np.uint8)
-
-        def put(first: int, pixels: np.ndarray) -> None:
-            out[first : first + len(pixels)] = pixels
-
-        self.decode(put)
-        return out
-
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
     """Resize uint8 (N, 3, H, W), or make it grayscale, by the same rules as for files."""
+    number = len(images)
     if images.shape[1:] == (channels, *shape):
         return images
-    resized = (len(images), channels, *shape)
-    check_memory(resized)
-    out = np.empty(resized, dtype=np.uint8)
+    check_memory((number, channels, *shape))
+    out = np.empty((number, channels, *shape), dtype=np.uint8)
 
     def convert(start: int) -> None:
-        for row in range(start, min(start + CHUNK, len(images))):
+        for row in range(start, min(start + CHUNK, number)):
             pixels = np.ascontiguousarray(images[row].transpose(1, 2, 0))
             out[row] = convert_image(Image.fromarray(pixels), shape, channels)
 
-    with progress_bar("Resizing images", len(images)) as advance, ThreadPoolExecutor() as pool:
-        for _ in pool.map(convert, range(0, len(images), CHUNK)):
-            advance(CHUNK)
+    with ThreadPoolExecutor() as pool:
+        for _ in with_bar(pool.map(convert, range(0, number, CHUNK)), "Resizing images", number, CHUNK):
+            pass
     return out
 
 
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal if there is enough to do; yield its ``advance(images)``."""
-    if total < MIN_IMAGES_FOR_BAR or not sys.stderr.isatty():
-        yield lambda steps: None
-        return
+def with_bar(chunks: Iterable[T], title: str, number: int, size: int) -> Iterable[T]:
+    """Return ``chunks`` of ``size`` of the ``number`` images, with a bar on a terminal if they are many."""
+    if number < MIN_IMAGES_FOR_BAR or not sys.stderr.isatty():
+        return chunks
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import track
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)
+    total = math.ceil(number / size)
+    return track(chunks, title, total=total, console=Console(stderr=True), transient=True)

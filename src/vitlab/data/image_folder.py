@@ -29,15 +29,8 @@ class FileDataset:
     Args:
         kind: ``image_folder`` or ``image_list``.
         root: the folder, or the CSV file.
-        shape: (height, width) in pixels that every image is resized to.
-        channels: 3 or 1.
-        labels: new name for a class, by its name in the data; two classes with one new name are
-            merged.
-        test_size: count or fraction to split off for testing where the data has no test part; None
-            for the default.
-        split_seed: of that split.
-        num_workers: threads or processes that decode a whole split; None for one a core.
-        cache: folder for decoded splits; None for none.
+        shape, channels: of the images, see `Dataset`.
+        labels, test_size, split_seed, num_workers, cache: as in ``conf/data/image_folder.yaml``.
 
     Raises:
         UserError: the images cannot be listed, or the splits do not fit together.

@@ -1,6 +1,7 @@
 """Which images make a batch: the order of training, and the shares of the ranks."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +14,34 @@ from vitlab.data.reader import Reader
 Position = tuple[int, int]  # epoch, and the next batch in it
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of every batch: a contiguous part, so a batch does not depend on their number."""
+
+    batch_size: int  # over all ranks
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a positive multiple of {self.world_size} processes"
+            )
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return (batches, batch_size / world_size) of indices (batches · batch_size,)."""
+        return indices.view(-1, self.world_size, self.batch_size // self.world_size)[:, self.rank]
+
+
 class TrainLoader:
     """Shuffled batches of one rank, in an order that is a function of (seed, epoch) alone.
 
-    Global batch i of an epoch is ``order[i * B : (i + 1) * B]``; each rank takes its contiguous
-    share of it, so the images of a step do not depend on the number of devices. The last, smaller
-    batch is dropped.
+    Batch i of an epoch is ``order[i * B : (i + 1) * B]``, over all ranks. The last, smaller batch is dropped.
 
     Args:
         reader: the images.
-        batch_size: global, over all ranks; a multiple of ``world_size``.
+        share: what this rank takes of a batch.
         seed: of the order.
-        rank: which of the ``world_size`` shares to yield.
-        world_size: number of ranks.
         position: returns (epoch, first batch). Called when the first batch is drawn, and not by
             ``iter()``: Lightning calls ``iter()`` before it has restored its counters. None: the
             loader continues where it is, epoch after epoch.
@@ -35,43 +51,34 @@ class TrainLoader:
     def __init__(
         self,
         reader: Reader,
+        share: Share,
         *,
-        batch_size: int,
         seed: int,
-        rank: int,
-        world_size: int,
         position: Callable[[], Position] | None,
         reshuffle: bool,
     ) -> None:
         self.reader = reader
-        self.batch_size = batch_size
+        self.share = share
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.share = _share(batch_size, world_size)
         self.position = position
         self.reshuffle = reshuffle
         self._next: Position = (0, 0)
         self._loaded: Position | None = None
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch, wherever the position is."""
-        return len(self.reader) // self.batch_size
+        """Return the batches of a whole epoch, wherever the position is."""
+        return len(self.reader) // self.share.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._start()
-        order = self.order(epoch if self.reshuffle else 0)
-        whole = order[: len(self) * self.batch_size]
-        plan = whole.view(len(self), self.world_size, self.share)[first:, self.rank]  # (batches, share)
+        seed = derive_seed(self.seed, "order", epoch if self.reshuffle else 0)
+        # On the CPU: the same for every device.
+        order = torch.randperm(len(self.reader), generator=torch.Generator().manual_seed(seed))
+        plan = self.share.take(order[: len(self) * self.share.batch_size])[first:]
         for index, (images, targets) in enumerate(self.reader(plan), first):
             # Counted when it is yielded: what workers have read ahead is read again after a resume.
             self._next = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
-            yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=self.share)
-
-    def order(self, epoch: int) -> Tensor:
-        """Return the (N,) permutation of an epoch, drawn on the CPU: the same for every device."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        return torch.randperm(len(self.reader), generator=generator)
+            yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=len(images))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: the epoch, and the next batch in it."""
@@ -111,31 +118,21 @@ class EvalLoader:
         reader: the images.
         order: int64 (N,), a permutation. Folders list class after class; a random order makes the
             first batches (``trainer.limit_val_batches``) a sample of all classes.
-        batch_size, rank, world_size: as for `TrainLoader`.
+        share: what this rank takes of a batch.
     """
 
-    def __init__(self, reader: Reader, order: Tensor, *, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, reader: Reader, share: Share, order: Tensor) -> None:
         self.reader = reader
+        self.share = share
         self.order = order
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.share = _share(batch_size, world_size)
 
     def __len__(self) -> int:
-        """Return the number of batches, the same on every rank."""
-        return -(-len(self.reader) // self.batch_size)
+        """Return the batches, the same number on every rank."""
+        return -(-len(self.reader) // self.share.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        indices = torch.arange(len(self) * self.batch_size)
-        indices = indices.view(len(self), self.world_size, self.share)[:, self.rank]  # (batches, share)
+        indices = self.share.take(torch.arange(len(self) * self.share.batch_size))
         real = indices < len(self.reader)
         batches = self.reader(self.order[torch.where(real, indices, 0)])
         for index, ((images, targets), valid) in enumerate(zip(batches, real.sum(1).tolist(), strict=True)):
             yield Batch(images=images, targets=targets, epoch=0, index=index, valid=valid)
-
-
-def _share(batch_size: int, world_size: int) -> int:
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"batch_size {batch_size} is not a positive multiple of {world_size} processes")
-    return batch_size // world_size

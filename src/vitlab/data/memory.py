@@ -7,10 +7,7 @@ from pathlib import Path
 
 from vitlab.core.errors import UserError
 
-WHAT_TO_DO = (
-    "Set data.in_memory=false to stream them, or a smaller data.image_size (a model may enlarge its input on "
-    "the device)."
-)
+SMALLER = "a smaller data.image_size (a model may enlarge its input on the device)."
 
 
 def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device: str) -> tuple[bool, str]:
@@ -19,7 +16,6 @@ def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device
     ``auto`` leaves half of what is free to the network, its activations and the rest of the machine.
 
     Args:
-        asked: true, false or ``auto``.
         needed: bytes of all decoded images of the run.
         free: bytes free where the images would be kept; None where that is not known.
         device: the name of that place, such as ``cpu``.
@@ -40,7 +36,7 @@ def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device
     if needed > free:
         raise UserError(
             f"data.in_memory=true, but the images need {size} and {device} has {format_bytes(free)} free. "
-            f"{WHAT_TO_DO}"
+            f"Set data.in_memory=false to stream them, or {SMALLER}"
         )
     return True, f"{size} of {format_bytes(free)} free{auto}"
 
@@ -52,7 +48,7 @@ def check_memory(shape: tuple[int, int, int, int]) -> None:
     if available is not None and needed > available:
         raise UserError(
             f"{number:,} images of {height} × {width} × {channels} need {format_bytes(needed)} of memory, "
-            f"and {format_bytes(available)} is available. {WHAT_TO_DO}"
+            f"and {format_bytes(available)} is available. Set {SMALLER}"
         )
 
 

@@ -21,13 +21,13 @@ class MemoryReader:
 
     Args:
         images: uint8 (M, C, H, W).
-        labels: int64 (M,), on the same device.
+        labels: int64 (M,).
         rows: int64 (N,) on the CPU, the images to read among the M. A hold-out shares the tensor this way.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
         self.images = images
-        self.labels = labels
+        self.labels = labels.to(images.device)
         self.rows = rows
 
     def __len__(self) -> int:

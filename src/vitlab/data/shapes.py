@@ -6,6 +6,7 @@ does. Shapes are signed distance functions, negative inside, in a frame where th
 unit radius.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -73,11 +74,9 @@ class Shapes:
     """Ten balanced classes of anti-aliased shapes; a function of (seed, image size, channels).
 
     Args:
-        num_train: training images, at least one a class.
-        num_test: test images, drawn from random streams of their own; at least one a class.
+        num_train, num_test: images, drawn from different random streams; at least one a class.
         seed: another one draws other images.
-        shape: (height, width) in pixels.
-        channels: 3 or 1.
+        shape, channels: of the images, see `Dataset`.
     """
 
     name = "shapes"
@@ -115,10 +114,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray, shape: tuple[int, int]) 
     """Draw one shape for each label, all at once: float32 (N, 3, H, W) in 0..1."""
     number, (height, width) = len(labels), shape
     short = min(height, width)
-
-    def uniform(low: float, high: float) -> np.ndarray:
-        return rng.uniform(low, high, (number, 1, 1)).astype(np.float32)
-
+    uniform = functools.partial(_uniform, rng, number)
     # Pixel centres, in units of the shorter side, with the origin in the middle.
     y = ((np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short)[None, :, None]
     x = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short)[None, None, :]
@@ -157,14 +153,16 @@ def _colours(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndar
 
 def _texture(rng: np.random.Generator, number: int, x: Field, y: Field) -> Field:
     """Draw textures (N, H, W) around 0: a slope, waves or a checkerboard, of any direction."""
-    each = (number, 1, 1)
-    angle, phase, pitch = (
-        rng.uniform(low, high, each).astype(np.float32)
-        for low, high in ((-np.pi, np.pi), (-np.pi, np.pi), (2.0, 7.0))
-    )
+    uniform = functools.partial(_uniform, rng, number)
+    angle, phase, pitch = uniform(-np.pi, np.pi), uniform(-np.pi, np.pi), uniform(2.0, 7.0)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     wave = np.sin(along * pitch + phase)
-    style = rng.integers(0, 3, each)
+    style = rng.integers(0, 3, (number, 1, 1))
     field = np.where(style == 0, along / 2, np.where(style == 1, wave, wave * np.sin(across * pitch)))
-    return np.clip(field, -1, 1) * rng.uniform(0, TEXTURE, each).astype(np.float32)
+    return np.clip(field, -1, 1) * uniform(0, TEXTURE)
+
+
+def _uniform(rng: np.random.Generator, number: int, low: float, high: float) -> np.ndarray:
+    """Draw float32 (N, 1, 1)."""
+    return rng.uniform(low, high, (number, 1, 1)).astype(np.float32)

@@ -11,9 +11,7 @@ def split_size(size: int | float | None, total: int, key: str, default: float = 
 
     Args:
         size: a count, a fraction below 1, 0 for none, or None for ``default``.
-        total: number of images.
         key: the option, for messages.
-        default: a fraction.
 
     Raises:
         UserError: that is all of them, or a fraction that rounds to none.
@@ -38,8 +36,6 @@ def stratified_split(labels: np.ndarray, count: int, seed: int, key: str) -> tup
 
     Args:
         labels: int64 (N,), class numbers.
-        count: size of the part, 0 <= count < N.
-        seed: any non-negative integer.
         key: the option, for messages.
 
     Raises:
