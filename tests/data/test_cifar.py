@@ -313,7 +313,7 @@ def test_members_must_be_plain_files_and_all_there(tmp_path):
         cifar(tmp_path, md5=md5(archive))
 
     (tmp_path / NAME).write_bytes(ARCHIVE[:5000])
-    with pytest.raises(UserError, match="cannot be read as an archive"):
+    with pytest.raises(UserError, match="cannot be used as CIFAR-10 archive"):
         cifar(tmp_path, md5=md5(ARCHIVE[:5000]))
 
 

@@ -80,8 +80,7 @@ from vitlab.data import datasets
 root = sys.argv[1]
 small = dict(num_train=20, num_test=20, val_size=0, batch_size=4)
 datasets.build(config("shapes", **small)).load("train")
-cache = dict(cache=root + "/cache")
-datasets.build(config("image_folder", root=root, batch_size=4, val_size=0, **cache)).load("train")
+datasets.build(config("image_folder", root=root, batch_size=4, val_size=0))
 try:
     datasets.build(config("cifar10", root=root, url="http://127.0.0.1:1/x"))
 except Exception as error:

@@ -1,8 +1,5 @@
 """Any image that PIL reads becomes one size and one kind; what cannot be read is named."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,29 +98,12 @@ def test_the_order_is_that_of_the_paths(tmp_path, workers):
     assert out[:, 0, 0, 0].tolist() == list(range(150))
 
 
-@pytest.fixture
-def by_processes(monkeypatch):
-    monkeypatch.setattr(module, "MIN_FILES_FOR_PROCESSES", 1)
+def test_broken_files_are_named_by_processes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
-
-
-def test_processes_decode_what_threads_do(tmp_path, by_processes):
     paths = [save(tmp_path / f"{i}.png", (i, 0, 0)) for i in range(30)]
-    out = ImageFiles(paths, (8, 8), 3, 2).decode_all()
-    assert out[:, 0, 0, 0].tolist() == list(range(30))
     paths[17].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"1 file cannot be read.*\n.*17\.png"):
         ImageFiles(paths, (8, 8), 3, 2).decode_all()
-
-
-def test_a_killed_process_is_one_sentence(tmp_path, by_processes, monkeypatch):
-    monkeypatch.setattr(module, "_read_chunk", _die)
-    with pytest.raises(UserError, match="a process that decodes images was killed"):
-        ImageFiles([save(tmp_path / "0.png"), save(tmp_path / "1.png")], (8, 8), 3, 2).decode_all()
-
-
-def _die(paths, shape, channels):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_arrays_are_resized_as_files_are(tmp_path):

@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009)."""
 
 import gzip
-import io
 import pickle
 import tarfile
 import zlib
@@ -120,7 +119,8 @@ class Cifar:
 
     def _read_file(self, name: str) -> dict[Any, Any]:
         try:
-            content = _BatchUnpickler((self.folder / name).read_bytes()).load()
+            with (self.folder / name).open("rb") as file:
+                content = _BatchUnpickler(file, encoding="bytes").load()
         except Exception as error:  # a damaged pickle raises nearly anything
             raise self._broken(name, str(error) or type(error).__name__) from error
         if not isinstance(content, dict):
@@ -137,8 +137,8 @@ class Cifar:
 class _BatchUnpickler(pickle.Unpickler):
     """Reads dictionaries, lists and arrays, and refuses everything else.
 
-    A pickle could otherwise call any function. The files were written by Python 2, so strings are
-    read as bytes.
+    A pickle could otherwise call any function. The files were written by Python 2, so their strings are to
+    be read as bytes.
     """
 
     ALLOWED = (
@@ -147,9 +147,6 @@ class _BatchUnpickler(pickle.Unpickler):
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
     )
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the allowed classes and functions; refuse all others."""
@@ -178,33 +175,27 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
                 return
             target = root / archive.file
             if not target.exists():
-                _download(archive, url, target, md5)
+                download(url, target, md5)
             elif (found := md5_of(target)) != md5.lower():
                 raise UserError(
                     f"{target} is not the {archive.name} archive: its MD5 is {found}, expected {md5}. "
                     "Replace it, or delete it to have it downloaded."
                 )
             _extract(archive, target)
-    except OSError as error:
-        raise UserError(
-            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that can be "
-            f"written to, or to one that holds {archive.folder}/."
-        ) from error
-
-
-def _download(archive: Archive, url: str, target: Path, md5: str) -> None:
-    try:
-        download(url, target, md5)
     except DownloadError as error:
         raise UserError(
-            f"{archive.name} is not in {target.parent.resolve()} and could not be downloaded from "
-            f"{url}: {error}.\n"
+            f"{archive.name} is not in {root.resolve()} and could not be downloaded from {url}: {error}.\n"
             "Options:\n"
             f"  - put {archive.file} (or the extracted {archive.folder}/) there, or give the folder "
             "that holds it: data.root=DIR\n"
             "  - download from elsewhere: data.url=ADDRESS\n"
             "  - train on your own images: data=image_folder data.root=DIR\n"
             "  - train on the built-in shapes, which need no download: data=shapes"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that can be "
+            f"written to, or to one that holds {archive.folder}/."
         ) from error
 
 
@@ -213,26 +204,24 @@ def _extract(archive: Archive, file: Path) -> None:
 
     No name in the archive becomes a path: they are compared with the expected ones.
     """
-
-    def wrong(reason: str) -> UserError:
-        return UserError(f"{file} is not the {archive.name} archive: {reason}. Delete it.")
-
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(file, "r:gz") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
-                    raise wrong(f"its path '{member.name}' leads out of its folder; nothing of it was used")
+                    raise ValueError(
+                        f"its path '{member.name}' leads out of its folder; nothing of it was used"
+                    )
                 if str(path.parent) == archive.folder and path.name in archive.members:
                     stream = tar.extractfile(member) if member.isreg() else None
                     if stream is None:
-                        raise wrong(f"{member.name} is not a plain file")
+                        raise ValueError(f"{member.name} is not a plain file")
                     files[path.name] = stream.read()
+        if lacking := sorted(set(archive.members) - set(files)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file} cannot be read as an archive: {error}. Delete it.") from error
-    if lacking := sorted(set(archive.members) - set(files)):
-        raise wrong(f"it lacks {', '.join(lacking)}")
+        raise UserError(f"{file} cannot be used as {archive.name} archive: {error}. Delete it.") from error
     folder = file.with_name(archive.folder)
     folder.mkdir(exist_ok=True)
     for name, content in files.items():

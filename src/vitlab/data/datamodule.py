@@ -138,11 +138,7 @@ class ImageData(lightning.LightningDataModule):
         return f"streamed {by} ({self._in_memory_reason}){cache}"
 
     def setup(self, stage: str | None = None) -> None:
-        """Prepare what the stage needs; a second call does nothing.
-
-        Raises:
-            UserError: files cannot be decoded.
-        """
+        """Prepare what the stage needs; a second call does nothing. Raises UserError for broken files."""
         if stage == "fit":
             self._part("train")
         if not hasattr(self, "preprocess"):
@@ -165,10 +161,7 @@ class ImageData(lightning.LightningDataModule):
         self.teardown("")
 
     def train_dataloader(self) -> TrainLoader:
-        """Return the loader of this rank; it starts at the position of the trainer's counters.
-
-        Without a trainer it continues from its own position.
-        """
+        """Return the loader of this rank; without a trainer's counters it continues from its own position."""
         return TrainLoader(
             self._make_reader("train"),
             self._share(),
@@ -299,4 +292,4 @@ class _Split:
 
     def stream(self, rows: Tensor, num_workers: int, pin_memory: bool = False) -> StreamReader:
         assert not isinstance(self.images, Tensor)
-        return StreamReader(self.images, self.labels, rows, num_workers=num_workers, pin_memory=pin_memory)
+        return StreamReader(self.images, self.labels, rows, num_workers, pin_memory)

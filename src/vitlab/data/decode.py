@@ -11,19 +11,14 @@ How the many kinds of image that PIL reads are converted:
 - Images are resized without keeping their aspect ratio, bilinear, with antialiasing.
 """
 
+import contextlib
 import functools
 import math
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,7 +29,6 @@ from vitlab.data.memory import check_memory
 
 MAX_LISTED = 5  # files named in a message; the rest are counted
 CHUNK = 64  # files decoded in one call
-MIN_FILES_FOR_PROCESSES = 4096  # fewer are decoded by threads: processes take about a second to start
 RULES_VERSION = 1  # of the rules above; raise it when they change, so that caches are decoded again
 MIN_IMAGES_FOR_BAR = 2048  # fewer are decoded before anyone could read a progress bar
 
@@ -89,36 +83,10 @@ def _read_chunk(paths: Sequence[Path], shape: tuple[int, int], channels: int) ->
     return pixels, broken
 
 
-@contextmanager
-def _pool(workers: int, number: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a ``map`` that runs in threads, in processes if there are many files, or in this thread."""
-    if workers <= 1:
-        yield map
-        return
-    pool: Executor
-    if number < MIN_FILES_FOR_PROCESSES:
-        pool = ThreadPoolExecutor(workers)
-    else:  # spawned: a fork would break the threads that may run here
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-
-
-def _end_with_parent() -> None:
-    """Ignore signals, and end when the parent does, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _refuse(broken: Sequence[str]) -> None:
+    if broken:
+        noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
+        raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
 
 
 class LazyImages:
@@ -140,8 +108,7 @@ class ImageFiles(LazyImages):
     """Image files, decoded and resized each time they are indexed.
 
     Args:
-        num_workers: threads or processes that decode all of them; None for one a core, 0 is 1, and 1 is the
-            calling thread.
+        num_workers: processes that decode all of them; None for one a core, 0 is 1, and 1 is this one.
 
     Raises:
         UserError: while decoding, for broken files (the message names them after all have been tried), or
@@ -156,9 +123,10 @@ class ImageFiles(LazyImages):
         self.num_workers = num_workers
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        # One thread: whoever reads a few at a time has a process for each core.
-        some = ImageFiles([self.paths[row] for row in rows], self.shape[2:], self.shape[1], num_workers=1)
-        return some.decode_all()
+        # In this process: whoever reads a few at a time has a process for each core.
+        pixels, broken = _read_chunk([self.paths[row] for row in rows], self.shape[2:], self.shape[1])
+        _refuse(broken)
+        return pixels
 
     def decode_all(self) -> np.ndarray:
         """Decode all into one array."""
@@ -172,26 +140,21 @@ class ImageFiles(LazyImages):
     def decode(self) -> Iterator[np.ndarray]:
         """Decode all in parallel and yield chunks uint8 (n, C, H, W), in order.
 
-        Few files are decoded by threads, many by processes: PIL holds the interpreter lock for most of the
-        time that a small image takes, so threads would be slower than one.
+        In processes: PIL holds the interpreter lock for most of the time that a small image takes, so threads
+        would be slower than one.
         """
+        from vitlab.data.workers import Workers  # here, as it brings torch
+
         number = len(self.paths)
         chunks = [self.paths[start : start + CHUNK] for start in range(0, number, CHUNK)]
         read = functools.partial(_read_chunk, shape=self.shape[2:], channels=self.shape[1])
+        num_workers = min(len(chunks), count_cores() if self.num_workers is None else self.num_workers)
         broken: list[str] = []
-        try:
-            with _pool(count_cores() if self.num_workers is None else self.num_workers, number) as run:
-                for pixels, failures in with_bar(run(read, chunks), "Decoding images", number, CHUNK):
-                    broken += failures
-                    yield pixels
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that decodes images was killed, as happens when memory runs out. Lower "
-                "data.num_workers."
-            ) from error
-        if broken:
-            noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
-            raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
+        with contextlib.closing(Workers(read, num_workers if num_workers > 1 else 0)) as workers:
+            for pixels, failures in with_bar(workers(chunks), "Decoding images", number, CHUNK):
+                broken += failures
+                yield pixels.numpy()
+        _refuse(broken)
 
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:

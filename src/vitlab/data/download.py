@@ -53,18 +53,27 @@ def download(url: str, target: Path, md5: str) -> None:
             "file://."
         )
     part = target.with_name(target.name + ".part")
-    found = md5_of(part) if _size(part) else None
-    attempts = 2
-    while found != md5.lower() and attempts:
-        attempts = 0 if _receive_all(url, part) else attempts - 1
+    found = md5_of(part) if part.exists() else None
+    again = True
+    while found != md5.lower():
+        before = _size(part)
+        try:
+            _receive(url, part)
+        except DownloadError as error:
+            kept = _size(part)
+            if kept > before:
+                continue
+            hint = f".\nThe first {_mib(kept)} are kept: running again continues from there"
+            raise DownloadError(f"{error}{hint if kept else ''}") from error
         found = md5_of(part)
         if found != md5.lower():
             part.unlink()
-    if found != md5.lower():
-        raise UserError(
-            f"{url} is not the expected file: its MD5 is {found}, expected {md5}. It has been deleted. Try "
-            "again, or give another mirror: data.url=ADDRESS"
-        )
+            if not (before and again):
+                raise UserError(
+                    f"{url} is not the expected file: its MD5 is {found}, expected {md5}. It has been "
+                    "deleted. Try again, or give another mirror: data.url=ADDRESS"
+                )
+            again = False
     os.replace(part, target)
 
 
@@ -72,26 +81,6 @@ def md5_of(file: Path) -> str:
     """Return the MD5 sum of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _receive_all(url: str, part: Path) -> bool:
-    """Append to ``part`` until the file is complete, reconnecting as long as that brings something.
-
-    Returns:
-        Whether all of it came over one connection.
-    """
-    in_one_go = _size(part) == 0
-    while True:
-        before = _size(part)
-        try:
-            _receive(url, part)
-            return in_one_go
-        except DownloadError as error:
-            in_one_go = False
-            kept = _size(part)
-            if kept <= before:
-                hint = f".\nThe first {_mib(kept)} are kept: running again continues from there"
-                raise DownloadError(f"{error}{hint if kept else ''}") from error
 
 
 def _receive(url: str, part: Path) -> None:
