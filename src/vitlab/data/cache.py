@@ -30,11 +30,7 @@ TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Decoded images; delet
 class CachedImages(LazyImages):
     """A cache file as a memory map, which is read where it is indexed; processes share what was read.
 
-    The file is locked as in use for as long as the object lives.
-
-    Raises:
-        OSError: the file is not there.
-        ValueError: it is not a complete uint8 array of this shape; a damaged header raises other kinds, too.
+    The file is locked as in use for as long as the object lives. Raises anything where it is damaged.
     """
 
     def __init__(self, file: Path, shape: tuple[int, int, int, int]) -> None:
@@ -62,7 +58,6 @@ def load_cached(files: ImageFiles, folder: Path, source: Path, split: str, notes
     the same size whose files have changed since is removed, unless it is in use.
 
     Args:
-        folder: holds the caches.
         source: what names the files: the data set's folder, or a list in it.
         split: its name, with whatever determines its choice of files.
         notes: gets what the reader of the log should know.

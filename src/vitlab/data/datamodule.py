@@ -37,7 +37,6 @@ class ImageData(lightning.LightningDataModule):
     decoded before ``test_dataloader`` is called.
 
     Args:
-        dataset: where the images come from.
         augment: (images uint8, soft targets, CPU generator, epoch) → (images, soft targets), on the
             batch's device.
         batch_size, val_size, split_seed, normalization, in_memory, num_workers: as in ``conf/data``.
@@ -52,7 +51,6 @@ class ImageData(lightning.LightningDataModule):
 
     Attributes:
         classes, num_train, num_val, num_test: as of `DatasetInfo`.
-        in_memory: whether the images are kept in memory.
     """
 
     # After ``setup``; mean and deviation have a value a channel, on the 0..1 scale.
@@ -114,7 +112,6 @@ class ImageData(lightning.LightningDataModule):
         self.num_workers = num_workers
         self._parts: dict[str, tuple[_Split, Tensor]] = {}  # of "train", "val", "test": images, which rows
         self._stream_readers: dict[str, StreamReader] = {}
-        self._generator = torch.Generator()
 
     @property
     def notes(self) -> list[str]:
@@ -199,8 +196,8 @@ class ImageData(lightning.LightningDataModule):
         targets.scatter_(1, batch.targets[:, None], 1.0)
         if self.trainer is not None and self.trainer.training:
             place = batch.epoch, batch.index, self.trainer.global_rank
-            self._generator.manual_seed(derive_seed(self.seed, "augment", *place))
-            images, targets = self.augment(images, targets, self._generator, batch.epoch)
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", *place))
+            images, targets = self.augment(images, targets, generator, batch.epoch)
         if self.preprocess.mean.device != images.device:
             self.preprocess.to(images.device)
         return batch._replace(images=self.preprocess(images), targets=targets)
@@ -230,11 +227,10 @@ class ImageData(lightning.LightningDataModule):
         split, rows = self._part(name)
         device = self.device if self.trainer is None else self.trainer.strategy.root_device
         if self.in_memory:
-            images = split.images
-            if isinstance(images, LazyImages):
-                images = images[np.arange(len(split.labels))]
-            # And no longer here: a data set is in memory once.
-            split.images = torch.as_tensor(images, device=device)
+            if isinstance(split.images, LazyImages):
+                split.images = split.images[np.arange(len(split.labels))]
+            # There, and no longer here: a data set is in memory once.
+            split.images = torch.as_tensor(split.images, device=device)
             return MemoryReader(split.images, split.labels, rows)
         if name not in self._stream_readers:
             self._stream_readers[name] = split.stream(rows, self.num_workers, device.type == "cuda")

@@ -65,17 +65,12 @@ class FileDataset:
             listings = self._rename(listings, labels)
         self.classes = _natural_order({label for _, label in listings["train"]})
         self._check_labels(listings)
-        own_test = "test" in listings or "val" in listings
-        self._split_by = "" if own_test else f"_{test_size or DEFAULT_TEST_SIZE}_{split_seed}"
+        self._split_by = ""  # what decides which images a split has, for the name of its cache
         self._listings = self._assign_splits(listings, test_size, split_seed)
         self.sizes = {split: len(listing) for split, listing in self._listings.items()}
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
-        """Return a split, from its cache or as files: uint8 (N, C, H, W) and int64 labels (N,).
-
-        Raises:
-            UserError: files are broken, where a cache is made from them.
-        """
+        """Return a split, from its cache or as files; raises UserError for broken ones if a cache is made."""
         listing = self._listings[split]
         labels = self._number(listing)
         files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
@@ -131,6 +126,7 @@ class FileDataset:
         count = split_size(test_size, len(train), "data.test_size", DEFAULT_TEST_SIZE)
         if count == 0:
             raise UserError(f"data.test_size=0, but {self.name} has no test images: some must be split off.")
+        self._split_by = f"_{test_size or DEFAULT_TEST_SIZE}_{split_seed}"
         seed = derive_seed(split_seed, "test")
         rest, part = stratified_split(self._number(train), count, seed, "data.test_size")
         return {"train": [train[i] for i in rest], "test": [train[i] for i in part]}

@@ -39,8 +39,6 @@ class TrainLoader:
     Batch i of an epoch is ``order[i * B : (i + 1) * B]``, over all ranks. The last, smaller batch is dropped.
 
     Args:
-        reader: the images.
-        share: what this rank takes of a batch.
         seed: of the order.
         position: returns (epoch, first batch). Called when the first batch is drawn, and not by
             ``iter()``: Lightning calls ``iter()`` before it has restored its counters. None: the
@@ -92,8 +90,7 @@ class TrainLoader:
     def _start(self) -> Position:
         """Return where to begin: the trainer's counters decide, and what was loaded must agree.
 
-        Raises:
-            RuntimeError: it does not agree, and some images would be seen twice, or never.
+        Raises RuntimeError where some images would be seen twice, or never.
         """
         loaded, self._loaded = self._loaded, None
         if self.position is None:
@@ -115,10 +112,8 @@ class EvalLoader:
     and ``valid`` says how many rows are real; it is 0 where a rank has none left.
 
     Args:
-        reader: the images.
         order: int64 (N,), a permutation. Folders list class after class; a random order makes the
             first batches (``trainer.limit_val_batches``) a sample of all classes.
-        share: what this rank takes of a batch.
     """
 
     def __init__(self, reader: Reader, share: Share, order: Tensor) -> None:

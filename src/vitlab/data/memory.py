@@ -11,20 +11,16 @@ SMALLER = "a smaller data.image_size (a model may enlarge its input on the devic
 
 
 def decide_in_memory(asked: bool | str, *, needed: int, free: int | None, device: str) -> tuple[bool, str]:
-    """Resolve ``data.in_memory``.
+    """Resolve ``data.in_memory``: whether the images are kept in memory, and the reason, for the log.
 
     ``auto`` leaves half of what is free to the network, its activations and the rest of the machine.
 
     Args:
         needed: bytes of all decoded images of the run.
-        free: bytes free where the images would be kept; None where that is not known.
-        device: the name of that place, such as ``cpu``.
-
-    Returns:
-        Whether the images are kept in memory, and the reason, for the log.
+        free: bytes free on ``device``; None where that is not known.
 
     Raises:
-        UserError: ``true``, and they do not fit.
+        UserError: it is ``true``, and they do not fit.
     """
     size, auto = format_bytes(needed), "" if asked is True else "; auto"
     if asked is False:

@@ -34,14 +34,12 @@ class Preprocess(nn.Module):
             raise ValueError(
                 f"expected images of shape (B, {len(self.mean)}, H, W), got {tuple(images.shape)}"
             )
-        if images.dtype == torch.uint8:
-            pixels, unit = images.float(), 1 / 255
-        elif images.is_floating_point():
-            pixels, unit = images.float(), 1.0
-        else:
+        if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 or floating-point pixels, got {images.dtype}")
+        pixels = images.float()
         if tuple(pixels.shape[-2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
+        unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
         # (pixels * unit - mean) / std, in two passes; in place only on what is ours.
         scale = (unit / self.std)[:, None, None]
         shift = (self.mean / self.std)[:, None, None]
@@ -63,9 +61,6 @@ def channel_statistics(chunks: Iterable[Tensor]) -> tuple[list[float], list[floa
         total = total + wide.sum((0, 2, 3), dtype=torch.int64)  # (C,)
         squares = squares + wide.square_().sum((0, 2, 3), dtype=torch.int64)
         number += chunk.numel() // chunk.shape[1]
-    means, deviations = [], []
-    for s, q in zip(total.tolist(), squares.tolist(), strict=True):
-        means.append(s / number / 255)
-        variance = (number * q - s * s) / number**2  # Python's integers: nothing cancels
-        deviations.append(variance**0.5 / 255 if variance > 0 else 1.0)
-    return means, deviations
+    sums = list(zip(total.tolist(), squares.tolist(), strict=True))
+    variances = [(number * q - s * s) / number**2 for s, q in sums]  # Python's integers: nothing cancels
+    return [s / number / 255 for s, _ in sums], [v**0.5 / 255 if v > 0 else 1.0 for v in variances]

@@ -31,8 +31,7 @@ class MemoryReader:
     def __call__(self, plan: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 (B, C, H, W) and labels int64 (B,) for each row of ``plan``.
 
-        Args:
-            plan: int64 (batches, B) on the CPU, indices from 0 to N - 1.
+        The plan is int64 (batches, B) on the CPU: indices from 0 to N - 1.
         """
         for rows in self.rows[plan].to(self.images.device):  # (B,)
             yield self.images.index_select(0, rows), self.labels.index_select(0, rows)
@@ -42,9 +41,7 @@ class StreamReader(Workers):
     """Reads images a batch at a time, ahead of their use; a worker reads whole batches and draws nothing.
 
     Args:
-        images: (M, C, H, W), an array or images on the disk.
-        labels: int64 (M,) on the CPU.
-        rows: int64 (N,), the images to read among the M.
+        images, labels, rows: as for `MemoryReader`, all on the CPU; the images may be on the disk.
         num_workers, pin_memory: see `Workers`.
 
     Raises:
