@@ -4,8 +4,8 @@ import errno
 import os
 import pickle
 import shutil
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,9 +42,16 @@ def reads(monkeypatch):
     return names
 
 
-def build(root, **changes):
-    options = {"root": str(root), "cache": str(root.parent / "cache"), "image_size": 8}
-    return datasets.build(config("image_folder", **options | {"batch_size": 1, "val_size": 0} | changes))
+def build(root, kind="image_folder", **changes):
+    options = {"cache": str(root.parent / "cache"), "image_size": 8, "batch_size": 1, "val_size": 0}
+    return datasets.build(config(kind, **options | {"root": str(root)} | changes))
+
+
+def raising(error):
+    def call(*args):
+        raise error
+
+    return call
 
 
 def caches(root):
@@ -83,32 +90,21 @@ def test_looking_for_a_cache_reads_no_file(root):
     assert np.array_equal(decoded(build(root), "train")[0], before)
 
 
-def change(root):
-    save(root / "train/a/001.png", (99, 0, 0))
+EVENTS = {
+    "change": lambda root: save(root / "train/a/001.png", (99, 0, 0)),
+    "touch": lambda root: os.utime(root / "train/a/001.png", ns=(1, 1)),
+    "add": lambda root: save(root / "train/b/009.png", (9, 0, 0)),
+    "remove": lambda root: (root / "train/b/000.png").unlink(),
+    "rename to be the last": lambda root: (root / "train/b/000.png").rename(root / "train/b/005.png"),
+}
 
 
-def touch(root):
-    os.utime(root / "train/a/001.png", ns=(1, 1))
-
-
-def add(root):
-    save(root / "train/b/009.png", (9, 0, 0))
-
-
-def remove(root):
-    (root / "train/b/000.png").unlink()
-
-
-def rename(root):
-    (root / "train/b/000.png").rename(root / "train/b/005.png")  # now the last
-
-
-@pytest.mark.parametrize("happens", [change, touch, add, remove, rename])
-def test_files_that_changed_are_decoded_again_and_the_old_cache_goes(root, happens):
+@pytest.mark.parametrize("event", EVENTS)
+def test_files_that_changed_are_decoded_again_and_the_old_cache_goes(root, event):
     decoded(build(root), "train")
     decoded(build(root), "test")
     old, other = caches(root)[::-1]
-    happens(root)
+    EVENTS[event](root)
     found = decoded(build(root), "train")[0]
     assert np.array_equal(found, decoded(build(root, cache=None), "train")[0])
     assert len(caches(root)) == 2
@@ -135,12 +131,12 @@ def test_the_rules_of_decoding_are_part_of_the_key(root, reads, monkeypatch):
 
 def test_a_cache_in_use_stays(root):
     used, _ = build(root).load("train")
-    add(root)
+    EVENTS["add"](root)
     decoded(build(root), "train")
     assert len(caches(root)) == 2
     assert used[np.arange(5)][:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1]
     del used
-    touch(root)
+    EVENTS["touch"](root)
     decoded(build(root), "train")
     assert len(caches(root)) == 1
 
@@ -174,11 +170,8 @@ def test_broken_files_are_named_and_leave_nothing(root):
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_start_makes_it(root, monkeypatch):
-    def pressed(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(images_module, "read_image", pressed)
+        patch.setattr(images_module, "read_image", raising(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(root).load("train")
     assert caches(root) == leftovers(root) == []
@@ -189,27 +182,24 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_makes_it(root, monkeypatch):
     assert leftovers(root) == []
 
 
-def blocked(root, monkeypatch):
+def blocked(root, patch):
     (root.parent / "cache").write_text("a file, not a folder")
 
 
-def too_small(root, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
+def too_small(root, patch):
+    patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
 
 
-def filling_up(root, monkeypatch):
+def filling_up(root, patch):
     def until_full(self):
         yield np.zeros((1, *self.shape[1:]), dtype=np.uint8)
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(ImageFiles, "decode", until_full)
+    patch.setattr(ImageFiles, "decode", until_full)
 
 
-def failing(root, monkeypatch):
-    def refuse(*args):
-        raise OSError(errno.EIO, "input/output error")
-
-    monkeypatch.setattr(os, "fsync", refuse)
+def failing(root, patch):
+    patch.setattr(os, "fsync", raising(OSError(errno.EIO, "input/output error")))
 
 
 @pytest.mark.parametrize("trouble", [blocked, too_small, filling_up, failing])
@@ -234,17 +224,10 @@ def test_two_that_start_together_decode_once(root, reads, capfd, monkeypatch):
         return counting(*args)
 
     monkeypatch.setattr(images_module, "read_image", slowly)
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(decoded(build(root), "train")[0])) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: decoded(build(root), "train")[0], range(4)))
     assert len(reads) == 5
     assert all(np.array_equal(images, found[0]) for images in found)
-    assert len(found) == 4
 
 
 def test_a_cache_beside_the_classes_is_not_a_class(tmp_path):
@@ -282,12 +265,8 @@ def test_two_lists_in_one_folder_keep_their_caches(root):
     files = []
     for fold in (0, 1, 0):
         file = root / f"fold{fold}.csv"
-        file.write_text(
-            f"path,label,split\ntrain/a/00{fold}.png,a,train\ntrain/b/000.png,b,test\n"
-            "train/b/001.png,b,train\n"
-        )
-        options = {"root": str(file), "cache": str(root.parent / "cache"), "image_size": 8, "batch_size": 1}
-        made = datasets.build(config("image_list", **options, val_size=0))
-        files.append(made.load("train")[0].file)
+        lines = f"train/a/00{fold}.png,a,train", "train/b/000.png,b,test", "train/b/001.png,b,train"
+        file.write_text("\n".join(("path,label,split", *lines)))
+        files.append(build(file, kind="image_list", cache=str(root.parent / "cache")).load("train")[0].file)
     assert files[0] == files[2] != files[1]
     assert all(file.exists() for file in files)

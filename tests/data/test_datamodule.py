@@ -13,6 +13,7 @@ from vitlab.data import datasets
 from vitlab.data import decode as images_module
 from vitlab.data.datamodule import ImageData
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = {"train": 40, "test": 20}
 
 
@@ -55,9 +56,9 @@ class Tag(nn.Module):
 class Probe(lightning.LightningModule):
     """A model that notes the batches it is shown."""
 
-    def __init__(self):
+    def __init__(self, pixels=6 * 6):
         super().__init__()
-        self.layer = nn.Linear(3 * 6 * 6, 2)
+        self.layer = nn.Linear(3 * pixels, 2)
         self.shown = {"train": [], "val": [], "test": []}
 
     def note(self, stage, batch):
@@ -77,7 +78,8 @@ class Probe(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def module(sizes=SIZES, dataset=None, **changes) -> ImageData:
+def module(sizes=SIZES, dataset=None, stage=None, **changes) -> ImageData:
+    """Return a data module, set up for ``stage`` if one is given."""
     options = {
         "augment": Compose(ops=[]),
         "batch_size": 8,
@@ -92,10 +94,13 @@ def module(sizes=SIZES, dataset=None, **changes) -> ImageData:
         "device": torch.device("cpu"),
         "processes": 1,
     }
-    return ImageData(dataset=dataset or FakeDataset(sizes), **options | changes)
+    data = ImageData(dataset=dataset or FakeDataset(sizes), **options | changes)
+    if stage:
+        data.setup(stage)
+    return data
 
 
-def trainer(tmp_path, **options) -> lightning.Trainer:
+def fit(tmp_path, data, model=None, ckpt_path=None, **options) -> tuple[Probe, lightning.Trainer]:
     defaults = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -106,21 +111,27 @@ def trainer(tmp_path, **options) -> lightning.Trainer:
         "num_sanity_val_steps": 0,
         "default_root_dir": tmp_path,
     }
-    return lightning.Trainer(**defaults | options)
+    trainer, model = lightning.Trainer(**defaults | options), model or Probe()
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    return model, trainer
 
 
-def places(data, loader) -> list[int]:
+def assert_same_images(batches, others):
+    for a, b in zip(batches, others, strict=True):
+        assert torch.equal(a.images, b.images)
+
+
+def places(loader) -> list[int]:
     return sorted(int(i) for batch in loader for i in batch.images[: batch.valid, 0, 0, 0].tolist())
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_hold_out_and_the_training_images_are_the_training_split(in_memory):
-    data = module(in_memory=in_memory)
-    data.setup("fit")
+    data = module(in_memory=in_memory, stage="fit")
     assert (data.num_train, data.num_val, data.num_test) == (30, 10, 20)
-    held = places(data, data.val_dataloader())
+    held = places(data.val_dataloader())
     assert len(held) == 10
-    trained = set(places(data, data.train_dataloader()))
+    trained = set(places(data.train_dataloader()))
     assert len(trained) == 24, "30 images in batches of 8"
     assert not trained & set(held)
     assert sum(int(batch.targets[: batch.valid].sum()) for batch in data.val_dataloader()) == 5
@@ -129,9 +140,8 @@ def test_the_hold_out_and_the_training_images_are_the_training_split(in_memory):
 
 def test_the_split_seed_alone_decides_the_hold_out():
     def held(**changes):
-        data = module(**changes)
-        data.setup("fit")
-        return places(data, data.val_dataloader())
+        data = module(**changes, stage="fit")
+        return places(data.val_dataloader())
 
     assert held() == held(seed=5, batch_size=4)
     assert held() != held(split_seed=1)
@@ -139,9 +149,8 @@ def test_the_split_seed_alone_decides_the_hold_out():
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_statistics_are_those_of_the_images_trained_on(in_memory):
-    data = module(in_memory=in_memory)
-    data.setup("fit")
-    held = set(places(data, data.val_dataloader()))
+    data = module(in_memory=in_memory, stage="fit")
+    held = set(places(data.val_dataloader()))
     images, _ = FakeDataset(SIZES).load("train")
     rest = images[[i for i in range(40) if i not in held]] / 255
     np.testing.assert_allclose(data.mean, rest.mean((0, 2, 3)))
@@ -156,24 +165,21 @@ def test_the_statistics_are_those_of_the_images_trained_on(in_memory):
     ],
 )
 def test_given_statistics_need_no_images(normalization, mean, std):
-    data = module(normalization=normalization)
-    data.setup("test")
+    data = module(normalization=normalization, stage="test")
     assert (data.mean, data.std) == (mean, std)
     assert data.dataset.loaded == []
 
 
 def test_no_hold_out_means_no_validation():
-    data = module(val_size=0)
-    data.setup("fit")
+    data = module(val_size=0, stage="fit")
     assert data.num_train == 40
     assert data.val_dataloader() == []
 
 
 def test_a_validation_set_of_its_own_is_used():
-    data = module(sizes=SIZES | {"val": 6})
-    data.setup("fit")
+    data = module(sizes=SIZES | {"val": 6}, stage="fit")
     assert (data.num_train, data.num_val) == (40, 6)
-    assert places(data, data.val_dataloader()) == list(range(6))
+    assert places(data.val_dataloader()) == list(range(6))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -182,8 +188,7 @@ def test_the_first_batches_of_an_evaluation_are_a_sample_of_all(own):
     dataset = FakeDataset({"train": 400, "test": 200} | ({"val": 200} if own else {}))
     load = dataset.load
     dataset.load = lambda split: (load(split)[0], np.sort(load(split)[1]))
-    data = module(dataset=dataset, val_size=200)
-    data.setup("fit")
+    data = module(dataset=dataset, val_size=200, stage="fit")
     for loader in (data.val_dataloader(), data.test_dataloader()):
         labels = torch.cat([batch.targets for batch in loader][:5])  # 40 of 200
         assert 10 < int(labels.sum()) < 30
@@ -193,8 +198,7 @@ def test_the_first_batches_of_an_evaluation_are_a_sample_of_all(own):
 
 
 def test_setup_twice_decodes_once():
-    data = module()
-    data.setup("fit")
+    data = module(stage="fit")
     data.setup("fit")
     data.setup("validate")
     assert data.dataset.loaded == ["train"]
@@ -205,12 +209,9 @@ def test_too_few_images_for_one_batch_are_refused():
         module(batch_size=64)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
-    data, model = module(augment=Tag(), input_size=(4, 8)), Probe()
-    model.layer = nn.Linear(3 * 4 * 8, 2)
-    fit = trainer(tmp_path)
-    fit.fit(model, data)
+    data = module(augment=Tag(), input_size=(4, 8))
+    model, trainer = fit(tmp_path, data, Probe(4 * 8))
     assert data.dataset.loaded == ["train"]
     assert data.augment.epochs == [0, 0, 0, 1, 1, 1]
     shown = model.shown["train"]
@@ -222,61 +223,48 @@ def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
     assert shown[0].targets.unique().tolist() == [0.25, 0.75], "soft targets come through"
     assert model.shown["val"][0].targets.unique().tolist() == [0, 1], "training alone is augmented"
     # Chance is a function of the place in the run: another run repeats it, another place does not.
-    again = Probe()
-    again.layer = nn.Linear(3 * 4 * 8, 2)
-    trainer(tmp_path, max_epochs=1).fit(again, module(augment=Tag(), input_size=(4, 8)))
+    again, _ = fit(tmp_path, module(augment=Tag(), input_size=(4, 8)), Probe(4 * 8), max_epochs=1)
     assert torch.equal(again.shown["train"][1].images, shown[1].images)
     assert len({batch.images.numpy().tobytes() for batch in shown}) == 6
 
-    fit.test(model, data)
+    trainer.test(model, data)
     assert data.dataset.loaded == ["train", "test"]
     assert sum(batch.valid for batch in model.shown["test"]) == 20
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stream", [{}, {"in_memory": False}, {"in_memory": False, "num_workers": 2}])
 def test_a_run_resumed_in_mid_epoch_sees_the_rest_of_the_epoch(tmp_path, recwarn, stream):
-    whole = Probe()
-    trainer(tmp_path, max_epochs=3).fit(whole, module(augment=Tag()))
+    whole, _ = fit(tmp_path, module(augment=Tag()), max_epochs=3)
 
     class Save(lightning.Callback):
         def on_train_batch_end(self, trainer, *rest):
             if trainer.global_step == 5:
                 trainer.save_checkpoint(tmp_path / "five.ckpt")
 
-    trainer(tmp_path, max_epochs=3, callbacks=[Save()]).fit(Probe(), module(augment=Tag(), **stream))
+    fit(tmp_path, module(augment=Tag(), **stream), max_epochs=3, callbacks=[Save()])
     checkpoint = torch.load(tmp_path / "five.ckpt", weights_only=True)
     loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert loader == [{"epoch": 1, "batch": 2}]
-    rest = Probe()
     again = module(augment=Tag(), **stream)
-    trainer(tmp_path, max_epochs=3).fit(rest, again, ckpt_path=tmp_path / "five.ckpt")
-    expected = whole.shown["train"][5:]
+    rest, _ = fit(tmp_path, again, ckpt_path=tmp_path / "five.ckpt", max_epochs=3)
     assert [(b.epoch, b.index) for b in rest.shown["train"]] == [(1, 2), (2, 0), (2, 1), (2, 2)]
-    for a, b in zip(expected, rest.shown["train"], strict=True):
-        assert torch.equal(a.images, b.images)
+    assert_same_images(whole.shown["train"][5:], rest.shown["train"])
     assert not [w for w in recwarn if "not resumable" in str(w.message)]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_overfitting_repeats_the_same_batches(tmp_path):
-    model = Probe()
-    trainer(tmp_path, overfit_batches=2).fit(model, module(val_size=0))
-    first, second = model.shown["train"][:2], model.shown["train"][2:]
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.images, b.images)
+    model, _ = fit(tmp_path, module(val_size=0), overfit_batches=2)
+    assert_same_images(model.shown["train"][:2], model.shown["train"][2:])
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_streamed_batches_are_those_in_memory(tmp_path, num_workers):
     seen = []
     for options in ({"in_memory": True}, {"in_memory": False, "num_workers": num_workers}):
-        data, model = module(augment=Tag(), **options), Probe()
-        fit = trainer(tmp_path)
-        fit.fit(model, data)
+        data = module(augment=Tag(), **options)
+        model, trainer = fit(tmp_path, data)
         assert data.dataset.loaded == ["train"]
-        fit.test(model, data)
+        trainer.test(model, data)
         seen.append([batch for stage in model.shown.values() for batch in stage])
     assert len(seen[0]) == 2 * (3 + 2) + 3
     for a, b in zip(*seen, strict=True):
@@ -289,8 +277,7 @@ def test_a_data_set_lies_in_memory_once_and_at_its_own_size():
     dataset = FakeDataset(SIZES)
     pixels, labels = dataset.load("train")
     dataset.load = lambda split: (pixels, labels)
-    data = module(dataset=dataset, input_size=(224, 224))
-    data.setup("fit")
+    data = module(dataset=dataset, input_size=(224, 224), stage="fit")
     train, val = data.train_dataloader(), data.val_dataloader()
     for loader in (train, val):
         assert loader.reader.images.data_ptr() == pixels.ctypes.data, "the array of the dataset itself"
@@ -331,13 +318,12 @@ def test_what_is_said_about_the_place_of_the_images(monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_images_for_figures(in_memory):
-    data = module(in_memory=in_memory)
-    data.setup("fit")
+    data = module(in_memory=in_memory, stage="fit")
     images, labels = data.train_images(5)
     assert labels.tolist() == [0, 1, 0, 1, 0]
-    places = images[:, 0, 0, 0].tolist()
-    assert [p % 2 for p in places] == [0, 1, 0, 1, 0]
-    assert not set(places) & set(map(int, images_of(data.val_dataloader()))), "none that is held out"
+    found = images[:, 0, 0, 0].tolist()
+    assert [p % 2 for p in found] == [0, 1, 0, 1, 0]
+    assert not set(found) & set(places(data.val_dataloader())), "none that is held out"
     assert len(data.train_images(100)[0]) == 30
     assert data.dataset.loaded == ["train"]
     images, labels = data.test_images(torch.tensor([7, 2]))
@@ -345,11 +331,6 @@ def test_images_for_figures(in_memory):
     assert labels.tolist() == [1, 0]
 
 
-def images_of(loader) -> list[int]:
-    return [int(i) for batch in loader for i in batch.images[: batch.valid, 0, 0, 0]]
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("cache", ["cache", None])
 def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch, in_memory, cache):
@@ -361,19 +342,16 @@ def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch
     dataset = datasets.build(config("image_folder", **options, batch_size=8, val_size=10))
     data = module(dataset=dataset, in_memory=in_memory, num_workers=0)
     assert reads == []
-    fit, model = trainer(tmp_path, max_epochs=2), Probe()
-    fit.fit(model, data)
+    model, trainer = fit(tmp_path, data)
     assert {path.parts[-3] for path in reads} == {"train"}
     if in_memory or cache:
         assert len(reads) == 40
     if cache:
         assert len(list((tmp_path / cache).glob("*.npy"))) == 1, "the hold-out lies in the same file"
-    fit.test(model, data)
+    trainer.test(model, data)
     if in_memory or cache:
         assert len(reads) == 60
-    expected = trainer(tmp_path, max_epochs=2), Probe()
     array = FakeDataset(SIZES)
     array.load = lambda split: decoded(dataset, split)
-    expected[0].fit(expected[1], module(dataset=array))
-    for a, b in zip(expected[1].shown["train"], model.shown["train"], strict=True):
-        assert torch.equal(a.images, b.images)
+    expected, _ = fit(tmp_path, module(dataset=array))
+    assert_same_images(expected.shown["train"], model.shown["train"])

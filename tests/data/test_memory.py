@@ -16,9 +16,9 @@ MIB = 2**20
         (
             "auto",
             100 * MIB,
-            200 * MIB - 1,
+            199 * MIB,
             False,
-            "100 MiB would not fit in half of the 200 MiB free on cpu; auto",
+            "100 MiB would not fit in half of the 199 MiB free on cpu; auto",
         ),
         ("auto", 100 * MIB, None, True, "100 MiB; auto"),
         (True, 100 * MIB, 100 * MIB, True, "100 MiB of 100 MiB free"),
@@ -31,9 +31,7 @@ def test_what_is_asked_for_and_what_fits(asked, needed, free, in_memory, why):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(
-        UserError, match=r"need 200\.0 GiB and cuda has 79\.5 GiB free.*data\.in_memory=false"
-    ):
+    with pytest.raises(UserError, match=r"need 200\.0 GiB and cuda has 79\.5 GiB free.*in_memory=false"):
         decide_in_memory(True, needed=200 * 2**30, free=int(79.5 * 2**30), device="cuda")
 
 

@@ -16,7 +16,6 @@ import functools
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -159,20 +158,12 @@ class ImageFiles(LazyImages):
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
     """Resize uint8 (N, 3, H, W), or make it grayscale, by the same rules as for files."""
-    number = len(images)
     if images.shape[1:] == (channels, *shape):
         return images
-    check_memory((number, channels, *shape))
-    out = np.empty((number, channels, *shape), dtype=np.uint8)
-
-    def convert(start: int) -> None:
-        for row in range(start, min(start + CHUNK, number)):
-            pixels = np.ascontiguousarray(images[row].transpose(1, 2, 0))
-            out[row] = convert_image(Image.fromarray(pixels), shape, channels)
-
-    with ThreadPoolExecutor() as pool:
-        for _ in with_bar(pool.map(convert, range(0, number, CHUNK)), "Resizing images", number, CHUNK):
-            pass
+    check_memory((len(images), channels, *shape))
+    out = np.empty((len(images), channels, *shape), dtype=np.uint8)
+    for row in with_bar(range(len(images)), "Resizing images", len(images), 1):
+        out[row] = convert_image(Image.fromarray(images[row].transpose(1, 2, 0)), shape, channels)
     return out
 
 
