@@ -34,6 +34,13 @@ def decoded(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[np.arange(len(labels))], labels
 
 
+def assert_same(batches, others):
+    """Check that the batches have the same images and targets."""
+    for a, b in zip(batches, others, strict=True):
+        assert a.images.equal(b.images)
+        assert a.targets.equal(b.targets)
+
+
 def image_tree(root: Path, counts: dict[str, int]) -> Path:
     """Make ``root/<key>/000.png …``; the red of an image is its place in its folder."""
     for folder, number in counts.items():

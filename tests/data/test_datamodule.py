@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.data.helpers import config, decoded, image_tree
+from tests.data.helpers import assert_same, config, decoded, image_tree
 from vitlab.augment import Compose
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
@@ -116,11 +116,6 @@ def fit(tmp_path, data, model=None, ckpt_path=None, **options) -> tuple[Probe, l
     return model, trainer
 
 
-def assert_same_images(batches, others):
-    for a, b in zip(batches, others, strict=True):
-        assert torch.equal(a.images, b.images)
-
-
 def places(loader) -> list[int]:
     return sorted(int(i) for batch in loader for i in batch.images[: batch.valid, 0, 0, 0].tolist())
 
@@ -170,13 +165,8 @@ def test_given_statistics_need_no_images(normalization, mean, std):
     assert data.dataset.loaded == []
 
 
-def test_no_hold_out_means_no_validation():
-    data = module(val_size=0, stage="fit")
-    assert data.num_train == 40
-    assert data.val_dataloader() == []
-
-
-def test_a_validation_set_of_its_own_is_used():
+def test_no_hold_out_means_no_validation_but_by_a_set_of_its_own():
+    assert module(val_size=0, stage="fit").val_dataloader() == []
     data = module(sizes=SIZES | {"val": 6}, stage="fit")
     assert (data.num_train, data.num_val) == (40, 6)
     assert places(data.val_dataloader()) == list(range(6))
@@ -248,13 +238,13 @@ def test_a_run_resumed_in_mid_epoch_sees_the_rest_of_the_epoch(tmp_path, recwarn
     again = module(augment=Tag(), **stream)
     rest, _ = fit(tmp_path, again, ckpt_path=tmp_path / "five.ckpt", max_epochs=3)
     assert [(b.epoch, b.index) for b in rest.shown["train"]] == [(1, 2), (2, 0), (2, 1), (2, 2)]
-    assert_same_images(whole.shown["train"][5:], rest.shown["train"])
+    assert_same(whole.shown["train"][5:], rest.shown["train"])
     assert not [w for w in recwarn if "not resumable" in str(w.message)]
 
 
 def test_overfitting_repeats_the_same_batches(tmp_path):
     model, _ = fit(tmp_path, module(val_size=0), overfit_batches=2)
-    assert_same_images(model.shown["train"][:2], model.shown["train"][2:])
+    assert_same(model.shown["train"][:2], model.shown["train"][2:])
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
@@ -267,10 +257,8 @@ def test_streamed_batches_are_those_in_memory(tmp_path, num_workers):
         trainer.test(model, data)
         seen.append([batch for stage in model.shown.values() for batch in stage])
     assert len(seen[0]) == 2 * (3 + 2) + 3
-    for a, b in zip(*seen, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.targets, b.targets)
-        assert a[2:] == b[2:]
+    assert_same(*seen)
+    assert [batch[2:] for batch in seen[0]] == [batch[2:] for batch in seen[1]]
 
 
 def test_a_data_set_lies_in_memory_once_and_at_its_own_size():
@@ -354,4 +342,4 @@ def test_files_are_decoded_once_and_those_of_the_test_last(tmp_path, monkeypatch
     array = FakeDataset(SIZES)
     array.load = lambda split: decoded(dataset, split)
     expected, _ = fit(tmp_path, module(dataset=array))
-    assert_same_images(expected.shown["train"], model.shown["train"])
+    assert_same(expected.shown["train"], model.shown["train"])

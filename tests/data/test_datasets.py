@@ -12,7 +12,7 @@ from vitlab.config import preflight
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
 
-SHARED = set("kind root image_size channels num_classes batch_size val_size split_seed".split())
+SHARED = {"kind", "root", "image_size", "channels", "num_classes", "batch_size", "val_size", "split_seed"}
 SHARED |= {"in_memory", "num_workers", "normalization"}
 
 

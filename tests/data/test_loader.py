@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.data.helpers import assert_same
 from vitlab.data.loader import EvalLoader, Share, TrainLoader
 from vitlab.data.reader import MemoryReader, StreamReader
 
@@ -62,8 +63,7 @@ def test_it_continues_in_the_middle_of_an_epoch(reader):
     whole, rest = list(train_loader(at=(3, 0))), list(train_loader(at=(3, 4), reader=reader))
     assert [batch.index for batch in rest] == [4, 5]
     assert {batch.epoch for batch in rest} == {3}
-    for a, b in zip(whole[4:], rest, strict=True):
-        assert torch.equal(a.images, b.images)
+    assert_same(whole[4:], rest)
     assert len(train_loader(at=(3, 4))) == 6, "the length stays that of an epoch"
     assert list(train_loader(at=(3, 6))) == []
 
@@ -127,8 +127,7 @@ def test_it_says_where_it_stands_and_goes_on_from_there(reader):
     rest = [*later, *later, *later]
     assert later.state_dict() == {"epoch": 3, "batch": 0}
     assert [(b.epoch, b.index) for b in rest[:3]] == [(0, 4), (0, 5), (1, 0)]
-    for a, b in zip([*whole[0][4:], *whole[1], *whole[2]], rest, strict=True):
-        assert torch.equal(a.images, b.images)
+    assert_same([*whole[0][4:], *whole[1], *whole[2]], rest)
 
 
 @pytest.mark.parametrize(

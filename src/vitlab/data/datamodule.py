@@ -21,7 +21,7 @@ from vitlab.data.loader import EvalLoader, Share, TrainLoader
 from vitlab.data.memory import available_memory, decide_in_memory
 from vitlab.data.preprocess import Preprocess, channel_statistics
 from vitlab.data.reader import MemoryReader, Reader, StreamReader
-from vitlab.data.split import random_order, stratified_split
+from vitlab.data.split import random_order, rank_in_class, stratified_split
 
 Pair = tuple[Tensor, Tensor]  # uint8 (N, C, H, W), int64 (N,)
 
@@ -182,8 +182,8 @@ class ImageData(lightning.LightningDataModule):
         labels = split.labels[rows].numpy()
         order = np.argsort(labels, kind="stable")
         labels = labels[order]
-        turn = np.arange(len(labels)) - np.searchsorted(labels, labels)  # how many of its class come before
-        return self._read("train", torch.from_numpy(order[np.lexsort((labels, turn))[:number]]))
+        chosen = np.lexsort((labels, rank_in_class(labels)))[:number]
+        return self._read("train", torch.from_numpy(order[chosen]))
 
     def test_images(self, indices: Tensor) -> Pair:
         """Return the stored test images and labels at ``indices``, for figures after the test."""

@@ -6,7 +6,6 @@ Written here because no well-kept library resumes a download, checks it and take
 import hashlib
 import http.client
 import os
-import queue
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def download(url: str, target: Path, md5: str) -> None:
         )
     part = target.with_name(target.name + ".part")
     found = md5_of(part) if part.exists() else None
-    again = True
+    again = True  # from the start, where several connections brought a wrong file
     while found != md5.lower():
         before = _size(part)
         try:
@@ -135,22 +135,19 @@ def _open(request: urllib.request.Request) -> Any:
     The timeout of a socket counts for each address of a name and not for resolving the name, which
     alone can take half a minute without a network; a thread can be left behind.
     """
-    answer: queue.Queue[Any] = queue.Queue()
+    answer: Future[Any] = Future()
 
     def work() -> None:
         try:
-            answer.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
-        except Exception as error:  # raised in the caller's thread
-            answer.put(error)
+            answer.set_result(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+        except Exception as error:
+            answer.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        result = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
+        return answer.result(ANSWER_SECONDS)
+    except TimeoutError:
         raise TimeoutError(f"no answer from {request.host or 'it'} in {ANSWER_SECONDS:.0f} seconds") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _reason(error: BaseException) -> str:

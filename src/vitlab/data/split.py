@@ -55,11 +55,14 @@ def stratified_split(labels: np.ndarray, count: int, seed: int, key: str) -> tup
         order = open_classes[np.argsort(-remainders[open_classes], kind="stable")]
         quota[order[:missing]] += 1
     order = np.lexsort((_random_keys(total, seed), members))
-    first = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    rank = np.arange(total) - np.repeat(first, sizes)  # of each within its class, in random order
     chosen = np.zeros(total, dtype=bool)
-    chosen[order] = rank < np.repeat(quota, sizes)
+    chosen[order] = rank_in_class(members[order]) < quota[members[order]]
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Return for each of the sorted ``labels`` (N,) how many of its class come before it."""
+    return np.arange(len(labels)) - np.searchsorted(labels, labels)
 
 
 def random_order(count: int, seed: int) -> np.ndarray:
