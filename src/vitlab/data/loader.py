@@ -16,7 +16,7 @@ Position = tuple[int, int]  # epoch, and the next batch in it
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank takes of every batch: a contiguous part, so a batch does not depend on their number."""
+    """One rank's share of every batch: contiguous, so that a batch is the same on any number of ranks."""
 
     batch_size: int  # over all ranks
     rank: int
