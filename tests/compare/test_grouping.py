@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.compare.folders import make_grid, make_run
-from vitlab.compare.groups import Comparison, make_comparison, row
+from vitlab.compare.groups import Comparison, count_states, make_comparison, row
 from vitlab.compare.read import read_runs
 from vitlab.core.errors import UserError
 
@@ -75,8 +75,8 @@ def test_only_finished_runs_count(tmp_path: Path) -> None:
     make_run(tmp_path / "c", "seed=3", val=0.1, status="interrupted")
     comparison = compared(tmp_path)
     (group,) = comparison.groups
-    assert group.by_seed("val/accuracy") == {"1": 0.6}
-    assert group.states == "1 finished, 1 interrupted, 1 failed"
+    assert group.by_seed("val") == {"1": 0.6}
+    assert count_states(group.runs) == "1 finished, 1 interrupted, 1 failed"
     assert any("the mean is of what finished" in note for note in comparison.notes)
 
 

@@ -45,8 +45,7 @@ def test_only_seeds_in_both_are_paired() -> None:
     assert found.mean == pytest.approx(0.03)
     # s of (0.02, 0.04) is 0.0141…; t(1) · s / √2
     assert found.half == pytest.approx(12.7062 * 0.01, rel=1e-4)
-    assert found.low == pytest.approx(0.03 - 0.127062, rel=1e-4)
-    assert found.high == pytest.approx(0.03 + 0.127062, rel=1e-4)
+    assert found.interval == pytest.approx((0.03 - 0.127062, 0.03 + 0.127062), rel=1e-4)
 
 
 def test_a_difference_that_every_seed_shares_has_a_narrow_interval_however_far_the_seeds_lie_apart() -> None:
@@ -60,13 +59,12 @@ def test_a_difference_that_every_seed_shares_has_a_narrow_interval_however_far_t
 def test_one_pair_has_no_interval_and_no_pair_nothing() -> None:
     one = paired({"1": 0.6}, {"1": 0.5})
     assert one is not None
-    assert (one.half, one.low, one.high, one.n) == (None, None, None, 1)
+    assert (one.half, one.interval, one.n) == (None, None, 1)
     assert paired({"1": 0.6}, {"2": 0.5}) is None
 
 
 def test_the_front_is_what_nothing_beats() -> None:
     points = [(3.0, 0.7), (1.0, 0.5), (2.0, 0.4), (2.0, 0.6), (4.0, 0.7), (1.0, 0.3)]
-    assert pareto(points, cheap_is_low=True) == [1, 3, 0]
-    # As speeds: the fastest first, then what is slower and better.
-    assert pareto(points, cheap_is_low=False) == [4]
-    assert pareto([(3.0, 0.5), (1.0, 0.9), (2.0, 0.4)], cheap_is_low=False) == [0, 1]
+    assert pareto(points) == [1, 3, 0]
+    assert pareto([(-cost, value) for cost, value in points]) == [4], "as speeds: the fastest is the best"
+    assert pareto([(-3.0, 0.5), (-1.0, 0.9), (-2.0, 0.4)]) == [0, 1]

@@ -1,8 +1,4 @@
-"""Many runs become an answer: `compare` reads run folders and writes tables, figures and a page.
-
-read.py what is in the folders, groups.py what belongs together, statistics.py the arithmetic, and
-table.py, figures.py and page.py what is shown. It needs no torch: 500 runs take seconds.
-"""
+"""Run folders → groups over seeds → statistics → tables, figures and one page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +19,7 @@ MOST_ROWS = 20  # of a sweep's leaderboard
 
 def compare(
     folders: Sequence[str | Path], baseline: Sequence[str], out: str | Path | None, console: Console
-) -> Comparison:
+) -> None:
     """Compare the runs below ``folders``; print the table, and write what stays.
 
     Args:
@@ -37,8 +33,8 @@ def compare(
     title = " and ".join(dict.fromkeys(plain(Path(f).resolve().name) for f in folders))
     comparison = make_comparison(runs, baseline, title)
     show(console, comparison)
-    default = Path(folders[0]) / "report" if len(folders) == 1 else Path("outputs/comparison")
-    target = Path(out) if out is not None else default
+    default = Path(folders[0], "report") if len(folders) == 1 else "outputs/comparison"
+    target = Path(default if out is None else out)
     try:
         target.mkdir(parents=True, exist_ok=True)
         write(comparison, target)
@@ -50,17 +46,16 @@ def compare(
         f"\nreport  {target / 'report.html'}, leaderboard.md, leaderboard.csv, runs.csv, figures",
         markup=False,
     )
-    return comparison
 
 
 def show_leaderboard(folder: Path) -> None:
     """Print the finished runs of a sweep, the best on the hold-out first, a row for each combination."""
-    groups = make_comparison(read_runs([folder]), [], folder.name).groups
-    groups = [group for group in groups if group.spread("val")]
+    comparison = make_comparison(read_runs([folder]), [], folder.name)
+    groups = [group for group in comparison.groups if group.spread("val")]
     table = Table("combination", *(Column(name, justify="right") for name in ("runs", *SPLITS.values())))
     for group in groups[:MOST_ROWS]:
-        spreads = [group.spread(split) for split in SPLITS]
-        table.add_row(group.name, str(len(group.finished)), *map(fraction, spreads))
+        accuracies = (fraction(group.spread(split)) for split in SPLITS)
+        table.add_row(group.name, str(len(group.finished)), *accuracies)
     if len(groups) > MOST_ROWS:
         table.caption = f"and {len(groups) - MOST_ROWS} more"
     place = RunFolder(folder)
@@ -75,15 +70,14 @@ def write(comparison: Comparison, out: Path) -> None:
     from vitlab.compare.page import page
 
     pictures = draw(comparison)
-    files = {f"{picture.name}.png": picture.png for picture in pictures}
-    texts = {
-        "leaderboard.csv": leaderboard_csv(comparison),
-        "leaderboard.md": leaderboard_md(comparison),
-        "runs.csv": runs_csv(comparison),
-        "report.html": page(comparison, pictures, out),
+    files = {
+        "leaderboard.csv": leaderboard_csv(comparison).encode(),
+        "leaderboard.md": leaderboard_md(comparison).encode(),
+        "runs.csv": runs_csv(comparison).encode(),
+        "report.html": page(comparison, pictures, out).encode(),
+        **{f"{picture.name}.png": picture.png for picture in pictures},
     }
-    for name, data in (files | {name: text.encode() for name, text in texts.items()}).items():
+    for name, data in files.items():
         write_atomic(out / name, data)
-    for name in NAMES:
-        if f"{name}.png" not in files:
-            (out / f"{name}.png").unlink(missing_ok=True)
+    for name in {f"{name}.png" for name in NAMES} - files.keys():
+        (out / name).unlink(missing_ok=True)

@@ -2,21 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, mean
 from typing import Any
 
 from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
-from vitlab.compare.statistics import Difference, Spread, paired, spread
-from vitlab.config.keys import under
+from vitlab.compare.statistics import Spread, paired, spread
 from vitlab.config.labels import shorten_keys
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import State
 from vitlab.core.suggest import suggest
 
-VAL, TEST = "val/accuracy", "test/accuracy"
-SPLITS = {"val": VAL, "test": TEST}
+SPLITS = {"val": "val/accuracy", "test": "test/accuracy"}
 UNNAMED = ("experiment", "logger", "callbacks", "trainer")  # choices that say little of what was trained
 MOST_NOTES = 3  # of one kind, before they are one
 MOST_KEYS = 3  # with more of them a name leaves out what most groups share
@@ -30,45 +28,39 @@ class Group:
         settings: dotted key or config group → value as text.
         name: what sets it apart from the other groups.
         data: on which images it was measured, where groups differ in that; else empty.
-        difference: split → paired difference to the baseline.
+        difference: split → differences to the baseline, seed by seed.
     """
 
     runs: list[Run]
     settings: dict[str, str]
     name: str = ""
     data: str = ""
-    difference: dict[str, Difference | None] = field(default_factory=dict)
+    difference: dict[str, Spread | None] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[Run]:
         """The runs that have finished."""
         return [run for run in self.runs if run.state == State.FINISHED]
 
-    def by_seed(self, metric: str) -> dict[str, float]:
-        """Return seed → value of the finished runs.
+    def by_seed(self, split: str) -> dict[str, float]:
+        """Return seed → accuracy of the finished runs.
 
         A seed that was run twice counts once, with the mean: a repetition is no independent value.
         """
         values: dict[str, list[float]] = {}
         for run in self.finished:
-            if metric in run.metrics:
+            if (metric := SPLITS[split]) in run.metrics:
                 values.setdefault(run.seed, []).append(run.metrics[metric])
         return {seed: fmean(found) for seed, found in values.items()}
 
     def spread(self, split: str) -> Spread | None:
         """Return mean and deviation of a split's accuracy over the seeds."""
-        return spread([*self.by_seed(SPLITS[split]).values()])
+        return spread([*self.by_seed(split).values()])
 
     def cost(self, key: str) -> float | None:
         """Return the mean of a cost over the finished runs."""
         values = [run.cost[key] for run in self.finished if key in run.cost]
         return mean(values) if values else None
-
-    @property
-    def states(self) -> str:
-        """How many runs are in which state, such as ``2 finished, 1 failed``."""
-        counts = Counter(run.state for run in self.runs)
-        return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
 @dataclass
@@ -78,7 +70,6 @@ class Comparison:
     Attributes:
         groups: the highest mean hold-out accuracy first, within the same data.
         keys: that name the groups, with their short forms.
-        loose: runs that belong to no group, because their config is unreadable or they were never made.
         notes: what a reader should know before believing the table.
     """
 
@@ -95,11 +86,6 @@ class Comparison:
         return [run for run in self.runs if run.state != State.FINISHED]
 
     @property
-    def loose(self) -> list[Run]:
-        """The runs that belong to no group."""
-        return [run for run in self.runs if not run.config]
-
-    @property
     def several_data(self) -> bool:
         """Whether the groups were measured on different images."""
         return any(group.data for group in self.groups)
@@ -114,12 +100,12 @@ def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) ->
     Raises:
         UserError: the baseline is no group, or several.
     """
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    alike: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
         if run.config:
-            key = (*sorted(run.config.items()), *sorted(run.measured_on.items()))
-            found.setdefault(key, []).append(run)
-    groups = [Group(members, _settings(members)) for members in found.values()]
+            alike.setdefault(frozenset((run.config | run.measured_on).items()), []).append(run)
+    # Of runs that agree in every value the first one's choices name the group.
+    groups = [Group(m, m[0].choices | m[0].config | m[0].measured_on) for m in alike.values()]
     _label_data(groups)
     keys = _name(groups)
     # Never by test accuracy; groups without a hold-out come last.
@@ -129,15 +115,15 @@ def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) ->
         comparison.baseline = base = _find(comparison, baseline)
         for group in groups:
             if group is not base and group.data == base.data:
-                group.difference = {s: paired(group.by_seed(m), base.by_seed(m)) for s, m in SPLITS.items()}
+                group.difference = {s: paired(group.by_seed(s), base.by_seed(s)) for s in SPLITS}
     comparison.notes = [*_notes(comparison)]
     return comparison
 
 
-def _settings(runs: Sequence[Run]) -> dict[str, str]:
-    # Of runs that agree in every value the first one's choices name the group.
-    images = {"data.images": runs[0].sizes} if runs[0].sizes else {}
-    return runs[0].choices | runs[0].config | images
+def count_states(runs: Iterable[Run]) -> str:
+    """Return how many runs are in which state, such as ``2 finished, 1 failed``."""
+    counts = Counter(run.state for run in runs)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
 def differing(tables: Sequence[Mapping[str, str]]) -> list[str]:
@@ -153,11 +139,9 @@ def commonest(tables: Sequence[Mapping[str, str]], key: str) -> str | None:
 
 def _label_data(groups: Sequence[Group]) -> None:
     """Label each group with the images it was measured on, if they are not the same for all."""
-    tables = [group.runs[0].measured_on for group in groups]
-    keys = differing(tables)
-    if not keys:
-        return
-    for group, table in zip(groups, tables, strict=True):
+    keys = differing([group.runs[0].measured_on for group in groups])
+    for group in groups if keys else ():
+        table = group.runs[0].measured_on
         kind = table.get("data.kind", "?")
         name = table["data.root"] if kind in FROM_FILES else kind
         more = [k for k in keys if k in table and k not in ("data.kind", "data.root")]
@@ -167,37 +151,34 @@ def _label_data(groups: Sequence[Group]) -> None:
 def _name(groups: Sequence[Group]) -> dict[str, str]:
     """Name the groups by what sets them apart; return the keys that do, with their short forms."""
     tables = [group.settings for group in groups]
+
+    def parts(keys: Sequence[str]) -> int:
+        return len({tuple(table.get(key) for key in keys) for table in tables})
+
     differ = differing(tables)
-    order = dict.fromkeys(key for group in groups for run in group.runs for key in run.asked)
-    keys = [key for key in order if key in differ]
+    asked = dict.fromkeys(key for group in groups for run in group.runs for key in run.asked)
+    keys = [key for key in asked if key in differ]
     # What nobody asked for in so many words, such as what a recipe sets: only as much as tells groups apart.
-    choices = dict.fromkeys(key for group in groups for key in group.runs[0].choices)
-    rest = sorted((k for k in differ if k not in keys), key=lambda k: (k in UNNAMED, k not in choices))
-    for key in rest:
-        if _parts(tables, keys) == len(groups):
-            break
-        if _parts(tables, [*keys, key]) > _parts(tables, keys):
+    choices = {key for group in groups for key in group.runs[0].choices}
+    rest = (key for key in differ if key not in asked)
+    for key in sorted(rest, key=lambda k: (k in UNNAMED, k not in choices)):
+        if parts([*keys, key]) > parts(keys):
             keys.append(key)
     short = shorten_keys(keys)
     shared = {key: commonest(tables, key) for key in keys} if len(keys) > MOST_KEYS else {}
     names = [_say(table, short, shared) for table in tables]
-    whole = [_say(table, short, {}) for table in tables]
-    counts = Counter(names)
     taken: Counter[str] = Counter()
-    for group, name, full in zip(groups, names, whole, strict=True):
-        name = (name if counts[name] == 1 else full) or (group.runs[0].model if not keys else "base")
-        taken[name] += 1
-        group.name = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    for group, name in zip(groups, names, strict=True):
+        unique = name if names.count(name) == 1 else _say(group.settings, short, {})
+        label = unique or ("base" if keys else group.runs[0].model)
+        taken[label] += 1
+        group.name = label if taken[label] == 1 else f"{label} ({taken[label]})"
     return short
-
-
-def _parts(tables: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
-    return len({tuple(table.get(key) for key in keys) for table in tables})
 
 
 def _say(table: Mapping[str, str], short: Mapping[str, str], shared: Mapping[str, str | None]) -> str:
     """Return ``key=value …`` without what is as in ``shared``."""
-    told = [key for key in short if key in table and (key not in shared or table[key] != shared[key])]
+    told = [key for key in short if key in table and table[key] != shared.get(key)]
     return " ".join(f"{short[key]}={table[key]}" for key in told)
 
 
@@ -205,10 +186,10 @@ def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
     """Return the group that a name, or ``key=value`` pairs, mean."""
     said = " ".join(asked)
     groups = comparison.groups
-    names = [group.name for group in groups]
+    names = {group.name: group for group in groups}
     if said in names:
-        return groups[names.index(said)]
-    settings = dict.fromkeys(key for group in groups for key in group.settings)
+        return names[said]
+    settings = {key for group in groups for key in group.settings}
     for pair in said.split():
         name, sign, value = pair.partition("=")
         # `patch_size` means the key that sets groups apart, if there is one of that name.
@@ -222,22 +203,19 @@ def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
         groups = [group for group in groups if any(group.settings.get(key) == value for key in keys)]
     if len(groups) == 1:
         return groups[0]
-    found = (
-        f"is {len(groups)} groups: {_few([g.name for g in groups])}"
-        if groups
-        else f"is none of {_few(names)}"
-    )
+    several = f"is {len(groups)} groups: {_few(group.name for group in groups)}"
+    found = several if groups else f"is none of {_few(names)}"
     raise UserError(f"--baseline {said} {found}. Give one, by its name in quotes or by more key=value pairs.")
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return "; ".join(names[:most]) + more
+def _few(names: Iterable[str], most: int = 8) -> str:
+    told = [*names]
+    more = f" and {len(told) - most} more" if len(told) > most else ""
+    return "; ".join(told[:most]) + more
 
 
-def _notes(comparison: Comparison) -> Iterable[str]:
+def _notes(comparison: Comparison) -> Iterator[str]:
     """Yield what a reader should know before believing the table."""
-    finished = [run for group in comparison.groups for run in group.finished]
     if comparison.several_data:
         yield (
             "the groups were measured on different images (column data): their accuracies do not compare, so "
@@ -245,12 +223,11 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         )
     twice, partly = [], []
     for group in comparison.groups:
-        for seed, count in Counter(run.seed for run in group.finished).items():
-            if count > 1:
-                twice.append(f"{group.name}: seed {seed} was run {count} times")
-        few = [run for run in group.runs if run.state in (State.FAILED, State.INTERRUPTED, State.PRUNED)]
-        if few and group.finished:
-            partly.append(f"{group.name}: {group.states}")
+        seeds = Counter(run.seed for run in group.finished)
+        twice += [f"{group.name}: seed {seed} was run {n} times" for seed, n in seeds.items() if n > 1]
+        ended_early = {State.FAILED, State.INTERRUPTED, State.PRUNED} & {run.state for run in group.runs}
+        if ended_early and group.finished:
+            partly.append(f"{group.name}: {count_states(group.runs)}")
     for found, remedy in (
         (twice, "a seed counts once, with the mean"),
         (partly, "the mean is of what finished"),
@@ -259,14 +236,15 @@ def _notes(comparison: Comparison) -> Iterable[str]:
             yield f"{len(found)} times {remedy}: {_few(found, MOST_NOTES)}."
         else:
             yield from (f"{said}; {remedy}." for said in found)
-    commits = Counter(
+    finished = [run for group in comparison.groups for run in group.finished]
+    commits = dict.fromkeys(
         run.commit[:8] + "-dirty" * run.commit.endswith("-dirty") for run in finished if run.commit
     )
     if len(commits) > 1:
-        yield f"the runs are of {len(commits)} states of the code: {_few([*commits])}."
-    devices = Counter(run.device for run in finished if run.device)
+        yield f"the runs are of {len(commits)} states of the code: {_few(commits)}."
+    devices = dict.fromkeys(run.device for run in finished if run.device)
     if len(devices) > 1:
-        yield f"the runs had other hardware or shares of it, so images/s do not compare: {_few([*devices])}."
+        yield f"the runs had other hardware or shares of it, so images/s do not compare: {_few(devices)}."
 
 
 def row(comparison: Comparison, group: Group) -> dict[str, Any]:
@@ -275,23 +253,15 @@ def row(comparison: Comparison, group: Group) -> dict[str, Any]:
     said |= {short: group.settings.get(key) for key, short in comparison.keys.items()}
     if comparison.several_data:
         said["data"] = group.data
-    said |= {"runs": len(group.runs), "states": group.states}
+    said |= {"runs": len(group.runs), "states": count_states(group.runs)}
     for split in SPLITS:
         found, difference = group.spread(split), group.difference.get(split)
         said[f"{split}_accuracy_mean"] = found and found.mean
         said[f"{split}_accuracy_std"] = found and found.std
         said[f"{split}_accuracy_n"] = found.n if found else 0
         if comparison.baseline:
+            low, high = (difference and difference.interval) or (None, None)
             said[f"{split}_difference_mean"] = difference and difference.mean
-            said[f"{split}_difference_low"] = difference and difference.low
-            said[f"{split}_difference_high"] = difference and difference.high
+            said |= {f"{split}_difference_low": low, f"{split}_difference_high": high}
             said[f"{split}_difference_pairs"] = difference.n if difference else 0
-    said |= {key: group.cost(key) for key in COSTS}
-    return said
-
-
-def differences(groups: Sequence[Group]) -> list[tuple[str, str | None]]:
-    """Return the keys in which any two groups differ, each with its commonest value."""
-    tables = [group.settings for group in groups]
-    keys = [key for key in differing(tables) if not under(key, ("experiment",))]
-    return [(key, commonest(tables, key)) for key in keys]
+    return said | {key: group.cost(key) for key in COSTS}

@@ -1,20 +1,19 @@
 """report.html: everything of a comparison on one page that needs no network."""
 
-import base64
 import os
-from collections.abc import Iterable, Sequence
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
 from vitlab.compare.figures import Picture
-from vitlab.compare.groups import SPLITS, Comparison, Group, differences
+from vitlab.compare.groups import SPLITS, Comparison, Group, commonest, count_states, differing
 from vitlab.compare.read import Run
-from vitlab.compare.table import ACCURACIES, NONE, WORDS, accuracy, cells, columns, method, tally
+from vitlab.compare.table import ACCURACIES, NONE, WORDS, accuracy, leaderboard, method, tally
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
 LONG = 28  # characters
 
 
@@ -25,20 +24,18 @@ def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:
         out: the folder it is for. Runs that lie below the folder above it are linked; others, which a reader
             of the page is unlikely to have beside it, are only named.
     """
+    notes = [_tag("li", escape(note)) for note in comparison.notes]
+    same = "All runs have one configuration."
+    if len(comparison.groups) > 1:
+        same = "Of each: what is not as in most configurations, then its runs."
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(comparison.title),
         lead=escape(_lead(comparison)),
-        notes=_tag("ul", *(_tag("li", escape(note)) for note in comparison.notes))
-        if comparison.notes
-        else "",
+        notes=_tag("ul", *notes) if notes else "",
         table=_leaderboard(comparison),
         figures=_figures(pictures),
         others=_others(comparison, out),
-        same=escape(
-            "Of each: what is not as in most configurations, then its runs."
-            if len(comparison.groups) > 1
-            else "All runs have one configuration."
-        ),
+        same=same,
         groups="\n".join(_configurations(comparison, out)),
         method="\n".join(_tag("li", escape(line)) for line in method(comparison)),
     )
@@ -62,9 +59,8 @@ def _cell(text: str, value: float | str | None = None, *, words: bool = False) -
     return _tag("td", escape(text), data_value=sort_by, class_="words" if words else None)
 
 
-def _head(text: str, *, words: bool = False, sorted_: bool = False) -> str:
-    kind, order = ("words" if words else None), ("descending" if sorted_ else None)
-    return _tag("th", escape(text), scope="col", class_=kind, aria_sort=order)
+def _head(text: str, *, words: bool = False, sort: str | None = None) -> str:
+    return _tag("th", escape(text), scope="col", class_="words" if words else None, aria_sort=sort)
 
 
 def _row_head(inside: str, value: str | None = None) -> str:
@@ -73,8 +69,8 @@ def _row_head(inside: str, value: str | None = None) -> str:
 
 def _name(name: str) -> str:
     """Return a group's name that breaks between its settings, and inside one only where that is long."""
-    parts = [_tag("span", escape(p), class_="whole" if len(p) < LONG else None) for p in name.split(" ")]
-    return " ".join(parts)
+    parts = name.split(" ")
+    return " ".join(_tag("span", escape(p), class_="whole" if len(p) < LONG else None) for p in parts)
 
 
 def _lead(comparison: Comparison) -> str:
@@ -87,40 +83,35 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _leaderboard(comparison: Comparison) -> str:
-    names = columns(comparison)
+    names, *columns = leaderboard(comparison).items()
     ordered = None if comparison.several_data else ACCURACIES["val"]
-    heads = [_head(name, words=name in WORDS, sorted_=name == ordered) for name in names]
-    lines = []
-    for group in comparison.groups:
-        first, *rest = cells(comparison, group)
-        others = [_cell(c.text, c.value, words=n in WORDS) for n, c in zip(names[1:], rest, strict=True)]
-        kind = "baseline" if group is comparison.baseline else None
-        lines.append(_tag("tr", _row_head(_name(first.text), first.text), *others, class_=kind))
+    heads = [_head(names[0], words=True)]
+    table = [[_row_head(_name(cell.text), cell.text) for cell in names[1]]]
+    for head, cells in columns:
+        words = head in WORDS
+        heads.append(_head(head, words=words, sort="descending" if head == ordered else None))
+        table.append([_cell(*cell, words=words) for cell in cells])
+    lines = [
+        _tag("tr", *line, class_="baseline" if group is comparison.baseline else None)
+        for group, *line in zip(comparison.groups, *table, strict=True)
+    ]
     return _table(heads, lines, class_="sortable")
 
 
 def _figures(pictures: Sequence[Picture]) -> str:
     if not pictures:
         return ""
-    drawn = [
-        _tag(
-            "figure",
-            _tag(
-                "div", f'<img alt="{escape(picture.alt)}" src="data:image/png;base64,{_base64(picture.png)}">'
-            ),
-            _tag("figcaption", escape(picture.caption)),
-        )
-        for picture in pictures
-    ]
+    drawn = []
+    for picture in pictures:
+        source = f"data:image/png;base64,{b64encode(picture.png).decode()}"
+        image = f'<img alt="{escape(picture.alt)}" src="{source}">'
+        drawn.append(_tag("figure", _tag("div", image), _tag("figcaption", escape(picture.caption))))
     return _tag("h2", "Figures") + _tag("div", "\n", "\n".join(drawn), "\n", class_="figures")
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _wide(table: str, label: str) -> str:
-    """Wrap a table that may be wider than a phone; with a keyboard it is scrolled where it has the focus."""
+def _wide(heads: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> str:
+    """Return a table that may be wider than a phone; a keyboard scrolls it where it has the focus."""
+    table = _table(heads, (_tag("tr", *row) for row in rows))
     return _tag("div", table, class_="wide", role="region", tabindex="0", aria_label=label)
 
 
@@ -129,25 +120,26 @@ def _others(comparison: Comparison, out: Path) -> str:
     if not comparison.unfinished:
         return ""
     heads = [_head(name, words=True) for name in ("run", "state", "why, or how far")]
-    lines = [
-        _tag("tr", _row_head(_link(run, out)), _cell(run.state, words=True), _cell(run.reason, words=True))
+    rows = [
+        (_row_head(_link(run, out)), _cell(run.state, words=True), _cell(run.reason, words=True))
         for run in sorted(comparison.unfinished, key=lambda run: run.state)
     ]
     title = "Not in the statistics"
-    return _tag("h2", title) + _wide(_table(heads, lines), title)
+    return _tag("h2", title) + _wide(heads, rows, title)
 
 
-def _configurations(comparison: Comparison, out: Path) -> Iterable[str]:
-    shared = differences(comparison.groups)
-    alone = len(comparison.groups) == 1
+def _configurations(comparison: Comparison, out: Path) -> Iterator[str]:
+    tables = [group.settings for group in comparison.groups]
+    usual = {key: commonest(tables, key) for key in differing(tables) if key != "experiment"}
+    alone = len(tables) == 1
     for group in comparison.groups:
         terms = []
-        for key, most in shared:
+        for key, most in usual.items():
             if (value := group.settings.get(key)) != most:
                 soft = _tag("span", f"(most: {escape(most or NONE)})", class_="soft")
                 terms.append(_tag("dt", escape(key)) + _tag("dd", escape(value or NONE), " ", soft))
         diff = _tag("dl", *terms) if terms else _tag("p", "As in most configurations.", class_="soft")
-        states = _tag("span", escape(group.states), class_="soft")
+        states = _tag("span", escape(count_states(group.runs)), class_="soft")
         summary = _tag("summary", _name(group.name), " ", states)
         yield _tag("details", summary, "" if alone else diff, _runs(group, out), open="" if alone else None)
 
@@ -155,18 +147,16 @@ def _configurations(comparison: Comparison, out: Path) -> Iterable[str]:
 def _runs(group: Group, out: Path) -> str:
     heads = [_head("run", words=True), _head("seed"), _head("state", words=True)]
     heads += [_head(name) for name in (*ACCURACIES.values(), "epochs", "images/s", "minutes")]
-    lines = []
+    rows = []
     for run in sorted(group.runs, key=lambda run: (run.seed.rjust(20), run.name)):
         accuracies = [f"{100 * run.metrics[m]:.2f}" if m in run.metrics else NONE for m in SPLITS.values()]
         costs = [
             f"{run.cost[key] / unit:,.{digits}f}" if key in run.cost else NONE
             for key, unit, digits in (("images_per_second", 1, 0), ("wall_seconds", 60, 1))
         ]
-        numbers = [_cell(text) for text in (*accuracies, str(run.epochs), *costs)]
-        lines.append(
-            _tag("tr", _row_head(_link(run, out)), _cell(run.seed), _cell(run.state, words=True), *numbers)
-        )
-    return _wide(_table(heads, lines), f"Runs of {group.name}")
+        numbers = map(_cell, (*accuracies, str(run.epochs), *costs))
+        rows.append((_row_head(_link(run, out)), _cell(run.seed), _cell(run.state, words=True), *numbers))
+    return _wide(heads, rows, f"Runs of {group.name}")
 
 
 def _link(run: Run, out: Path) -> str:

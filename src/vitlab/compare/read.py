@@ -1,12 +1,13 @@
 """Run folders as plain numbers and words, whatever state they are in."""
 
+import contextlib
 import csv
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from vitlab.config import ignored_keys
 from vitlab.config.keys import under
+from vitlab.core.console import printable
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.suggest import suggest
@@ -24,7 +26,6 @@ BROKEN = "broken"  # a file of the run is missing or damaged
 STATES = (*State, BROKEN)
 COSTS = ("parameters", "flops_per_image", "images_per_second", "wall_seconds")
 MOST_EPOCHS = 1e9  # a number beyond is damage
-DEEPEST = 40  # nodes inside nodes; a file that refers to itself has no end
 # libyaml is seven times as fast, and almost every installation of PyYAML has it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -54,7 +55,9 @@ class Run:
         metrics: such as ``val/accuracy``, as fractions.
         curve: epoch → ``val/accuracy``.
         cost: the known ones of ``COSTS``.
-        sizes: images of train, val and test; empty where the run did not record them.
+        sizes: images of train, val and test; empty where neither the run nor others on the same data recorded
+            them.
+        measured_on: what decides on which images the accuracies were measured.
     """
 
     path: Path
@@ -73,16 +76,7 @@ class Run:
     device: str = ""
     commit: str = ""
     sizes: str = ""
-
-    @cached_property
-    def _data(self) -> dict[str, str]:
-        keys = MEASURED_ON + (DRAWN if self.config.get("data.kind") == "shapes" else ())
-        return {k: v for k, v in self.config.items() if under(k, keys)}
-
-    @property
-    def measured_on(self) -> dict[str, str]:
-        """What decides on which images its accuracies were measured."""
-        return self._data | ({"images": self.sizes} if self.sizes else {})
+    measured_on: dict[str, str] = field(default_factory=dict)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -94,7 +88,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs: dict[str, Run] = {}
     for given in map(Path, folders):
         if not given.is_dir():
-            there = [str(p) for p in given.parent.glob("*/")] if given.parent.is_dir() else []
+            there = [str(p) for p in given.parent.glob("*/")]
             what = "is a file" if given.exists() else "does not exist"
             raise UserError(
                 f"{given}: expected a folder with runs, such as outputs/STUDY; it {what}"
@@ -102,8 +96,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             )
         prefix = plain(given.resolve().name) if len(folders) > 1 else ""
         for run in _below(given):
-            if len(folders) > 1:
-                run.name = "/".join(filter(None, (prefix, run.name)))
+            run.name = "/".join(filter(None, (prefix, run.name)))
             runs.setdefault(os.path.realpath(run.path), run)
     if not runs:
         raise UserError(
@@ -115,13 +108,15 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def _fill_in_sizes(runs: Sequence[Run]) -> None:
     """Of runs from before sizes were recorded, take those of the runs on the same data, if they agree."""
-    known: dict[tuple[tuple[str, str], ...], set[str]] = {}
-    data = [(*sorted(run.measured_on.items() - {("images", run.sizes)}),) for run in runs]
+    known: dict[frozenset[tuple[str, str]], set[str]] = defaultdict(set)
+    data = [frozenset(run.measured_on.items()) for run in runs]
     for run, key in zip(runs, data, strict=True):
-        known.setdefault(key, set()).update({run.sizes} - {""})
+        known[key] |= {run.sizes} - {""}
     for run, key in zip(runs, data, strict=True):
         if not run.sizes and len(known[key]) == 1:
             (run.sizes,) = known[key]
+        if run.sizes:
+            run.measured_on["data.images"] = run.sizes
 
 
 def _below(top: Path) -> Iterator[Run]:
@@ -129,7 +124,7 @@ def _below(top: Path) -> Iterator[Run]:
     unlisted: list[OSError] = []
     for where, folders, files in os.walk(top, onerror=unlisted.append):
         path = Path(where)
-        name = plain(str(path.relative_to(top))) if path != top else plain(path.resolve().name)
+        name = plain(str(path.relative_to(top)) if path != top else path.resolve().name)
         if FILES & {*files}:
             folders.clear()
             yield read_run(path, name)
@@ -143,33 +138,32 @@ def _below(top: Path) -> Iterator[Run]:
 
 def _skipped(folder: Path, name: str) -> Iterator[Run]:
     """Yield the combinations of a sweep that could not be trained and have no folder."""
-    try:
+    # For reading runs this file only adds a word.
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         jobs = [j for j in json.loads((folder / SWEEP).read_text()).get("jobs", []) if not j["folder"]]
-        for job in jobs:
-            label = "/".join(filter(None, (name, plain(str(job["label"])))))
-            yield Run(folder / plain(str(job["label"])), label, State.SKIPPED, plain(str(job["reason"])))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return  # for reading runs this file only adds a word
+        for label, reason in ((plain(str(job["label"])), plain(str(job["reason"]))) for job in jobs):
+            yield Run(folder / label, "/".join(filter(None, (name, label))), State.SKIPPED, reason)
 
 
 def read_run(path: Path, name: str) -> Run:
     """Read one run; a file that is missing or damaged makes it a broken one, and never an error."""
     run = Run(path, name, BROKEN)
+    file = "config.yaml"
     try:
         _read_config(run)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        run.reason = f"config.yaml: {_why(error)}"
-        return run
-    try:
+        file = "summary.json"
         summary = _read_summary(run)
-    except (OSError, ValueError, RecursionError) as error:
-        run.reason = f"summary.json: {_why(error)}"
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        run.reason = f"{file}: {_why(error)}"
         return run
     run.state = RunFolder(path).state(summary)
     try:
         _read_curve(run)
+    except FileNotFoundError:
+        if run.state == State.FINISHED:
+            run.reason = "metrics.csv is missing: no curve"
     except (OSError, ValueError, csv.Error) as error:
-        run.reason = run.reason or f"metrics.csv: {_why(error)}"
+        run.reason = f"metrics.csv: {_why(error)}"
     if run.state == State.FAILED:
         run.reason = plain(str(summary.get("error") or "no reason on record"))
     elif run.state not in (State.FINISHED, State.WAITING):
@@ -181,11 +175,13 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _read_config(run: Run) -> None:
-    path = run.path / "config.yaml"
-    content = yaml.load(path.read_bytes(), LOADER)
+    content = yaml.load((run.path / "config.yaml").read_bytes(), LOADER)
     if not isinstance(content, dict):
         raise ValueError("it is empty or no configuration")
-    flat = dict(_flatten(content))
+    try:
+        flat = dict(_flatten(content))
+    except RecursionError:
+        raise ValueError("it refers to itself") from None
     run.seed = flat.get("seed", "")
     choices = content.get("choices")
     if isinstance(choices, dict):
@@ -197,10 +193,11 @@ def _read_config(run: Run) -> None:
         flat["data.root"] = os.path.basename(os.path.normpath(flat.get("data.root", "")))
     else:
         flat.pop("data.root", None)
-    if flat.get("trainer.limit_test_batches") in ("0", "null"):
-        # Looked at or not: the same training.
+    if flat.get("trainer.limit_test_batches") in ("0", "null"):  # tested or not: the same training
         del flat["trainer.limit_test_batches"]
     run.config = {k: v for k, v in flat.items() if not under(k, WITHOUT_EFFECT)}
+    keys = MEASURED_ON + (DRAWN if kind == "shapes" else ())
+    run.measured_on = {k: v for k, v in run.config.items() if under(k, keys)}
     run.model = run.choices.get("model", "")
 
 
@@ -215,30 +212,24 @@ def _read_summary(run: Run) -> Mapping[str, Any]:
         return {}  # a job of a sweep whose turn has not come
     if not isinstance(content, dict):
         raise ValueError("it holds no record")
-    parts = {key: _node(content.get(key)) for key in ("metrics", "model", "train", "data")}
-    run.metrics = _numbers(parts["metrics"])
-    cost = _numbers(parts["model"] | parts["train"])
+    metrics, model, train, data = (
+        node if isinstance(node := content.get(key), dict) else {}
+        for key in ("metrics", "model", "train", "data")
+    )
+    run.metrics = _numbers(metrics)
+    cost = _numbers(model | train)
     run.cost = {key: int(n) if (n := cost[key]).is_integer() else n for key in COSTS if key in cost}
     run.epochs = int(cost.get("epochs", 0))
     run.device, run.commit = (plain(str(content.get(k) or "")) for k in ("device", "commit"))
-    sizes = _numbers(parts["data"])
+    sizes = _numbers(data)
     run.sizes = " / ".join(f"{sizes[part]:,.0f}" for part in ("train", "val", "test") if part in sizes)
-    if isinstance(parts["model"].get("name"), str):
-        run.model = plain(parts["model"]["name"])
+    if isinstance(model.get("name"), str):
+        run.model = plain(model["name"])
     return content
 
 
-def _node(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _read_curve(run: Run) -> None:
-    path = run.path / "metrics.csv"
-    if not path.exists():
-        if run.state == State.FINISHED:
-            run.reason = "metrics.csv is missing: no curve"
-        return
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(run.path / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             epoch, value = (_number(row.get(k)) for k in ("epoch", "val/accuracy"))
             if epoch is not None and value is not None and 0 < epoch < MOST_EPOCHS:
@@ -250,44 +241,38 @@ def _numbers(node: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and math.isfinite(number := float(value)):
+            return number
+    return None
 
 
-def _flatten(node: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    if depth > DEEPEST:
-        raise ValueError("it refers to itself")
+def _flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key → value as text of what is no mapping, or an empty one."""
     for key, value in node.items():
         name = f"{prefix}{plain(str(key))}"
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{name}.", depth + 1)
+            yield from _flatten(value, f"{name}.")
         else:
             yield name, text(value)
 
 
-def text(value: Any, depth: int = 0) -> str:
+def text(value: Any) -> str:
     """Return a value as YAML would have it, the same for 1 and 1.0, for 1e-3 and 0.001."""
-    if depth > DEEPEST:
-        raise ValueError("it refers to itself")
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int | float):
-        return str(value) if isinstance(value, int) else f"{value:.12g}"
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(text(v, depth + 1) for v in value)}]"
+        return f"[{', '.join(map(text, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {text(v, depth + 1)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{k}: {text(v)}' for k, v in value.items())}}}"
     return plain(str(value))
 
 
 def plain(words: str) -> str:
     """Return text that every file and terminal can take: one line, no control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words.split()))
+    return printable(" ".join(words.split()))
 
 
 def _why(error: BaseException) -> str:

@@ -2,17 +2,17 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitlab.compare.groups import SPLITS, Comparison, Group, row
+from vitlab.compare.groups import SPLITS, Comparison, Group, count_states, row
 from vitlab.compare.read import COSTS, STATES, Run
-from vitlab.compare.statistics import Difference, Spread
+from vitlab.compare.statistics import Spread
 
 NONE = "–"
 WIDEST = 32  # characters of a word before it is broken
@@ -24,8 +24,7 @@ ACCURACIES = {"val": "val accuracy, %", "test": "test accuracy, %"}
 DELTAS = {"val": "Δ val, points", "test": "Δ test, points"}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell: its words, and what to sort it by (None where there is nothing)."""
 
     text: str
@@ -36,11 +35,7 @@ def accuracy(found: Spread | None) -> str:
     """Return percent, such as ``61.23 ± 0.42``; of one seed there is no spread."""
     if found is None:
         return NONE
-    return (
-        f"{100 * found.mean:.2f} ± {100 * found.std:.2f}"
-        if found.std is not None
-        else f"{100 * found.mean:.2f} (n = 1)"
-    )
+    return f"{100 * found.mean:.2f}" + (f" ± {100 * found.std:.2f}" if found.std is not None else " (n = 1)")
 
 
 def fraction(found: Spread | None) -> str:
@@ -50,23 +45,19 @@ def fraction(found: Spread | None) -> str:
     return f"{found.mean:.4f}" + (f" ± {found.std:.4f}" if found.std is not None else "")
 
 
-def delta(group: Group, comparison: Comparison, split: str) -> str:
+def delta(group: Group, base: Group, split: str) -> Cell:
     """Return points and their interval, such as ``+1.20 [+0.35, +2.05]``, or why there are none."""
-    base = comparison.baseline
     if group is base:
-        return "baseline"
-    if base is not None and group.data != base.data:
-        return "n/a: other data"
-    found = group.difference.get(split)
-    if found is None:
-        return "n/a: no seed in common" if group.spread(split) else NONE
-    return f"{100 * found.mean:+.2f} {_interval(found)}"
-
-
-def _interval(found: Difference) -> str:
-    if found.low is None or found.high is None:
-        return "[n/a: one pair]"
-    return f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+        return Cell("baseline", 0.0)
+    if group.data != base.data:
+        return Cell("n/a: other data")
+    if (found := group.difference[split]) is None:
+        return Cell("n/a: no seed in common" if group.spread(split) else NONE)
+    interval = "[n/a: one pair]"
+    if found.interval:
+        low, high = found.interval
+        interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    return Cell(f"{100 * found.mean:+.2f} {interval}", found.mean)
 
 
 def count(value: float | None) -> str:
@@ -79,60 +70,63 @@ def count(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def columns(comparison: Comparison) -> list[str]:
-    """Return the headings of `cells`."""
-    deltas = [*DELTAS.values()] if comparison.baseline else []
-    data = ["data"] if comparison.several_data else []
-    return ["group", *data, "seeds", *ACCURACIES.values(), *deltas, *SHOWN_COSTS.values()]
-
-
-def cells(comparison: Comparison, group: Group) -> list[Cell]:
-    """Return a group's line of the table."""
-    line = [Cell(group.name, group.name)]
+def leaderboard(comparison: Comparison) -> dict[str, list[Cell]]:
+    """Return heading → column of the table, in which each group has a cell."""
+    groups, base = comparison.groups, comparison.baseline
+    columns = {"group": [Cell(group.name, group.name) for group in groups]}
     if comparison.several_data:
-        line.append(Cell(group.data, group.data))
-    done, all_seeds = len({r.seed for r in group.finished}), len({r.seed for r in group.runs})
-    line.append(Cell(str(done) if done == all_seeds else f"{done} of {all_seeds}", done))
-    spreads = [group.spread(split) for split in SPLITS]
-    line += [Cell(accuracy(found), found.mean if found else None) for found in spreads]
-    if comparison.baseline:
-        for split in SPLITS:
-            found = group.difference.get(split)
-            zero = 0.0 if group is comparison.baseline else None
-            line.append(Cell(delta(group, comparison, split), found.mean if found else zero))
-    costs = [group.cost(key) for key in SHOWN_COSTS]
-    return line + [Cell(count(value), value) for value in costs]
+        columns["data"] = [Cell(group.data, group.data) for group in groups]
+    columns["seeds"] = []
+    for group in groups:
+        done, asked = len({run.seed for run in group.finished}), len({run.seed for run in group.runs})
+        columns["seeds"].append(Cell(str(done) if done == asked else f"{done} of {asked}", done))
+    for split, head in ACCURACIES.items():
+        spreads = [group.spread(split) for group in groups]
+        columns[head] = [Cell(accuracy(found), found.mean if found else None) for found in spreads]
+    if base:
+        columns |= {head: [delta(g, base, split) for g in groups] for split, head in DELTAS.items()}
+    for key, head in SHOWN_COSTS.items():
+        columns[head] = [Cell(count(group.cost(key)), group.cost(key)) for group in groups]
+    return columns
 
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, what is not in it and why, and the notes."""
-    heads = columns(comparison)
-    groups = comparison.groups[:MOST_GROUPS]
-    if comparison.baseline and comparison.baseline not in groups:
-        groups.append(comparison.baseline)
-    lines = [cells(comparison, group) for group in groups]
-    narrow, kept = _fit(heads, lines, console.width)
-    wide = 1 + sum(3 + max(len(heads[i]), *(len(line[i].text) for line in lines), 0) for i in kept)
+    groups = comparison.groups
+    shown = [i for i, g in enumerate(groups) if i < MOST_GROUPS or g is comparison.baseline]
+    columns = {head: [cells[i].text for i in shown] for head, cells in leaderboard(comparison).items()}
+    narrow = {}  # how narrow each can be: headings and names break between words, numbers never
+    for head, texts in columns.items():
+        parts = [*head.split(), *(" ".join(texts).split() if head in WORDS else texts)]
+        narrow[head] = min(WIDEST, max(map(len, parts)))
+    kept = [head for head in columns if head != DELTAS["test"]]  # leaderboard.md has room
+    costs = [*SHOWN_COSTS.values()]
+    while costs and sum(3 + narrow[head] for head in kept) >= console.width:
+        kept.remove(costs.pop())
+    wide = 1 + sum(3 + max(map(len, [head, *columns[head]])) for head in kept)
     table = Table(header_style="bold cyan")
-    for index in kept:
-        if heads[index] in WORDS:
-            table.add_column(heads[index], min_width=narrow[index], overflow="fold")
-        else:
-            width = narrow[index] if wide > console.width else None
-            table.add_column(heads[index], justify="right", width=width, min_width=narrow[index])
-    for line in lines:
-        table.add_row(*(Text(line[index].text) for index in kept))
-    console.print(plain_title(comparison), style="bold")
-    console.print(table, soft_wrap=False)
-    if more := len(comparison.groups) - len(groups):
-        console.print(f"and {more} more groups, see report.html")
-    if hidden := [name for name in SHOWN_COSTS.values() if heads.index(name) not in kept]:
-        console.print(f"too narrow a window for {', '.join(hidden)}: see leaderboard.md")
-    for state, runs in by_state(comparison.unfinished).items():
-        console.print(
-            Text(f"{state}: {len(runs)} of {len(comparison.runs)} runs, not in the statistics"),
-            style="yellow",
+    for head in kept:
+        words = head in WORDS
+        table.add_column(
+            head,
+            justify="left" if words else "right",
+            overflow="fold" if words else "ellipsis",
+            width=None if words or wide <= console.width else narrow[head],
+            min_width=narrow[head],
         )
+    for line in zip(*(columns[head] for head in kept), strict=True):
+        table.add_row(*map(Text, line))
+    console.print(Text(f"{comparison.title}: {tally(comparison.runs)}"), style="bold")
+    console.print(table, soft_wrap=False)
+    if more := len(groups) - len(shown):
+        console.print(f"and {more} more groups, see report.html")
+    if hidden := [name for name in SHOWN_COSTS.values() if name not in kept]:
+        console.print(f"too narrow a window for {', '.join(hidden)}: see leaderboard.md")
+    for state in STATES:
+        runs = [run for run in comparison.unfinished if run.state == state]
+        if runs:
+            said = f"{state}: {len(runs)} of {len(comparison.runs)} runs, not in the statistics"
+            console.print(Text(said), style="yellow")
         for run in runs[:SHOWN]:
             console.print(Text(f"  {run.name}  {run.reason}".rstrip()))
         if len(runs) > SHOWN:
@@ -141,40 +135,9 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print(Text(f"note: {note}"))
 
 
-def _fit(heads: Sequence[str], lines: Sequence[Sequence[Cell]], room: int) -> tuple[list[int], list[int]]:
-    """Return how narrow each column can be, and which columns fit into ``room`` characters.
-
-    Headings and names break between words, numbers never.
-    """
-    narrow = []
-    for index, head in enumerate(heads):
-        texts = [line[index].text for line in lines]
-        parts = [*head.split(), *(" ".join(texts).split() if head in WORDS else texts)]
-        narrow.append(min(WIDEST, max(map(len, parts))))
-    kept = [index for index, head in enumerate(heads) if head != DELTAS["test"]]  # leaderboard.md has room
-    costs = [heads.index(name) for name in SHOWN_COSTS.values()]
-    while costs and sum(3 + narrow[index] for index in kept) >= room:
-        kept.remove(costs.pop())
-    return narrow, kept
-
-
-def plain_title(comparison: Comparison) -> Text:
-    """Return what is compared and how many runs are in which state."""
-    return Text(f"{comparison.title}: {tally(comparison.runs)}")
-
-
 def tally(runs: Sequence[Run]) -> str:
     """Return ``27 runs: 24 finished, 2 failed, 1 running``."""
-    parts = by_state(runs)
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(f'{len(r)} {s}' for s, r in parts.items())}"
-
-
-def by_state(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return state → runs, what is well first."""
-    found: dict[str, list[Run]] = {state: [] for state in STATES}
-    for run in runs:
-        found[run.state].append(run)
-    return {state: members for state, members in found.items() if members}
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {count_states(runs)}"
 
 
 def leaderboard_csv(comparison: Comparison) -> str:
@@ -185,9 +148,10 @@ def leaderboard_csv(comparison: Comparison) -> str:
 def runs_csv(comparison: Comparison) -> str:
     """Return a line a run: what every mean and every interval can be computed from again."""
     lines = []
-    for group in [*comparison.groups, None]:
-        for run in group.runs if group else comparison.loose:
-            line: dict[str, Any] = {"group": group.name if group else None, "seed": run.seed, "run": run.name}
+    loose = [run for run in comparison.runs if not run.config]  # unreadable, or never made
+    for group, runs in [*((group.name, group.runs) for group in comparison.groups), (None, loose)]:
+        for run in runs:
+            line: dict[str, Any] = {"group": group, "seed": run.seed, "run": run.name}
             line |= {"state": run.state, "reason": run.reason, "epochs": run.epochs}
             line |= {metric: run.metrics.get(metric) for metric in SPLITS.values()}
             line |= {key: run.cost.get(key) for key in COSTS}
@@ -205,18 +169,15 @@ def _csv(lines: Sequence[dict[str, Any]]) -> str:
 
 def leaderboard_md(comparison: Comparison) -> str:
     """Return the table as Markdown, with what a reader needs beside it."""
-    heads = columns(comparison)
-    lines = [heads, ["---" if h in WORDS else "---:" for h in heads]]
-    for group in comparison.groups:
-        line = [cell.text for cell in cells(comparison, group)]
-        words = 2 if comparison.several_data else 1
-        lines.append([*map(_code, line[:words]), *line[words:]])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "\n".join(
-        f"- {_escape(note)}"
-        for note in [tally(comparison.runs) + ".", *method(comparison), *comparison.notes]
-    )
-    return f"{table}\n\n{notes}\n"
+    columns = []
+    for head, cells in leaderboard(comparison).items():
+        words = head in WORDS
+        texts = [_code(cell.text) if words else cell.text for cell in cells]
+        columns.append([head, "---" if words else "---:", *texts])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+    notes = [tally(comparison.runs) + ".", *method(comparison), *comparison.notes]
+    escaped = (re.sub(r"([\\`*_\[\]<>|])", r"\\\1", note) for note in notes)
+    return f"{table}\n\n" + "".join(f"- {note}\n" for note in escaped)
 
 
 def method(comparison: Comparison) -> list[str]:
@@ -242,9 +203,3 @@ def method(comparison: Comparison) -> list[str]:
 
 def _code(words: str) -> str:
     return "`" + words.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _escape(words: str) -> str:
-    for sign in "\\`*_[]<>|":
-        words = words.replace(sign, f"\\{sign}")
-    return words
