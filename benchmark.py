@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 
-from vitlab.benchmark.checks import check_benchmark, check_own_folder
+from vitlab.benchmark.checks import check_benchmark
 from vitlab.config import combinations
 from vitlab.config.arguments import check_folder, parse_arguments
 from vitlab.config.data_check import check_with_data
@@ -32,7 +32,8 @@ def main() -> None:
     dataset = datasets.build(config["data"])
     info = datasets.describe(dataset, config["data"]["val_size"])
     check_with_data(config, info)
-    check_own_folder(arguments.overrides)
+    if (composed.folder / "results.json").exists():
+        raise UserError(f"{composed.folder} holds results already; choose another folder (hydra.run.dir=…).")
     try:
         composed.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

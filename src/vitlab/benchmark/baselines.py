@@ -29,13 +29,10 @@ from vitlab.training.trainer import make_trainer
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class Repeat(L.LightningDataModule):
+class Repeat:
     """One batch, on the device and ready for the network, for every step of an epoch."""
 
-    num_val = 0
-
     def __init__(self, batch: Batch, steps: int) -> None:
-        super().__init__()
         self.batch = batch
         self.steps = steps
 
@@ -44,10 +41,6 @@ class Repeat(L.LightningDataModule):
 
     def __iter__(self) -> Iterator[Batch]:
         return itertools.repeat(self.batch, self.steps)
-
-    def train_dataloader(self) -> "Repeat":
-        """Return the same batch, as often as asked for."""
-        return self
 
 
 def train_with_lightning(
@@ -67,8 +60,10 @@ def train_with_lightning(
         Interrupted: a signal came; between two steps.
     """
     total = settle + steps
-    data: Any = job.data if batch is None else Repeat(batch, total)
-    per_epoch = job.plan.batches_per_epoch if batch is None else total
+    input_: dict[str, Any] = {"datamodule": job.data}
+    per_epoch = job.plan.batches_per_epoch
+    if batch is not None:
+        input_, per_epoch = {"train_dataloaders": Repeat(batch, total)}, total
     plan = replace(job.plan, total_steps=total, batches_per_epoch=per_epoch, epochs=-(-total // per_epoch))
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path))
@@ -76,11 +71,9 @@ def train_with_lightning(
         summary.begin(job.config["seed"], [], {}, None)
         logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
         clock = Throughput(time.monotonic(), warmup_steps=settle)
-        now = replace(job, data=data, plan=plan)
-        trainer, _ = make_trainer(
-            folder, now, 1, summary, RunConsole(folder, quiet=True), stop, clock, logger
-        )
-        trainer.fit(job.task, datamodule=data)
+        parts, silent = replace(job, plan=plan), RunConsole(folder, quiet=True)
+        trainer, _ = make_trainer(folder, parts, 1, summary, silent, stop, clock, logger)
+        trainer.fit(job.task, **input_)
         if logger:
             logger.experiment.close()
     return Sample(clock.images, clock.seconds)
@@ -102,18 +95,16 @@ def train_plainly(job: Components, net: nn.Module, batches: Iterator[Batch]) -> 
     """Train ``net`` with what ``job`` says of loss, optimizer, schedule, clipping and precision."""
     task, options = job.task, job.config["trainer"]
     optimizer = optimizer_factory(job.config["optimizer"], job.precision, job.kind)(net)
-    largest = options["gradient_clip_val"]
     by_value = options["gradient_clip_algorithm"] == "value"
-    clip = functools.partial(
-        nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_, list(net.parameters()), largest
-    )
+    clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+    largest = options["gradient_clip_val"]
     return plain_loop(
         net,
         optimizer,
         ((batch.images, batch.targets) for batch in batches),
         functools.partial(soft_cross_entropy, label_smoothing=task.label_smoothing),
         precision=job.precision,
-        clip=clip if largest else None,
+        clip=functools.partial(clip, list(net.parameters()), largest) if largest else None,
         scheduler=lambda_lr(optimizer, task.schedule, task.total_steps),
     )
 

@@ -1,7 +1,6 @@
 """What can be measured, said before anything heavy is imported."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from vitlab.config.types import show
@@ -48,15 +47,3 @@ def check_benchmark(config: Mapping[str, Any]) -> None:
             f"trainer.precision={found}: the plain loop to compare with knows 32-true, bf16-mixed and "
             "16-mixed. Choose one of them, or auto."
         )
-
-
-def check_own_folder(overrides: Sequence[str]) -> None:
-    """Refuse a folder asked for (``hydra.run.dir=``) that holds the results of another measurement.
-
-    Raises:
-        UserError: it does.
-    """
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "hydra.run.dir" and (Path(value) / "results.json").exists():
-            raise UserError(f"{value} holds results already; choose another folder (hydra.run.dir=…).")

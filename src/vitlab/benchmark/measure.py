@@ -24,6 +24,7 @@ from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
 from vitlab.core.provenance import find_commit, find_versions
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive_seed
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.data.datasets import Dataset
@@ -57,19 +58,19 @@ class Benchmark:
         self.folder = folder
         self.options = config["benchmark"]
         self.console = console
-        self.stop = StopSignal(
-            lambda text: console.print("stopping at the next step; once more stops at once")
-        )
+        self.stop = StopSignal(lambda _: console.print("stopping at the next step; once more stops at once"))
         # Neither validation nor checkpoints fall into a measurement; so their time, and the disk's, is saved.
         between = {"limit_val_batches": 0, "enable_checkpointing": False}
         self.job = job = build(config | {"trainer": trainer | between}, dataset=dataset)
-        self.device = job.data.device
+        self.device, self.batch_size = job.data.device, job.plan.batch_size
+        self.workers = 0 if job.data.in_memory else job.data.num_workers  # that read the images
         self.seed = derive_seed(config["seed"], "benchmark")
         torch.manual_seed(self.seed)
         self.net = copy.deepcopy(job.net).to(self.device)  # of the plain loop
         if job.compiled:
-            job.net.compile(dynamic=False)
+            job.compile()
             self.net.compile(dynamic=False)
+        self.arithmetic = job.precision + (", compiled" if job.compiled else "")
         self.record: dict[str, Any] = {
             "status": "interrupted",  # until it has ended: a second Ctrl-C leaves no time to write
             "device": hardware.describe_device(job.kind),
@@ -103,7 +104,7 @@ class Benchmark:
         finally:
             if self.record["layers"]:
                 self.write()
-                self.console.print(f"\nresults  {self.shown}/results.json, benchmark.png")
+                self.console.print(f"\nresults  {RunFolder(self.folder)}/results.json, benchmark.png")
         return self.record
 
     def announce(self) -> None:
@@ -147,21 +148,19 @@ class Benchmark:
     def vitlab(self, batch: Batch | None) -> Contender:
         """Return vitlab as ``train.py`` runs it: Lightning, callbacks, TensorBoard."""
         settle = SETTLE + PREFETCH * self.workers
-        compiled = ", compiled" if self.job.compiled else ""
         return Contender(
             "vitlab",
             lambda steps: train_with_lightning(self.job, self.stop, steps, batch, settle),
-            f"Lightning and callbacks, {self.job.precision}{compiled}",
-            max(1, self.workers),
+            f"Lightning and callbacks, {self.arithmetic}",
+            self.workers,
             3 * self.job.flops,
             self.job.precision,
         )
 
     def plain(self, batches: Iterator[Batch]) -> Contender:
         """Return a plain PyTorch loop over the same network."""
-        compiled = ", compiled" if self.job.compiled else ""
         steps = train_plainly(self.job, self.net, batches)
-        note = f"the same network in a plain loop, {self.job.precision}{compiled}"
+        note = f"the same network in a plain loop, {self.arithmetic}"
         return self.contender("plain", steps, note, flops=3 * self.job.flops, precision=self.job.precision)
 
     def own_input(self, threads: int) -> Contender:
@@ -202,17 +201,7 @@ class Benchmark:
             finally:
                 torch.set_num_threads(before)
 
-        return Contender(name, sample, note, max(1, workers), flops, precision)
-
-    @property
-    def workers(self) -> int:
-        """Processes that read the images of vitlab's own input, where they are streamed."""
-        return 0 if self.job.data.in_memory else self.job.data.num_workers
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a batch."""
-        return self.job.plan.batch_size
+        return Contender(name, sample, note, workers, flops, precision)
 
     # the record
 
@@ -222,17 +211,14 @@ class Benchmark:
         try:
             measure_in_turn(contenders, options["rounds"], options["seconds"], options["warmup_steps"])
         finally:
-            if found := summarize(contenders):
-                self.record["layers"][layer] = {name: self.with_mfu(row) for name, row in found.items()}
+            if rows := summarize(contenders):
+                for row in rows.values():
+                    peak, flops = self.peak_flops(row["precision"]), row["flops_per_image"]
+                    known = peak is not None and flops is not None
+                    row["mfu"] = flops * row["images_per_second"]["median"] / peak if known else None
+                self.record["layers"][layer] = rows
                 self.write()
-                show_table(self.console, TITLES[layer], self.record["layers"][layer])
-
-    def with_mfu(self, row: Any) -> dict[str, Any]:
-        """Add the share of the device's peak, where both are known."""
-        peak = self.peak_flops(row["precision"])
-        known = peak is not None and row["flops_per_image"] is not None
-        rate = row["images_per_second"]["median"]
-        return row | {"mfu": row["flops_per_image"] * rate / peak if known else None}
+                show_table(self.console, TITLES[layer], rows)
 
     def peak_flops(self, precision: str) -> float | None:
         """Return the FLOP/s that the device can do in the arithmetic of ``precision``; None if unknown."""
@@ -252,13 +238,6 @@ class Benchmark:
         title = f"{self.record['device']}, {self.job.precision}, augment={choice}, batch {self.batch_size}"
         figure = plot_throughput(layers, title)
         figure.savefig(self.folder / "benchmark.png", dpi=110, bbox_inches="tight")
-
-    @property
-    def shown(self) -> str:
-        """The folder as a person would type it."""
-        with contextlib.suppress(ValueError):
-            return str(self.folder.absolute().relative_to(Path.cwd()))
-        return str(self.folder)
 
 
 def measure(

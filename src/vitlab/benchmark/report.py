@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -15,12 +15,10 @@ def show_table(console: Console, title: str, rows: Mapping[str, Any]) -> None:
     """Print images/s and what the first contender reaches of each other's; median, and min to max."""
     first = next(iter(rows))
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
-    table.add_column("contender", no_wrap=True)
-    table.add_column("images/s", justify="right", no_wrap=True)
-    table.add_column(f"{first} / it", justify="right", no_wrap=True)
     shares = any(row["mfu"] is not None for row in rows.values())
-    if shares:
-        table.add_column("of peak", justify="right", no_wrap=True)
+    table.add_column("contender", no_wrap=True)
+    for head in ("images/s", f"{first} / it", *["of peak"] * shares):
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for name, row in rows.items():
         cells = [name, describe_spread(row["images_per_second"], ",.0f")]
@@ -50,23 +48,20 @@ def plot_throughput(layers: Mapping[str, Mapping[str, Any]], title: str) -> Figu
     panels = figure.subplots(len(layers), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])
     for axes, (name, rows) in zip(panels.ravel(), layers.items(), strict=True):
         rates = [row["images_per_second"] for row in rows.values()]
-        medians = [rate["median"] for rate in rates]
-        whiskers = [
-            [rate["median"] - rate["min"] for rate in rates],
-            [rate["max"] - rate["median"] for rate in rates],
-        ]
+        low, median, high = np.array([[rate[key] for rate in rates] for key in ("min", "median", "max")])
+        whiskers = [median - low, high - median]
         colours = [TRAIN] + [GREY] * (len(rates) - 1)
-        axes.barh(list(rows), medians, xerr=whiskers, color=colours, capsize=3, error_kw={"linewidth": 1})
+        axes.barh(list(rows), median, xerr=whiskers, color=colours, capsize=3, error_kw={"linewidth": 1})
         for place, (row, rate) in enumerate(zip(rows.values(), rates, strict=True)):
             text = f"  {rate['median']:,.0f}"
             if row["ratio"]:
                 text += f"   ({next(iter(rows))}: {row['ratio']['median']:.2f} times)"
             axes.text(rate["max"], place, text, va="center", fontsize=9)
         axes.set_title(name, fontsize=10, loc="left")
-        axes.set_xlim(0, 1.45 * max(rate["max"] for rate in rates))  # room for the words
+        axes.set_xlim(0, 1.45 * max(high))  # room for the words
         axes.invert_yaxis()
         hide_spines(axes)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=9)
     panels[-1, 0].set_xlabel("images per second")
     figure.suptitle(title, fontsize=10)

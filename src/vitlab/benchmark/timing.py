@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,8 +35,8 @@ class Contender:
     Attributes:
         measure: takes so many steps, after some that are not counted.
         note: what it is, for the table.
-        multiple: its steps are counted in multiples of this: the workers of a DataLoader began to fill their
-            queues together, so their batches come in bursts of one each.
+        workers: processes that make its batches. They began to fill their queues together, so batches come in
+            bursts of one each, and steps are counted in whole bursts.
         flops: of one image's training step; None where there is none.
         details: for the record, such as the rates at other numbers of workers.
         samples: of the rounds.
@@ -45,7 +46,7 @@ class Contender:
     name: str
     measure: Callable[[int], Sample]
     note: str = ""
-    multiple: int = 1
+    workers: int = 0
     flops: int | None = None
     precision: str = "32-true"
     details: dict[str, Any] = field(default_factory=dict)
@@ -62,30 +63,26 @@ def timed(steps: Iterator[int], count: int, stop: StopSignal, settle: int = SETT
     Raises:
         Interrupted: a signal came; between two steps.
     """
-
-    def take(times: int) -> int:
-        images = 0
-        for _ in range(times):
-            images += next(steps)
-            if stop.received:
-                raise Interrupted(stop.received)
-        return images
-
-    take(settle)
-    wait_for_device()
-    start = time.perf_counter()
-    images = take(count)
+    images, start = 0, 0.0
+    for step in range(settle + count):
+        if step == settle:
+            wait_for_device()
+            images, start = 0, time.perf_counter()
+        images += next(steps)
+        if stop.received:
+            raise Interrupted(stop.received)
     wait_for_device()
     return Sample(images, time.perf_counter() - start)
 
 
 def warm_up(contender: Contender, seconds: float, steps: int) -> int:
     """Let the contender compile, allocate and fill its caches; return how many steps last ``seconds``."""
-    whole = contender.multiple * math.ceil(steps / contender.multiple)
+    burst = contender.workers or 1
+    whole = burst * math.ceil(steps / burst)
     contender.measure(whole)  # a compilation falls in here
     sample = contender.measure(whole)
     wanted = whole * seconds / sample.seconds
-    return contender.multiple * max(1 if contender.multiple == 1 else 3, round(wanted / contender.multiple))
+    return burst * max(1 if burst == 1 else 3, round(wanted / burst))
 
 
 def measure_in_turn(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:
@@ -94,16 +91,15 @@ def measure_in_turn(contenders: Sequence[Contender], rounds: int, seconds: float
     A drift of the machine then falls on all alike, and a round's ratio is between neighbouring measurements.
     Who begins changes from round to round.
     """
-    steps = [warm_up(contender, seconds, warmup_steps) for contender in contenders]
-    turns = list(zip(contenders, steps, strict=True))
-    for number in range(rounds):
-        first = number % len(turns)
-        for contender, count in turns[first:] + turns[:first]:
+    turns = deque((contender, warm_up(contender, seconds, warmup_steps)) for contender in contenders)
+    for _ in range(rounds):
+        for contender, count in turns:
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             contender.samples.append(contender.measure(count))
             if torch.cuda.is_available():
                 contender.peak_bytes = max(contender.peak_bytes or 0, torch.cuda.max_memory_allocated())
+        turns.rotate(-1)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -111,17 +107,17 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarize(contenders: Sequence[Contender]) -> dict[str, Mapping[str, Any]]:
+def summarize(contenders: Sequence[Contender]) -> dict[str, dict[str, Any]]:
     """Return name → what was measured; ``ratio`` is the first contender's rate over this one's, by round.
 
     Contenders without a sample (the measurement was stopped) are left out.
     """
-    first = contenders[0].samples if contenders else []
-    found: dict[str, Mapping[str, Any]] = {}
+    first = contenders[0].samples
+    found: dict[str, dict[str, Any]] = {}
     for contender in contenders:
         if not contender.samples:
             continue
-        ratios = [ours.rate / theirs.rate for ours, theirs in zip(first, contender.samples, strict=False)]
+        ratios = [ours.rate / other.rate for ours, other in zip(first, contender.samples, strict=False)]
         found[contender.name] = {
             "note": contender.note,
             "images_per_second": spread([sample.rate for sample in contender.samples]),
