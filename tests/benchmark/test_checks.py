@@ -21,13 +21,8 @@ def config(*overrides: str) -> dict[str, Any]:
 def test_the_default_is_the_setting_that_tutorials_share() -> None:
     plain = config()
     check_benchmark(plain)
-    model = plain["model"]
-    assert (model["patch_size"], model["dim"], model["depth"], plain["data"]["batch_size"]) == (
-        4,
-        192,
-        6,
-        128,
-    )
+    assert [plain["model"][key] for key in ("patch_size", "dim", "depth")] == [4, 192, 6]
+    assert plain["data"]["batch_size"] == 128
 
 
 def test_the_groups_and_keys_are_those_of_train() -> None:
@@ -75,9 +70,8 @@ def test_mistakes_and_help_answer_without_torch() -> None:
         (["-m", "seed=0,1"], "leave out -m"),
         (["resume=outputs/runs/x"], "leave out -m and resume="),
     ):
-        ended = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-c", code, *arguments]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert said in ended.stdout + ended.stderr
         assert ended.stderr.strip().endswith("False"), "torch was imported"
         assert ended.stderr.count("error: ") <= 1

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -52,34 +53,33 @@ def test_warm_up_skips_the_compilation_and_finds_the_number_of_steps(clock: Cloc
 def test_contenders_take_turns_and_each_begins_once(clock: Clock) -> None:
     contenders = [clock.contender(name, 0.5) for name in "abc"]
     measure_in_turn(contenders, rounds=3, seconds=1.0, warmup_steps=1)
-    turns = "".join(clock.taken).replace("a" * (SETTLE + 2), "A")
-    turns = turns.replace("b" * (SETTLE + 2), "B").replace("c" * (SETTLE + 2), "C")
+    turns = "".join(clock.taken)
+    for name in "abc":
+        turns = turns.replace(name * (SETTLE + 2), name.upper())
     assert turns.endswith("ABC" + "BCA" + "CAB")
     assert all(contender.samples == [Sample(20, 1.0)] * 3 for contender in contenders)
 
 
+def measured(name: str, *samples: tuple[int, float], **options: Any) -> Contender:
+    return Contender(name, lambda _: Sample(0, 0.0), samples=[Sample(*s) for s in samples], **options)
+
+
 def test_medians_and_ratios_are_of_rounds() -> None:
-    ours = Contender("ours", lambda steps: Sample(0, 0.0))
-    ours.samples = [Sample(100, 1.0), Sample(100, 0.5), Sample(100, 1.0)]
-    theirs = Contender("theirs", lambda steps: Sample(0, 0.0), note="slower", flops=7, details={"workers": 2})
-    theirs.samples = [Sample(50, 1.0), Sample(10, 1.0), Sample(25, 1.0)]
-    absent = Contender("not measured", lambda steps: Sample(0, 0.0))
-    found = summarize([ours, theirs, absent])
+    ours = measured("ours", (100, 1.0), (100, 0.5), (100, 1.0))
+    theirs = measured("theirs", (50, 1.0), (10, 1.0), (25, 1.0), flops=7, details={"workers": 2})
+    found = summarize([ours, theirs, measured("not measured")])
     assert list(found) == ["ours", "theirs"]
     assert found["ours"]["images_per_second"] == {"median": 100, "min": 100, "max": 200}
     assert found["ours"]["ratio"] is None
     # 100/50, 200/10, 100/25; the ratio of the medians would be another number, and fewer.
     assert found["theirs"]["ratio"] == {"median": 4, "min": 2, "max": 20}
-    assert found["theirs"]["workers"] == 2
-    assert found["theirs"]["flops_per_image"] == 7
+    assert (found["theirs"]["workers"], found["theirs"]["flops_per_image"]) == (2, 7)
     assert found["theirs"]["samples"][1] == {"images": 10, "seconds": 1.0}
 
 
 def test_an_unfinished_round_still_gives_ratios() -> None:
-    ours, theirs = (Contender(name, lambda steps: Sample(0, 0.0)) for name in ("ours", "theirs"))
-    ours.samples = [Sample(8, 1.0), Sample(9, 1.0)]
-    theirs.samples = [Sample(4, 1.0)]
-    assert summarize([ours, theirs])["theirs"]["ratio"] == {"median": 2, "min": 2, "max": 2}
+    found = summarize([measured("ours", (8, 1.0), (9, 1.0)), measured("theirs", (4, 1.0))])
+    assert found["theirs"]["ratio"] == {"median": 2, "min": 2, "max": 2}
 
 
 def test_a_signal_ends_it_between_two_steps(clock: Clock) -> None:
@@ -97,13 +97,13 @@ def test_a_signal_ends_it_between_two_steps(clock: Clock) -> None:
     assert caught.value.exit_code == 130
 
 
-def test_steps_of_workers_are_counted_in_whole_turns():
+def test_steps_of_workers_are_counted_in_whole_bursts() -> None:
     taken = []
 
-    def measure(steps):
+    def measure(steps: int) -> Sample:
         taken.append(steps)
         return Sample(steps, steps * 0.1)
 
     assert warm_up(Contender("four workers", measure, workers=4), 2.0, 5) == 20
     assert taken == [8, 8], "five would end in the middle of a burst"
-    assert warm_up(Contender("four workers", measure, workers=4), 0.1, 5) == 12, "three turns at least"
+    assert warm_up(Contender("four workers", measure, workers=4), 0.1, 5) == 12, "three bursts at least"

@@ -1,5 +1,6 @@
 """Run folders as runs leave them, made without a run."""
 
+import itertools
 import json
 import math
 import random
@@ -78,10 +79,8 @@ def make_run(
     config |= {"overrides": [*overrides], "swept": [*swept]}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    model, metrics = config["model"], {}
-    for split, value in (("val", val), ("test", test)):
-        if value is not None:
-            metrics |= {f"{split}/accuracy": value, f"{split}/loss": 1.1}
+    metrics = {f"{s}/accuracy": v for s, v in (("val", val), ("test", test)) if v is not None}
+    model = config["model"]
     depth, patch = model["depth"], model.get("patch_size", 1)
     tokens = (32 / patch) ** 2
     record = {
@@ -102,10 +101,10 @@ def make_run(
         "commit": "0123456789abcdef",
     }
     (folder / "summary.json").write_text(json.dumps(record | dict(summary or {})))
-    lines = ["epoch,step,train/loss,train/accuracy,val/loss,val/accuracy"]
+    lines = ["epoch,step,train/loss,val/accuracy"]
     for epoch in range(1, epochs + 1):
         reached = (val or 0.0) * (1 - math.exp(-3 * epoch / epochs)) / (1 - math.exp(-3))
-        lines.append(f"{epoch},{100 * epoch},1.5,0.5,1.4,{reached if val is not None else ''}")
+        lines.append(f"{epoch},{100 * epoch},1.5,{reached if val is not None else ''}")
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -115,16 +114,10 @@ def make_grid(
 ) -> None:
     """Write a sweep over patch size, depth and seed."""
     noise = random.Random(0)
-    for patch in patches:
-        for depth in depths:
-            for seed in seeds:
-                val = 0.5 + 0.03 * math.log(depth) - 0.04 * math.log2(patch) + noise.gauss(0, 0.006)
-                make_run(
-                    study / f"patch_size-{patch}_depth-{depth}_seed-{seed}",
-                    f"model.patch_size={patch}",
-                    f"model.depth={depth}",
-                    f"seed={seed}",
-                    val=val,
-                    test=val - 0.01 + noise.gauss(0, 0.003),
-                    swept=("model.patch_size", "model.depth", "seed"),
-                )
+    keys = ("model.patch_size", "model.depth", "seed")
+    for patch, depth, seed in itertools.product(patches, depths, seeds):
+        val = 0.5 + 0.03 * math.log(depth) - 0.04 * math.log2(patch) + noise.gauss(0, 0.006)
+        test = val - 0.01 + noise.gauss(0, 0.003)
+        folder = study / f"patch_size-{patch}_depth-{depth}_seed-{seed}"
+        overrides = (f"{key}={value}" for key, value in zip(keys, (patch, depth, seed), strict=True))
+        make_run(folder, *overrides, val=val, test=test, swept=keys)

@@ -44,31 +44,17 @@ addEventListener("load", () => {
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("browser")
     for depth, val, test in ((2, 0.5, 0.7), (10, 0.6, 0.5), (4, 0.7, 0.6)):
-        make_run(
-            folder / "s" / f"<img src=x onerror=hacked=true>{depth}",
-            f"model.depth={depth}",
-            val=val,
-            test=test,
-        )
-    make_run(
-        folder / "s" / "none",
-        "model.depth=6",
-        status="failed",
-        summary={"error": "<script>hacked=true</script>"},
-    )
+        name = f"<img src=x onerror=hacked=true>{depth}"
+        make_run(folder / "s" / name, f"model.depth={depth}", val=val, test=test)
+    failed = {"status": "failed", "error": "<script>hacked=true</script>"}
+    make_run(folder / "s" / "none", "model.depth=6", summary=failed)
     compare([folder / "s"], [], None, Console(file=io.StringIO()))
     page = folder / "s" / "report" / "report.html"
     page.write_text(page.read_text().replace("</body>", READER))
     assert CHROMIUM
-    done = subprocess.run(
-        [
-            *(CHROMIUM, *FLAGS, "--window-size=390,800"),
-            *(f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [CHROMIUM, *FLAGS, "--window-size=390,800", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
     assert title, done.stderr
     return json.loads(html.unescape(title[1]))
@@ -82,9 +68,8 @@ def test_it_sorts_by_every_column_and_says_how(seen: dict[str, Any]) -> None:
     assert seen["val_again"] == [best_first, "descending", 1]
     assert seen["test"] == [["depth=2", "depth=4", "depth=10", "depth=6"], "descending", 1]
     assert seen["parameters"] == [["depth=10", "depth=4", "depth=2", "depth=6"], "descending", 1]
-    assert seen["group"] == [["depth=2", "depth=4", "depth=6", "depth=10"], "ascending", 1], (
-        "numbers as numbers"
-    )
+    by_number = ["depth=2", "depth=4", "depth=6", "depth=10"]
+    assert seen["group"] == [by_number, "ascending", 1]
     assert seen["group_again"][1:] == ["descending", 1]
     assert seen["unknown"] == [best_first, "descending", 1]
 

@@ -33,9 +33,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> Non
         )
     (group,) = compared(tmp_path).groups
     assert group.name == "vit_tiny"
-    found = group.spread("val")
-    assert found is not None
-    assert (found.n, found.mean) == (2, pytest.approx(0.65))
+    assert group.by_seed("val") == pytest.approx({"1": 0.6, "2": 0.7})
 
 
 def test_one_and_one_point_nought_are_the_same_and_a_different_value_is_not(tmp_path: Path) -> None:
@@ -70,9 +68,8 @@ def test_of_many_keys_only_what_is_not_usual_is_named(tmp_path: Path) -> None:
 
 
 def test_only_finished_runs_count(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", "seed=1", val=0.6)
-    make_run(tmp_path / "b", "seed=2", val=0.1, status="failed")
-    make_run(tmp_path / "c", "seed=3", val=0.1, status="interrupted")
+    for seed, val, status in ((1, 0.6, "finished"), (2, 0.1, "failed"), (3, 0.1, "interrupted")):
+        make_run(tmp_path / str(seed), f"seed={seed}", val=val, status=status)
     comparison = compared(tmp_path)
     (group,) = comparison.groups
     assert group.by_seed("val") == {"1": 0.6}
@@ -84,9 +81,7 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     for name, seed, val in (("a", 1, 0.5), ("b", 1, 0.7), ("c", 2, 0.8)):
         make_run(tmp_path / name, f"seed={seed}", val=val)
     comparison = compared(tmp_path)
-    found = comparison.groups[0].spread("val")
-    assert found is not None
-    assert (found.n, found.mean) == (2, pytest.approx(0.7))
+    assert comparison.groups[0].by_seed("val") == pytest.approx({"1": 0.6, "2": 0.8})
     assert any("seed 1 was run 2 times" in note for note in comparison.notes)
 
 
@@ -104,10 +99,11 @@ def test_differences_are_to_the_baseline_seed_by_seed(tmp_path: Path) -> None:
             make_run(tmp_path / f"b{seed}", "model.depth=6", f"seed={seed}", val=other, test=one)
     comparison = compared(tmp_path, "depth=4")
     by_name = {group.name: row(comparison, group) for group in comparison.groups}
-    assert by_name["depth=6"]["val_difference_mean"] == pytest.approx(0.025)
-    assert by_name["depth=6"]["val_difference_pairs"] == 2
-    assert by_name["depth=6"]["val_difference_low"] == pytest.approx(0.025 - 12.7062 * 0.005, rel=1e-3)
-    assert by_name["depth=6"]["test_difference_mean"] == pytest.approx(0)
+    six = by_name["depth=6"]
+    assert six["val_difference_mean"] == pytest.approx(0.025)
+    assert six["val_difference_pairs"] == 2
+    assert six["val_difference_low"] == pytest.approx(0.025 - 12.7062 * 0.005, rel=1e-3)
+    assert six["test_difference_mean"] == pytest.approx(0)
     assert by_name["depth=4"]["val_difference_mean"] is None
 
 
@@ -157,12 +153,12 @@ def test_other_images_are_labelled_and_not_paired(tmp_path: Path, other: list[st
 
 def test_the_same_folder_of_images_elsewhere_is_the_same_data_unless_it_holds_others(tmp_path: Path) -> None:
     sizes = {"train": 900, "val": 100, "test": 50}
-    for name, root, images in (
-        ("a", "/here/pets/", sizes),
-        ("b", "/there/pets", {}),
-        ("c", "/x/pets", sizes),
+    recorded = {"data": sizes}
+    for name, root, summary in (
+        ("a", "here/pets/", recorded),
+        ("b", "b/pets", {}),
+        ("c", "/c/pets", recorded),
     ):
-        summary = {"data": images} if images else {}
         seed = f"seed={ord(name)}"
         make_run(tmp_path / name, seed, "data.kind=image_folder", f"data.root={root}", summary=summary)
     assert len(compared(tmp_path).groups) == 1

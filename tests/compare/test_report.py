@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -19,8 +20,7 @@ from tests.conftest import ROOT
 from vitlab.compare import compare, figures
 from vitlab.compare.groups import make_comparison
 from vitlab.compare.read import read_runs
-
-PNG = b"\x89PNG"
+from vitlab.compare.table import SHOWN_COSTS
 
 
 class Page(HTMLParser):
@@ -122,10 +122,9 @@ def test_the_leaderboard_has_the_numbers(grid: tuple[Path, str]) -> None:
     runs = [*csv.DictReader(io.StringIO((folder / "runs.csv").read_text()))]
     assert len(rows) == 5
     assert len(runs) == 11
+    finished = [run for run in runs if run["state"] == "finished"]
     for row in rows:
-        values = [
-            float(r["val/accuracy"]) for r in runs if r["group"] == row["group"] and r["state"] == "finished"
-        ]
+        values = [float(run["val/accuracy"]) for run in finished if run["group"] == row["group"]]
         if values:
             assert float(row["val_accuracy_mean"]) == pytest.approx(sum(values) / 2)
             assert float(row["val_accuracy_std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
@@ -147,10 +146,8 @@ def test_the_page_stands_alone_and_is_accessible(grid: tuple[Path, str]) -> None
     found = Page(text)
     assert found.open == []
     assert not found.all("link")
-    assert all(
-        image["src"].startswith("data:image/png;base64,") and image["alt"] for image in found.all("img")
-    )  # type: ignore[union-attr]
-    assert len(found.all("img")) == 6
+    assert len(images := found.all("img")) == 6
+    assert all(i["alt"] and (i["src"] or "").startswith("data:image/png;base64,") for i in images)
     assert "default-src 'none'" in text
     assert "http" not in text.replace("http-equiv", "")
     assert len(text) < 1_000_000
@@ -159,34 +156,18 @@ def test_the_page_stands_alone_and_is_accessible(grid: tuple[Path, str]) -> None
     assert found.rows[1][:2] == ["patch_size=2 depth=6", "2"]
 
 
-def test_a_name_that_is_code_is_harmless(grid: tuple[Path, str]) -> None:
+def test_a_name_that_is_code_is_harmless(grid: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = grid
     found = Page((folder / "report.html").read_text())
     assert len(found.all("script")) == 1
     reason = "after epoch 10 of 10, best val accuracy so far 60.00 %"
     assert ["<script>alert(1)<script>", "interrupted", reason] in found.rows
-
-
-def test_a_name_with_quotes_stays_in_its_attribute(tmp_path: Path) -> None:
     for word in ("mean", '" onclick="x'):
         make_run(tmp_path / "s" / str(len(word)), f"model.pool='{word}'")
     _, out = report(tmp_path / "s")
-    found = Page((out / "report.html").read_text())
-    assert not any("onclick" in attributes for _, attributes in found.tags)
-    assert 'pool=" onclick="x' in [head.get("data-value") for head in found.all("th")]
-
-
-def test_a_figure_that_would_be_empty_is_not_drawn(tmp_path: Path) -> None:
-    make_run(tmp_path / "s" / "a", status="failed", epochs=0, val=None, test=None)
-    _, out = report(tmp_path / "s")
-    assert not [*out.glob("*.png")]
-
-
-def test_a_cost_that_is_the_same_for_all_is_not_drawn(tmp_path: Path) -> None:
-    for rate in (1e-3, 1e-2):
-        make_run(tmp_path / "s" / str(rate), f"optimizer.lr={rate}", epochs=1, val=rate)
-    _, folder = report(tmp_path / "s")
-    assert {path.stem for path in folder.glob("*.png")} == {"curves"}
+    quoted = Page((out / "report.html").read_text())
+    assert not any("onclick" in attributes for _, attributes in quoted.tags)
+    assert 'pool=" onclick="x' in [head.get("data-value") for head in quoted.all("th")]
 
 
 def test_the_only_epoch_of_a_curve_is_marked_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,25 +180,13 @@ def test_the_only_epoch_of_a_curve_is_marked_as_such(tmp_path: Path, monkeypatch
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
-def test_links_lead_to_the_runs(grid: tuple[Path, str]) -> None:
+def test_links_lead_to_the_runs_and_figures_are_files_too(grid: tuple[Path, str]) -> None:
     folder, _ = grid
     links = [unquote(link["href"] or "") for link in Page((folder / "report.html").read_text()).all("a")]
     assert len(links) > 11
     assert all((folder / link).is_dir() and not link.startswith("/") for link in links)
-
-
-def test_figures_are_files_too(grid: tuple[Path, str]) -> None:
-    folder, _ = grid
-    names = {
-        "differences",
-        "curves",
-        "heatmap",
-        "accuracy_parameters",
-        "accuracy_flops_per_image",
-        "accuracy_images_per_second",
-    }
-    assert {path.stem for path in folder.glob("*.png")} == names
-    assert all(path.read_bytes().startswith(PNG) for path in folder.glob("*.png"))
+    assert {path.stem for path in folder.glob("*.png")} == {*figures.NAMES}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
 
 
 def test_differences_are_drawn_against_a_baseline_alone(grid: tuple[Path, str], tmp_path: Path) -> None:
@@ -257,51 +226,69 @@ def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     assert (out / "notes.md").exists()
 
 
-CASES: dict[str, Callable[[Path], object]] = {
-    "one run": lambda s: make_run(s / "a"),
-    "no run finished": lambda s: make_run(s / "a", status="failed", epochs=0, val=None, test=None),
-    "nothing readable": lambda s: ((s / "a").mkdir(parents=True), (s / "a" / "config.yaml").write_text("[")),
-    "never validated": lambda s: [make_run(s / str(d), f"model.depth={d}", val=None) for d in (1, 2)],
-    "never tested": lambda s: [make_run(s / str(d), f"model.depth={d}", test=None) for d in (1, 2)],
-    "no cost": lambda s: [
-        make_run(s / str(d), f"model.depth={d}", summary={"model": 0, "train": 0}) for d in (1, 2)
-    ],
-    "one epoch": lambda s: [make_run(s / str(d), f"model.depth={d}", epochs=1) for d in (1, 2)],
-    "all the same": lambda s: [make_run(s / str(d), f"model.mlp_ratio={d}") for d in (1, 2)],
-    "words": lambda s: [
-        make_run(s / w, f"model.pool='{w}'", "model.depth=3") for w in ("$x$ |", "[red]", "<b>")
-    ],
-    "long": lambda s: [make_run(s / w, f"model.pool={w * 200}") for w in "ab"],
-    "half a grid": lambda s: [
-        make_run(s / f"{p}{d}", f"model.patch_size={p}", f"model.depth={d}")
-        for p, d in ((2, 4), (4, 6), (8, 4))
-    ],
-    "seeds with other epochs": lambda s: [make_run(s / str(e), f"seed={e}", epochs=e) for e in (3, 5)],
+def by_depth(study: Path, **options: Any) -> None:
+    for depth in (1, 2):
+        make_run(study / str(depth), f"model.depth={depth}", **options)
+
+
+def by_rate(study: Path, **options: Any) -> None:
+    for rate in (1e-3, 1e-2):
+        make_run(study / str(rate), f"optimizer.lr={rate}", val=rate, **options)
+
+
+def half_a_grid(study: Path) -> None:
+    for patch, depth in ((2, 4), (4, 6), (8, 4)):
+        make_run(study / f"{patch}{depth}", f"model.patch_size={patch}", f"model.depth={depth}")
+
+
+def unreadable(study: Path) -> None:
+    (study / "a").mkdir(parents=True)
+    (study / "a" / "config.yaml").write_text("[")
+
+
+# What there is, and which of the figures can then be drawn.
+COSTS = {f"accuracy_{key}" for key in SHOWN_COSTS}
+CASES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+    "one run": (lambda s: make_run(s / "a"), {"curves"}),
+    "no run finished": (lambda s: make_run(s / "a", status="failed", epochs=0, val=None, test=None), set()),
+    "nothing readable": (unreadable, set()),
+    "never validated": (lambda s: by_depth(s, val=None), set()),
+    "never tested": (lambda s: by_depth(s, test=None), {"curves"} | COSTS),
+    "no cost": (lambda s: by_depth(s, summary={"model": 0, "train": 0}), {"curves"}),
+    "one epoch": (lambda s: by_depth(s, epochs=1), {"curves"} | COSTS),
+    "one cost for all": (by_rate, {"curves"}),
+    "words": (
+        lambda s: [make_run(s / w, f"model.pool='{w}'") for w in ("$x$ |", "[red]", "<b>")],
+        {"curves"},
+    ),
+    "long": (lambda s: [make_run(s / w, f"model.pool={w * 200}") for w in "ab"], {"curves"}),
+    "half a grid": (half_a_grid, {"curves", "heatmap"} | COSTS),
+    "seeds of other lengths": (
+        lambda s: [make_run(s / str(e), f"seed={e}", epochs=e) for e in (3, 5)],
+        {"curves"},
+    ),
 }
 
 
-@pytest.mark.parametrize("make", CASES.values(), ids=CASES)
-def test_there_is_a_report_of_anything(
-    tmp_path: Path, make: Callable[[Path], object], recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize(("make", "drawn"), CASES.values(), ids=CASES)
+def test_there_is_a_report_of_anything_without_empty_figures(
+    tmp_path: Path, make: Callable[[Path], object], drawn: set[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     make(tmp_path / "s")
     printed, out = report(tmp_path / "s", width=60)
     assert "report" in printed
     assert Page((out / "report.html").read_text()).open == []
+    assert {path.stem for path in out.glob("*.png")} == drawn
     assert not [str(w.message) for w in recwarn]
 
 
-def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:
-    make_run(tmp_path / "s" / "a", val=0.6123)
-    printed, out = report(tmp_path / "s")
-    assert "61.23 (n = 1)" in printed
-    assert "61.23 (n = 1)" in (out / "leaderboard.md").read_text()
-
-
-def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
+def test_one_seed_has_no_spread_and_one_pair_no_interval_and_both_say_so(tmp_path: Path) -> None:
     for depth in (1, 2):
         make_run(tmp_path / "s" / str(depth), f"model.depth={depth}", val=0.5 + 0.01 * depth)
-    assert "+1.00 [n/a: one pair]" in report(tmp_path / "s", "depth=1")[0]
+    printed, out = report(tmp_path / "s", "depth=1")
+    for text in (printed, (out / "leaderboard.md").read_text()):
+        assert "52.00 (n = 1)" in text
+    assert "+1.00 [n/a: one pair]" in printed
 
 
 def verb(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vitlab.compare.statistics import paired, pareto, spread, t_quantile
+from vitlab.compare.statistics import Spread, paired, pareto, spread, t_quantile
 
 
 # Two-sided 95 %: Fisher and Yates, Statistical Tables for Biological, Agricultural and Medical Research, III.
@@ -29,12 +29,7 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert found is not None
     assert (found.mean, found.n) == (pytest.approx(0.3), 3)
     assert found.std == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
-
-
-def test_one_value_has_no_spread_and_none_has_nothing() -> None:
-    one = spread([0.5])
-    assert one is not None
-    assert (one.mean, one.std, one.n) == (0.5, None, 1)
+    assert spread([0.5]) == Spread(mean=0.5, std=None, half=None, n=1)
     assert spread([]) is None
 
 

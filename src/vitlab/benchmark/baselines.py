@@ -60,10 +60,10 @@ def train_with_lightning(
         Interrupted: a signal came; between two steps.
     """
     total = settle + steps
-    input_: dict[str, Any] = {"datamodule": job.data}
+    source: dict[str, Any] = {"datamodule": job.data}
     per_epoch = job.plan.batches_per_epoch
     if batch is not None:
-        input_, per_epoch = {"train_dataloaders": Repeat(batch, total)}, total
+        source, per_epoch = {"train_dataloaders": Repeat(batch, total)}, total
     plan = replace(job.plan, total_steps=total, batches_per_epoch=per_epoch, epochs=-(-total // per_epoch))
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path))
@@ -73,7 +73,7 @@ def train_with_lightning(
         clock = Throughput(time.monotonic(), warmup_steps=settle)
         parts, silent = replace(job, plan=plan), RunConsole(folder, quiet=True)
         trainer, _ = make_trainer(folder, parts, 1, summary, silent, stop, clock, logger)
-        trainer.fit(job.task, **input_)
+        trainer.fit(job.task, **source)
         if logger:
             logger.experiment.close()
     return Sample(clock.images, clock.seconds)
