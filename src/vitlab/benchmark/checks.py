@@ -1,4 +1,4 @@
-"""What can be measured, said before anything heavy is imported."""
+"""Refuse what cannot be measured, before anything heavy is imported."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -20,18 +20,17 @@ MOST_ROWS = 20  # of a sweep's leaderboard
 def compare(
     folders: Sequence[str | Path], baseline: Sequence[str], out: str | Path | None, console: Console
 ) -> None:
-    """Compare the runs below ``folders``; print the table, and write what stays.
+    """Compare the runs below ``folders``; print the table and write the report.
 
     Args:
-        baseline: ``key=value`` of exactly one group, or its name, to take differences to; empty for none.
+        baseline: ``key=value`` of exactly one group, or its name, for the differences; empty for none.
         out: where to write; None for ``report`` in the folder, or outputs/comparison for several.
 
     Raises:
         UserError: there are no runs, the baseline is not one group, or ``out`` cannot be written to.
     """
-    runs = read_runs(folders)
     title = " and ".join(dict.fromkeys(plain(Path(f).resolve().name) for f in folders))
-    comparison = make_comparison(runs, baseline, title)
+    comparison = make_comparison(read_runs(folders), baseline, title)
     show(console, comparison)
     default = Path(folders[0], "report") if len(folders) == 1 else "outputs/comparison"
     target = Path(default if out is None else out)
@@ -65,7 +64,7 @@ def show_leaderboard(folder: Path) -> None:
 
 
 def write(comparison: Comparison, out: Path) -> None:
-    """Write the tables, the figures and the page into ``out``; the files of an earlier comparison go."""
+    """Write tables, figures and page into ``out``; figures that only an earlier one had are removed."""
     from vitlab.compare.figures import NAMES, draw  # matplotlib takes half a second: after the table is shown
     from vitlab.compare.page import page
 

@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def unfinished(self) -> list[Run]:
-        """The runs that are in no statistics."""
+        """The runs that are not in the statistics."""
         return [run for run in self.runs if run.state != State.FINISHED]
 
     @property
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) -> Comparison:
-    """Group ``runs``, name and sort the groups, and hold them against the baseline.
+    """Group ``runs``, name and sort the groups, and take the differences to the baseline.
 
     Args:
         baseline: ``key=value`` of exactly one group, or its name; empty for none.
@@ -166,24 +166,24 @@ def _name(groups: Sequence[Group]) -> dict[str, str]:
             keys.append(key)
     short = shorten_keys(keys)
     shared = {key: commonest(tables, key) for key in keys} if len(keys) > MOST_KEYS else {}
-    names = [_say(table, short, shared) for table in tables]
+    names = [_describe(table, short, shared) for table in tables]
     taken: Counter[str] = Counter()
     for group, name in zip(groups, names, strict=True):
-        unique = name if names.count(name) == 1 else _say(group.settings, short, {})
+        unique = name if names.count(name) == 1 else _describe(group.settings, short, {})
         label = unique or ("base" if keys else group.runs[0].model)
         taken[label] += 1
         group.name = label if taken[label] == 1 else f"{label} ({taken[label]})"
     return short
 
 
-def _say(table: Mapping[str, str], short: Mapping[str, str], shared: Mapping[str, str | None]) -> str:
+def _describe(table: Mapping[str, str], short: Mapping[str, str], shared: Mapping[str, str | None]) -> str:
     """Return ``key=value …`` without what is as in ``shared``."""
     told = [key for key in short if key in table and table[key] != shared.get(key)]
     return " ".join(f"{short[key]}={table[key]}" for key in told)
 
 
 def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
-    """Return the group that a name, or ``key=value`` pairs, mean."""
+    """Return the group that has this name or these ``key=value`` pairs."""
     said = " ".join(asked)
     groups = comparison.groups
     names = {group.name: group for group in groups}
@@ -228,17 +228,15 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         ended_early = {State.FAILED, State.INTERRUPTED, State.PRUNED} & {run.state for run in group.runs}
         if ended_early and group.finished:
             partly.append(f"{group.name}: {count_states(group.runs)}")
-    for found, remedy in (
-        (twice, "a seed counts once, with the mean"),
-        (partly, "the mean is of what finished"),
-    ):
+    notes = {"a seed counts once, with the mean": twice, "the mean is of what finished": partly}
+    for remedy, found in notes.items():
         if len(found) > MOST_NOTES:
             yield f"{len(found)} times {remedy}: {_few(found, MOST_NOTES)}."
         else:
             yield from (f"{said}; {remedy}." for said in found)
     finished = [run for group in comparison.groups for run in group.finished]
     commits = dict.fromkeys(
-        run.commit[:8] + "-dirty" * run.commit.endswith("-dirty") for run in finished if run.commit
+        r.commit[:8] + "-dirty" * r.commit.endswith("-dirty") for r in finished if r.commit
     )
     if len(commits) > 1:
         yield f"the runs are of {len(commits)} states of the code: {_few(commits)}."
@@ -248,7 +246,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 
 
 def row(comparison: Comparison, group: Group) -> dict[str, Any]:
-    """Return what the table says of a group, as numbers: accuracies as fractions, None where unknown."""
+    """Return a group's line of leaderboard.csv: accuracies as fractions, None where unknown."""
     said: dict[str, Any] = {"group": group.name}
     said |= {short: group.settings.get(key) for key, short in comparison.keys.items()}
     if comparison.several_data:

@@ -41,22 +41,21 @@ def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:
     )
 
 
-def _tag(name: str, *inside: str, **attributes: str | None) -> str:
-    """Return an element. What is inside is HTML, what is in attributes is text; None leaves one out."""
-    # `class` and `for` are words of Python's, and data-value is none.
+def _tag(name: str, *inside: str, **attributes: object) -> str:
+    """Return an element. What is inside is HTML, attributes are text, and left out if None."""
+    # As keyword arguments, class is class_ and data-value is data_value.
     said = {key.strip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    opening = " ".join([name, *(f'{key}="{escape(value)}"' for key, value in said.items())])
+    opening = " ".join([name, *(f'{key}="{escape(str(value))}"' for key, value in said.items())])
     return f"<{opening}>{''.join(inside)}</{name}>"
 
 
-def _table(heads: Iterable[str], lines: Iterable[str], **attributes: str | None) -> str:
+def _table(heads: Iterable[str], lines: Iterable[str], **attributes: object) -> str:
     body = _tag("tbody", "\n", "\n".join(lines), "\n")
     return _tag("table", _tag("thead", _tag("tr", *heads)), "\n", body, **attributes)
 
 
 def _cell(text: str, value: float | str | None = None, *, words: bool = False) -> str:
-    sort_by = None if value is None else str(value)
-    return _tag("td", escape(text), data_value=sort_by, class_="words" if words else None)
+    return _tag("td", escape(text), data_value=value, class_="words" if words else None)
 
 
 def _head(text: str, *, words: bool = False, sort: str | None = None) -> str:
@@ -116,7 +115,7 @@ def _wide(heads: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> st
 
 
 def _others(comparison: Comparison, out: Path) -> str:
-    """Return the runs that are in no statistics, and why."""
+    """Return the runs that are not in the statistics, and why."""
     if not comparison.unfinished:
         return ""
     heads = [_head(name, words=True) for name in ("run", "state", "why, or how far")]

@@ -20,16 +20,16 @@ from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.suggest import suggest
 
-FILES = {"config.yaml", "summary.json", "metrics.csv"}  # any of these makes a folder that of a run
+FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with any of these is a run folder
 SWEEP = "sweep.json"
 BROKEN = "broken"  # a file of the run is missing or damaged
 STATES = (*State, BROKEN)
 COSTS = ("parameters", "flops_per_image", "images_per_second", "wall_seconds")
-MOST_EPOCHS = 1e9  # a number beyond is damage
+MOST_EPOCHS = 1e9  # a larger number is damage
 # libyaml is seven times as fast, and almost every installation of PyYAML has it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# What tells no groups apart: the seed, over which they are averaged, and what changes no result.
+# Keys that never separate groups: the seed, over which they are averaged, and what changes no result.
 WITHOUT_EFFECT = ("seed", *ignored_keys.WITHOUT_EFFECT)
 FROM_FILES = ("image_folder", "image_list")  # kinds of data whose root says which data it is
 # What decides on which images an accuracy is measured.
@@ -54,9 +54,8 @@ class Run:
         asked: the keys that were swept, then those that were typed.
         metrics: such as ``val/accuracy``, as fractions.
         curve: epoch → ``val/accuracy``.
-        cost: the known ones of ``COSTS``.
-        sizes: images of train, val and test; empty where neither the run nor others on the same data recorded
-            them.
+        cost: those of ``COSTS`` that are known.
+        sizes: images of train, val and test; empty where unknown.
         measured_on: what decides on which images the accuracies were measured.
     """
 
@@ -107,16 +106,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _fill_in_sizes(runs: Sequence[Run]) -> None:
-    """Of runs from before sizes were recorded, take those of the runs on the same data, if they agree."""
-    known: dict[frozenset[tuple[str, str]], set[str]] = defaultdict(set)
-    data = [frozenset(run.measured_on.items()) for run in runs]
-    for run, key in zip(runs, data, strict=True):
-        known[key] |= {run.sizes} - {""}
-    for run, key in zip(runs, data, strict=True):
-        if not run.sizes and len(known[key]) == 1:
-            (run.sizes,) = known[key]
-        if run.sizes:
-            run.measured_on["data.images"] = run.sizes
+    """Give runs without recorded sizes those of the other runs on the same data, if these agree."""
+    same_data: dict[frozenset[tuple[str, str]], list[Run]] = defaultdict(list)
+    for run in runs:
+        same_data[frozenset(run.measured_on.items())].append(run)
+    for members in same_data.values():
+        known = {run.sizes for run in members} - {""}
+        shared = min(known) if len(known) == 1 else ""
+        for run in members:
+            run.sizes = run.sizes or shared
+            if run.sizes:
+                run.measured_on["data.images"] = run.sizes
 
 
 def _below(top: Path) -> Iterator[Run]:
@@ -146,7 +146,7 @@ def _skipped(folder: Path, name: str) -> Iterator[Run]:
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read one run; a file that is missing or damaged makes it a broken one, and never an error."""
+    """Read one run; a missing or damaged file makes it a broken run, and raises nothing."""
     run = Run(path, name, BROKEN)
     file = "config.yaml"
     try:
@@ -183,9 +183,8 @@ def _read_config(run: Run) -> None:
     except RecursionError:
         raise ValueError("it refers to itself") from None
     run.seed = flat.get("seed", "")
-    choices = content.get("choices")
-    if isinstance(choices, dict):
-        run.choices = {plain(str(k)): text(v) for k, v in choices.items() if v is not None}
+    chosen = {k: v for k, v in flat.items() if k.startswith("choices.") and v != "null"}
+    run.choices = {key.removeprefix("choices."): option for key, option in chosen.items()}
     run.asked = [*_words(content.get("swept"))]
     run.asked += [o.partition("=")[0].lstrip("+~") for o in _words(content.get("overrides"))]
     kind = flat.get("data.kind")
@@ -248,7 +247,7 @@ def _number(value: Any) -> float | None:
 
 
 def _flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted key → value as text of what is no mapping, or an empty one."""
+    """Yield (dotted key, value as text) for every leaf; an empty mapping is one too."""
     for key, value in node.items():
         name = f"{prefix}{plain(str(key))}"
         if isinstance(value, Mapping) and value:
@@ -258,7 +257,7 @@ def _flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def text(value: Any) -> str:
-    """Return a value as YAML would have it, the same for 1 and 1.0, for 1e-3 and 0.001."""
+    """Return a value as YAML writes it, the same for 1 and 1.0, for 1e-3 and 0.001."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):

@@ -49,7 +49,7 @@ def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Spread
 
 @functools.cache
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """Return the t that a Student variable stays within, to both sides, with this probability."""
+    """Return the two-sided quantile of Student's t: \\|t\\| is below it with probability ``confidence``."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):  # halving the angle atan(t / √ν), which is bounded where t is not
         middle = (low + high) / 2

@@ -61,7 +61,7 @@ def delta(group: Group, base: Group, split: str) -> Cell:
 
 
 def count(value: float | None) -> str:
-    """Return a number with three digits that count: ``1.45 M``."""
+    """Return a number with three significant digits: ``1.45 M``."""
     if value is None:
         return NONE
     for size, sign in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -141,12 +141,12 @@ def tally(runs: Sequence[Run]) -> str:
 
 
 def leaderboard_csv(comparison: Comparison) -> str:
-    """Return a line a group, with numbers as they are (accuracies from 0 to 1)."""
+    """Return a line for each group, with unrounded numbers (accuracies from 0 to 1)."""
     return _csv([row(comparison, group) for group in comparison.groups])
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """Return a line a run: what every mean and every interval can be computed from again."""
+    """Return a line for each run: enough to compute every mean and every interval again."""
     lines = []
     loose = [run for run in comparison.runs if not run.config]  # unreadable, or never made
     for group, runs in [*((group.name, group.runs) for group in comparison.groups), (None, loose)]:
@@ -181,7 +181,7 @@ def leaderboard_md(comparison: Comparison) -> str:
 
 
 def method(comparison: Comparison) -> list[str]:
-    """Say how the numbers came about."""
+    """Return sentences on how the numbers were computed."""
     said = [
         "Runs that differ in nothing but the seed are a group; accuracies are mean ± standard deviation "
         "(n - 1) over its finished seeds. One seed has no spread.",
