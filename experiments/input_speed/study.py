@@ -24,7 +24,7 @@ from experiments.input_speed import references
 from vitlab.benchmark.baselines import endless_input, plain_loop
 from vitlab.benchmark.checks import check_benchmark
 from vitlab.benchmark.measure import Benchmark, measure
-from vitlab.benchmark.timing import Contender, warm_up
+from vitlab.benchmark.timing import Candidate, warm_up
 from vitlab.config import preflight, to_plain
 from vitlab.core.provenance import find_versions
 from vitlab.models.flops import flops_per_image
@@ -33,7 +33,7 @@ AGAINST = ("plain", "tutorial", "pil", "torchvision", "torchvision_batch")
 
 
 class Study(Benchmark):
-    """A benchmark with more contenders.
+    """A benchmark with more candidates.
 
     Args:
         asked: ``against`` (of `AGAINST`), ``worker_counts`` (of a DataLoader; each is tried, the best is
@@ -90,26 +90,26 @@ class Study(Benchmark):
             tutorial=lambda: self.best(lambda workers: self.tutorial(self.load("pil", workers), workers)),
         )
 
-    def compete(self, layer: str, ours: Contender, **others: Callable[[], Contender]) -> None:
+    def compete(self, layer: str, ours: Candidate, **others: Callable[[], Candidate]) -> None:
         """Measure ours against those of the others that were asked for."""
         self.measure(layer, [ours, *(others[name]() for name in self.asked.against if name in others)])
 
-    def tutorial(self, batches: Iterator[references.Pair], workers: int | None = None) -> Contender:
+    def tutorial(self, batches: Iterator[references.Pair], workers: int | None = None) -> Candidate:
         """Return vit-pytorch's ViT as tutorials train it: float32, not compiled, Adam, classes as targets."""
         net, model = self.tutorial_net, self.job.config["model"]
         steps = plain_loop(net, torch.optim.Adam(net.parameters(), lr=1e-3), batches, F.cross_entropy)
         note = "vit-pytorch, fp32, Adam" + ("" if workers is None else f", PIL in {workers} worker(s)")
         flops = 3 * flops_per_image(net, self.job.data.input_size, model["channels"])
-        return with_workers(self.contender("tutorial", steps, note, workers=workers, flops=flops), workers)
+        return with_workers(self.candidate("tutorial", steps, note, workers=workers, flops=flops), workers)
 
-    def loader(self, name: str, workers: int, threads: int | None = None) -> Contender:
+    def loader(self, name: str, workers: int, threads: int | None = None) -> Candidate:
         """Return the input of ``name``, ``pil`` or ``torchvision``, without training."""
         steps = (len(images) for images, _ in self.load(name, workers))
         kind = "PIL" if name == "pil" else "v2 on uint8"
         note = f"{kind}, image by image, {workers} worker(s)"
-        return with_workers(self.contender(name, steps, note, workers=workers, threads=threads), workers)
+        return with_workers(self.candidate(name, steps, note, workers=workers, threads=threads), workers)
 
-    def whole_batches(self, threads: int) -> Contender:
+    def whole_batches(self, threads: int) -> Candidate:
         """Return torchvision's transforms called once for a batch, on the device."""
         images, labels = (tensor.to(self.device) for tensor in self.pool)
         batches = references.load_whole_batches(
@@ -117,19 +117,19 @@ class Study(Benchmark):
         )
         note = f"v2, ONE draw for all images of a batch (augments less), {threads} thread(s)"
         steps = (len(images) for images, _ in batches)
-        return self.contender("torchvision_batch", steps, note, threads=threads)
+        return self.candidate("torchvision_batch", steps, note, threads=threads)
 
-    def best(self, make: Callable[[int], Contender]) -> Contender:
+    def best(self, make: Callable[[int], Candidate]) -> Candidate:
         """Try each number of workers for as long as a measurement lasts, and return the fastest."""
         rates: dict[int, float] = {}
         for workers in references.worker_counts(self.asked.worker_counts):
             trial = make(workers)
             steps = warm_up(trial, self.options["seconds"], self.options["warmup_steps"])
             rates[workers] = trial.measure(steps).rate
-        contender = make(max(rates, key=lambda workers: rates[workers]))
-        contender.note += f", best of {', '.join(map(str, rates))}"
-        contender.details["images_per_second_by_workers"] = rates
-        return contender
+        candidate = make(max(rates, key=lambda workers: rates[workers]))
+        candidate.note += f", best of {', '.join(map(str, rates))}"
+        candidate.details["images_per_second_by_workers"] = rates
+        return candidate
 
     def load(self, name: str, workers: int) -> Iterator[references.Pair]:
         """Yield batches made by a DataLoader."""
@@ -150,11 +150,11 @@ class Study(Benchmark):
         return references.tutorial_net(self.job.config["model"]).to(self.device)
 
 
-def with_workers(contender: Contender, workers: int | None) -> Contender:
+def with_workers(candidate: Candidate, workers: int | None) -> Candidate:
     """Put the number of workers on record."""
     if workers is not None:
-        contender.details["workers"] = workers
-    return contender
+        candidate.details["workers"] = workers
+    return candidate
 
 
 def check(config: Mapping[str, Any], asked: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The contenders train, and the verb leaves what it promises. Nothing here asserts on a time."""
+"""The candidates train, and the verb leaves what it promises. Nothing here asserts on a time."""
 
 import copy
 import itertools

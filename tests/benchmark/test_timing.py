@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitlab.benchmark import timing
-from vitlab.benchmark.timing import SETTLE, Contender, Sample, measure_in_turn, summarize, timed, warm_up
+from vitlab.benchmark.timing import SETTLE, Candidate, Sample, measure_in_turn, summarize, timed, warm_up
 from vitlab.core.signals import Interrupted, StopSignal
 
 
@@ -28,9 +28,9 @@ class Clock:
             number += 1
             yield 10
 
-    def contender(self, name: str, *seconds: float) -> Contender:
+    def candidate(self, name: str, *seconds: float) -> Candidate:
         steps = self.steps(name, *seconds)
-        return Contender(name, lambda count: timed(steps, count, StopSignal()))
+        return Candidate(name, lambda count: timed(steps, count, StopSignal()))
 
 
 @pytest.fixture
@@ -45,23 +45,23 @@ def test_the_first_steps_are_not_counted(clock: Clock) -> None:
 
 
 def test_warm_up_skips_the_compilation_and_finds_the_number_of_steps(clock: Clock) -> None:
-    slow = clock.contender("compiles", *[60.0] * (SETTLE + 2), 0.1)
+    slow = clock.candidate("compiles", *[60.0] * (SETTLE + 2), 0.1)
     assert warm_up(slow, seconds=2.0, steps=2) == 20
-    assert warm_up(clock.contender("slower than that", 5.0), seconds=2.0, steps=2) == 1
+    assert warm_up(clock.candidate("slower than that", 5.0), seconds=2.0, steps=2) == 1
 
 
-def test_contenders_take_turns_and_each_begins_once(clock: Clock) -> None:
-    contenders = [clock.contender(name, 0.5) for name in "abc"]
-    measure_in_turn(contenders, rounds=3, seconds=1.0, warmup_steps=1)
+def test_candidates_take_turns_and_each_begins_once(clock: Clock) -> None:
+    candidates = [clock.candidate(name, 0.5) for name in "abc"]
+    measure_in_turn(candidates, rounds=3, seconds=1.0, warmup_steps=1)
     turns = "".join(clock.taken)
     for name in "abc":
         turns = turns.replace(name * (SETTLE + 2), name.upper())
     assert turns.endswith("ABC" + "BCA" + "CAB")
-    assert all(contender.samples == [Sample(20, 1.0)] * 3 for contender in contenders)
+    assert all(candidate.samples == [Sample(20, 1.0)] * 3 for candidate in candidates)
 
 
-def measured(name: str, *samples: tuple[int, float], **options: Any) -> Contender:
-    return Contender(name, lambda _: Sample(0, 0.0), samples=[Sample(*s) for s in samples], **options)
+def measured(name: str, *samples: tuple[int, float], **options: Any) -> Candidate:
+    return Candidate(name, lambda _: Sample(0, 0.0), samples=[Sample(*s) for s in samples], **options)
 
 
 def test_medians_and_ratios_are_of_rounds() -> None:
@@ -104,6 +104,6 @@ def test_steps_of_workers_are_counted_in_whole_bursts() -> None:
         taken.append(steps)
         return Sample(steps, steps * 0.1)
 
-    assert warm_up(Contender("four workers", measure, workers=4), 2.0, 5) == 20
+    assert warm_up(Candidate("four workers", measure, workers=4), 2.0, 5) == 20
     assert taken == [8, 8], "five would end in the middle of a burst"
-    assert warm_up(Contender("four workers", measure, workers=4), 0.1, 5) == 12, "three bursts at least"
+    assert warm_up(Candidate("four workers", measure, workers=4), 0.1, 5) == 12, "three bursts at least"

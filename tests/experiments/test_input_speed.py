@@ -160,7 +160,7 @@ def test_what_has_no_counterpart_is_refused(overrides: str, said: str, tmp_path:
     assert not (tmp_path / "no").exists()
 
 
-def test_the_study_measures_every_contender(tmp_path: Path) -> None:
+def test_the_study_measures_every_candidate(tmp_path: Path) -> None:
     study.main([*TINY, f"--out={tmp_path}", "--worker-counts", "0", "1", "--pool=16"])
     layers = json.loads((tmp_path / "results.json").read_text())["layers"]
     assert {layer: list(rows) for layer, rows in layers.items()} == {

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vitlab.benchmark.baselines import AUTOCAST, endless_input, train_plainly, train_with_lightning
 from vitlab.benchmark.report import plot_throughput, show_table
-from vitlab.benchmark.timing import SETTLE, Contender, Sample, measure_in_turn, summarize, timed
+from vitlab.benchmark.timing import SETTLE, Candidate, Sample, measure_in_turn, summarize, timed
 from vitlab.core import hardware
 from vitlab.core.batch import Batch
 from vitlab.core.console import make_console
@@ -42,7 +42,7 @@ TITLES = {
 
 
 class Benchmark:
-    """One call of ``benchmark.py``: its job, its contenders, its record."""
+    """One call of ``benchmark.py``: its job, its candidates, its record."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], console: Console, dataset: Dataset | None = None
@@ -143,12 +143,12 @@ class Benchmark:
         """Measure training with its input."""
         self.measure("both", [self.vitlab(None), self.plain(endless_input(self.job))])
 
-    # contenders
+    # candidates
 
-    def vitlab(self, batch: Batch | None) -> Contender:
+    def vitlab(self, batch: Batch | None) -> Candidate:
         """Return vitlab as ``train.py`` runs it: Lightning, callbacks, TensorBoard."""
         settle = SETTLE + PREFETCH * self.workers
-        return Contender(
+        return Candidate(
             "vitlab",
             lambda steps: train_with_lightning(self.job, self.stop, steps, batch, settle),
             f"Lightning and callbacks, {self.arithmetic}",
@@ -157,21 +157,21 @@ class Benchmark:
             self.job.precision,
         )
 
-    def plain(self, batches: Iterator[Batch]) -> Contender:
+    def plain(self, batches: Iterator[Batch]) -> Candidate:
         """Return a plain PyTorch loop over the same network."""
         steps = train_plainly(self.job, self.net, batches)
         note = f"the same network in a plain loop, {self.arithmetic}"
-        return self.contender("plain", steps, note, flops=3 * self.job.flops, precision=self.job.precision)
+        return self.candidate("plain", steps, note, flops=3 * self.job.flops, precision=self.job.precision)
 
-    def own_input(self, threads: int) -> Contender:
+    def own_input(self, threads: int) -> Candidate:
         """Return vitlab's input without training."""
         note = f"one draw an image, {self.device.type}, {threads} thread(s)"
         if self.workers:
             note += f", {self.workers} worker(s) reading"
         steps = (len(batch.images) for batch in endless_input(self.job))
-        return self.contender("vitlab", steps, note, threads=threads)
+        return self.candidate("vitlab", steps, note, threads=threads)
 
-    def contender(
+    def candidate(
         self,
         name: str,
         steps: Iterator[int],
@@ -181,8 +181,8 @@ class Benchmark:
         threads: int | None = None,
         flops: int | None = None,
         precision: str = "32-true",
-    ) -> Contender:
-        """Return a contender that takes ``steps`` in this process.
+    ) -> Candidate:
+        """Return a candidate that takes ``steps`` in this process.
 
         Args:
             steps: each ``next`` takes a step and returns its number of images.
@@ -201,17 +201,17 @@ class Benchmark:
             finally:
                 torch.set_num_threads(before)
 
-        return Contender(name, sample, note, workers, flops, precision)
+        return Candidate(name, sample, note, workers, flops, precision)
 
     # the record
 
-    def measure(self, layer: str, contenders: list[Contender]) -> None:
-        """Measure the contenders of a layer against each other, record and show them."""
+    def measure(self, layer: str, candidates: list[Candidate]) -> None:
+        """Measure the candidates of a layer against each other, record and show them."""
         options = self.options
         try:
-            measure_in_turn(contenders, options["rounds"], options["seconds"], options["warmup_steps"])
+            measure_in_turn(candidates, options["rounds"], options["seconds"], options["warmup_steps"])
         finally:
-            if rows := summarize(contenders):
+            if rows := summarize(candidates):
                 for row in rows.values():
                     peak, flops = self.peak_flops(row["precision"]), row["flops_per_image"]
                     known = peak is not None and flops is not None
@@ -230,7 +230,7 @@ class Benchmark:
 
     def write(self) -> None:
         """Write results.json and its figure, with what is measured so far."""
-        self.record["peak_memory_bytes"] = hardware.measure_peak_memory(self.job.kind)  # of all contenders
+        self.record["peak_memory_bytes"] = hardware.measure_peak_memory(self.job.kind)  # of all candidates
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomic(self.folder / "results.json", (text + "\n").encode())
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}

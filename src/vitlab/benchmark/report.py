@@ -12,11 +12,11 @@ from vitlab.core.plotting import GREY, TRAIN, hide_spines, new_figure
 
 
 def show_table(console: Console, title: str, rows: Mapping[str, Any]) -> None:
-    """Print images/s and what the first contender reaches of each other's; median, and min to max."""
+    """Print images/s and what the first candidate reaches of each other's; median, and min to max."""
     first = next(iter(rows))
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
     shares = any(row["mfu"] is not None for row in rows.values())
-    table.add_column("contender", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
     for head in ("images/s", f"{first} / it", *["of peak"] * shares):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("what it is", overflow="fold")
@@ -36,7 +36,7 @@ def describe_spread(values: Mapping[str, float], form: str) -> str:
 
 
 def plot_throughput(layers: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Draw images per second of several contenders as bars: the median, whiskers from min to max.
+    """Draw images per second of several candidates as bars: the median, whiskers from min to max.
 
     Args:
         layers: title of a panel → name → {"images_per_second": {"median", "min", "max"}, "ratio": the

@@ -1,4 +1,4 @@
-"""Images per second of several contenders that take turns: samples, rounds, medians, ratios."""
+"""Images per second of several candidates that take turns: samples, rounds, medians, ratios."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Contender:
+class Candidate:
     """Something that takes steps and can say how long they took.
 
     Attributes:
@@ -75,30 +75,30 @@ def timed(steps: Iterator[int], count: int, stop: StopSignal, settle: int = SETT
     return Sample(images, time.perf_counter() - start)
 
 
-def warm_up(contender: Contender, seconds: float, steps: int) -> int:
-    """Let the contender compile, allocate and fill its caches; return how many steps last ``seconds``."""
-    burst = contender.workers or 1
+def warm_up(candidate: Candidate, seconds: float, steps: int) -> int:
+    """Let the candidate compile, allocate and fill its caches; return how many steps last ``seconds``."""
+    burst = candidate.workers or 1
     whole = burst * math.ceil(steps / burst)
-    contender.measure(whole)  # a compilation falls in here
-    sample = contender.measure(whole)
+    candidate.measure(whole)  # a compilation falls in here
+    sample = candidate.measure(whole)
     wanted = whole * seconds / sample.seconds
     return burst * max(1 if burst == 1 else 3, round(wanted / burst))
 
 
-def measure_in_turn(contenders: Sequence[Contender], rounds: int, seconds: float, warmup_steps: int) -> None:
+def measure_in_turn(candidates: Sequence[Candidate], rounds: int, seconds: float, warmup_steps: int) -> None:
     """Warm all up, then measure them in turn; each keeps its samples.
 
     A drift of the machine then falls on all alike, and a round's ratio is between neighbouring measurements.
     Who begins changes from round to round.
     """
-    turns = deque((contender, warm_up(contender, seconds, warmup_steps)) for contender in contenders)
+    turns = deque((candidate, warm_up(candidate, seconds, warmup_steps)) for candidate in candidates)
     for _ in range(rounds):
-        for contender, count in turns:
+        for candidate, count in turns:
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            contender.samples.append(contender.measure(count))
+            candidate.samples.append(candidate.measure(count))
             if torch.cuda.is_available():
-                contender.peak_bytes = max(contender.peak_bytes or 0, torch.cuda.max_memory_allocated())
+                candidate.peak_bytes = max(candidate.peak_bytes or 0, torch.cuda.max_memory_allocated())
         turns.rotate(-1)
 
 
@@ -107,25 +107,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarize(contenders: Sequence[Contender]) -> dict[str, dict[str, Any]]:
-    """Return name → what was measured; ``ratio`` is the first contender's rate over this one's, by round.
+def summarize(candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+    """Return name → what was measured; ``ratio`` is the first candidate's rate over this one's, by round.
 
-    Contenders without a sample (the measurement was stopped) are left out.
+    Candidates without a sample (the measurement was stopped) are left out.
     """
-    first = contenders[0].samples
+    first = candidates[0].samples
     found: dict[str, dict[str, Any]] = {}
-    for contender in contenders:
-        if not contender.samples:
+    for candidate in candidates:
+        if not candidate.samples:
             continue
-        ratios = [ours.rate / other.rate for ours, other in zip(first, contender.samples, strict=False)]
-        found[contender.name] = {
-            "note": contender.note,
-            "images_per_second": spread([sample.rate for sample in contender.samples]),
-            "ratio": spread(ratios) if ratios and contender is not contenders[0] else None,
-            "precision": contender.precision,
-            "flops_per_image": contender.flops,
-            "peak_device_bytes": contender.peak_bytes,
-            **contender.details,
-            "samples": [sample._asdict() for sample in contender.samples],
+        ratios = [ours.rate / other.rate for ours, other in zip(first, candidate.samples, strict=False)]
+        found[candidate.name] = {
+            "note": candidate.note,
+            "images_per_second": spread([sample.rate for sample in candidate.samples]),
+            "ratio": spread(ratios) if ratios and candidate is not candidates[0] else None,
+            "precision": candidate.precision,
+            "flops_per_image": candidate.flops,
+            "peak_device_bytes": candidate.peak_bytes,
+            **candidate.details,
+            "samples": [sample._asdict() for sample in candidate.samples],
         }
     return found
