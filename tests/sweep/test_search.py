@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import optuna
 import pytest
 import yaml
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT, summary, verb
-from tests.sweep.test_space import PLAIN, RATE
+from tests.sweep.test_space import PLAIN, RATE, search
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.sweep import figures, search_loop, study, worker
-from vitlab.sweep.search import run_search
-
-optuna = pytest.importorskip("optuna")
 
 # A run as a search sees it: best at optimizer.lr=1e-3, diverging above 5e-3, broken with model.heads=4.
 RUN = """
@@ -139,7 +137,7 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
     def call(*overrides: str, epochs: int = 3, seconds: float = 0.0) -> list[dict[str, Any]]:
         monkeypatch.setenv("PACE", str(seconds))
         monkeypatch.chdir(tmp_path)
-        run_search([*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides])
+        search(*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides)
         return jobs(tmp_path / "s")
 
     return call
@@ -280,7 +278,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
             searched(*settings)
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
     begun = len(started)
-    run_search([f"sweep.resume={tmp_path}/s"])
+    search(f"sweep.resume={tmp_path}/s")
     again = jobs(tmp_path / "s")
     assert drawn(again) == drawn(whole)
     assert [job["val/accuracy"] for job in again] == [job["val/accuracy"] for job in whole]
@@ -293,18 +291,18 @@ def test_the_same_command_goes_on_and_more_trials_are_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     base = [*PLAIN, "study=s", "trainer.max_epochs=1", "sweep.pruner=none", RATE]
-    run_search([*base, "sweep.trials=2"])
+    search(*base, "sweep.trials=2")
     (folder,) = (tmp_path / "outputs" / "s").iterdir()
     begun = len(started)
-    run_search([base[0], RATE, *base[1:-1], "sweep.trials=2"])  # in another order
+    search(base[0], RATE, *base[1:-1], "sweep.trials=2")  # in another order
     assert len(started) == begun, "it is finished: nothing trains, and nothing is tested once more"
-    run_search([*base, "sweep.trials=3", "sweep.jobs=2"])
+    search(*base, "sweep.trials=3", "sweep.jobs=2")
     assert [job["state"] for job in jobs(folder)] == ["finished"] * 3
-    run_search([f"sweep.resume={folder}", "sweep.trials=4"])
+    search(f"sweep.resume={folder}", "sweep.trials=4")
     assert len(jobs(folder)) == 4
     with pytest.raises(UserError, match=r"can change, found model\.depth"):
-        run_search([f"sweep.resume={folder}", "model.depth=1"])
-    run_search([*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other"])
+        search(f"sweep.resume={folder}", "model.depth=1")
+    search(*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other")
     assert len(jobs(folder)) == 4
     assert len(jobs(tmp_path / "other")) == 1
 
@@ -331,7 +329,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
     assert "stopped with 2 of 3 trials left" in out
     assert "resume with: python train.py sweep.resume=s" in out
     before = (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text()
-    run_search([f"sweep.resume={tmp_path}/s"])
+    search(f"sweep.resume={tmp_path}/s")
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3
     assert (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text().startswith(before)
 

@@ -5,18 +5,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from optuna import distributions as of
 
 from tests.conftest import TINY
 from vitlab.config import preflight
+from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
-from vitlab.sweep.search import is_search, run_search
+from vitlab.sweep import is_search, run_sweep
 from vitlab.sweep.space import read_space
 from vitlab.sweep.study import Study
 
-optuna = pytest.importorskip("optuna")
-
 PLAIN = ["sweep=optuna", *TINY]
 RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
+
+
+def search(*typed: str) -> None:
+    """Run what ``python train.py -m …`` runs, without the results of a grid."""
+    run_sweep(parse_arguments(["-m", *typed]), lambda folder: None)
 
 
 def test_hydras_syntax_is_the_space() -> None:
@@ -33,7 +38,6 @@ def test_hydras_syntax_is_the_space() -> None:
             "model.pool=choice(cls,mean)",
         ]
     )
-    of = optuna.distributions
     assert space.distributions == {
         "optimizer.lr": of.FloatDistribution(1e-4, 4e-3, log=True),
         "optimizer.weight_decay": of.FloatDistribution(0, 1),  # whole ends, but the key takes all between
@@ -84,7 +88,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        run_search([*PLAIN, "hydra.sweep.dir=s", *overrides])
+        search(*PLAIN, "hydra.sweep.dir=s", *overrides)
     assert said in str(caught.value)
     assert not (tmp_path / "s").exists()
 
@@ -92,17 +96,21 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
 def test_a_grid_names_the_search_and_a_search_is_told_from_a_grid(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sweep=optuna"):
         preflight(["optimizer.lr=interval(0.1,0.2)"], True)
-    assert is_search(["sweep=optuna", RATE])
-    assert not is_search(["model.depth=1,2"])
-    assert not is_search(["sweep=grid", "experiment=cnn_vs_vit"])
-    assert not is_search(["experiment=cnn_vs_vit"])
-    assert not is_search([f"sweep.resume={tmp_path}"])
+    for typed, searched in (
+        (["sweep=optuna", RATE], True),
+        (["model.depth=1,2"], False),
+        (["sweep=grid", "experiment=cnn_vs_vit"], False),
+        (["experiment=cnn_vs_vit"], False),
+        ([f"sweep.resume={tmp_path}"], False),
+    ):
+        assert is_search(parse_arguments(["-m", *typed])) == searched
 
 
 def test_without_optuna_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "vitlab.sweep.search", raising=False)
     with pytest.raises(UserError, match=r"pip install -e \.\[optuna\]"):
-        run_search([*PLAIN, RATE])
+        search(*PLAIN, RATE)
 
 
 def asked(folder: Path, *overrides: str, trials: int) -> list[float]:
@@ -114,7 +122,7 @@ def asked(folder: Path, *overrides: str, trials: int) -> list[float]:
     for _ in range(trials):
         trial = known.ask(random=False)
         rates.append(trial.params["optimizer.lr"])
-        known.tell(trial, "finished", -abs(math.log10(rates[-1] / 1e-3)))
+        known.tell(trial, "finished", value=-abs(math.log10(rates[-1] / 1e-3)))
         if len(rates) == 2:
             known = Study(folder, space)  # as after a kill
     return rates

@@ -256,7 +256,7 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
         RunFolder.create(tmp_path / f"d{depth}", {"seed": 0})
     found.jobs.append(Job(("depth=0",), "depth=0", None, "no depth"))
     Summary(RunFolder(tmp_path / "d1")).update(status="failed", error="of yesterday")
-    progress = Progress(found)
+    progress = Progress(found, 3)
     progress.poll()
     assert not capsys.readouterr().out, "a failure of yesterday is no news"
     done = {"status": "finished", "metrics": {"val/accuracy": 0.5}, "train": {"wall_seconds": 3723}}
@@ -298,7 +298,7 @@ def test_results_show_what_was_typed_and_are_not_broken_to_the_width_of_their_ta
 
 
 def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
-    called = Worker.create(tmp_path, at_a_time=1)
+    called = Worker(tmp_path, at_a_time=1)
     assert called.stop_signal() == signal.SIGTERM, "not there yet, or gone"
     with called.open():
         assert called.stop_signal() is None
@@ -314,14 +314,14 @@ def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(worker, "count_cores", lambda: 7)
     (tmp_path / f".session-{socket.gethostname()}-0{worker.GPU}3").touch()  # of a session that was killed
-    called = Worker.create(tmp_path, at_a_time=2)
+    called = Worker(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
         assert one["OMP_NUM_THREADS"] == one["VITLAB_CORES"] == "3"
         with called.share(2) as both:
             assert "CUDA_VISIBLE_DEVICES" not in both
     assert list(tmp_path.iterdir()) == []
-    alone = Worker.create(tmp_path, at_a_time=1)
+    alone = Worker(tmp_path, at_a_time=1)
     with alone.open(), alone.share(1) as everything:
         assert everything == {}
 

@@ -1,13 +1,15 @@
-"""Many runs: every combination of the values given, or a search, over one record (sweep.json)."""
+"""Many runs: every combination of the values given, or a search, over one record, ``sweep.json``."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from vitlab.config import compose
 from vitlab.config.arguments import Arguments
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.sweep.grid import run_grid
-from vitlab.sweep.search import is_search, run_search
+from vitlab.sweep.record import STUDY
 
 
 def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
@@ -26,7 +28,23 @@ def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> N
             "a sweep starts the processes of its jobs itself: call python train.py -m … without torchrun, "
             "with trainer=ddp trainer.devices=N for several devices."
         )
-    if is_search(arguments.overrides):
-        run_search(arguments.overrides)
-    else:
+    if not is_search(arguments):
         run_grid(arguments, show_results)
+        return
+    try:
+        from vitlab.sweep.search import run_search
+    except ImportError as error:
+        raise UserError(f"sweep=optuna needs Optuna: pip install -e .[optuna] ({error})") from None
+    run_search(arguments)
+
+
+def is_search(arguments: Arguments) -> bool:
+    """Whether a command line asks for a search rather than for every combination."""
+    if arguments.sweep_resume:
+        return (Path(arguments.sweep_resume) / STUDY).is_file()
+    if chosen := [o for o in arguments.overrides if o.startswith("sweep=")]:
+        return chosen[-1] == "sweep=optuna"
+    recipe = [o for o in arguments.overrides if o.startswith("experiment=")]
+    with contextlib.suppress(UserError):  # said by the check of the whole command line
+        return bool(recipe) and compose(recipe, with_hydra=True).hydra.runtime.choices["sweep"] == "optuna"
+    return False

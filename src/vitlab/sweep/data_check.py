@@ -14,32 +14,29 @@ HOW_READ = ("batch_size", "in_memory", "num_workers")
 
 def check_data(configs: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError for the first problem of `data_problems`."""
-    for sentence in data_problems(configs).values():
-        raise UserError(sentence)
+    for problem in data_problems(dict(enumerate(configs))).values():
+        raise UserError(problem)
 
 
-def data_problems(configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def data_problems(configs: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
     """Find, and where necessary download, the data of every job, and hold the rest of its config against it.
 
     Returns:
-        For the places of those configs that cannot be trained, why.
+        For the numbers of those configs that cannot be trained, why.
     """
     found: dict[str, DatasetInfo | UserError] = {}
     problems: dict[int, str] = {}
-    for place, config in enumerate(configs):
+    for number, config in configs.items():
         data = config["data"]
         key = repr(sorted((k, repr(v)) for k, v in data.items() if k not in HOW_READ))
         try:
             if key not in found:
-                try:
-                    # Without the data set itself: many of them, each with its images, fill the memory.
-                    found[key] = datasets.describe(datasets.build(data), data["val_size"])
-                except UserError as error:  # asked for once: a download that fails takes its time
-                    found[key] = error
-            info = found[key]
-            if isinstance(info, UserError):
+                # Without the data set itself: many of them, each with its images, fill the memory.
+                found[key] = datasets.describe(datasets.build(data), data["val_size"])
+            if isinstance(info := found[key], UserError):
                 raise info
             check_with_data(config, info)
         except UserError as error:
-            problems[place] = str(error)
+            found.setdefault(key, error)  # asked for once: a download that fails takes its time
+            problems[number] = str(error)
     return problems

@@ -1,7 +1,4 @@
-"""``-m``: every combination of the values given, as one sweep that can be resumed.
-
-From a command line to the folder of a sweep: which one, which jobs, and why some cannot run.
-"""
+"""``-m``: every combination of the values given, from a command line to a sweep's folder and its jobs."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -13,19 +10,14 @@ from vitlab.config.labels import label
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep.data_check import data_problems
+from vitlab.sweep.data_check import check_data, data_problems
 from vitlab.sweep.launchers import check_launcher, launch_jobs
-from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name, own_overrides
+from vitlab.sweep.record import HYDRA, RECORD, Job, Sweep, find_sweep, folder_name, own_overrides
 
 
 def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
-    """Run the sweep that a command line asks for, or resume it.
-
-    Raises:
-        UserError: it cannot run as asked for, or jobs failed.
-        Interrupted: Ctrl-C or SIGTERM; the jobs under way have kept a checkpoint.
-    """
-    launcher = [o for o in arguments.overrides if o.startswith(("hydra.", "hydra/"))]
+    """Run the sweep that a command line asks for, or resume it; see `vitlab.sweep.run_sweep`."""
+    launcher = [o for o in arguments.overrides if o.startswith(HYDRA)]
     sweep, new = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments, launcher)
     if launcher:
         sweep.launcher = [o for o in sweep.launcher if o.startswith("experiment=")] + launcher
@@ -33,17 +25,15 @@ def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> No
     if new:
         _add_jobs(sweep, new)
         sweep.save()
-        say(f"{_count(sweep)} in {sweep}")
+    number = len(sweep.runnable)
+    count = f"{number} job{'s' * (number != 1)}"
+    if new:
+        say(f"{count} in {sweep}")
     if sweep.unfinished():
         launch_jobs(sweep, config, show_results)
     else:
-        say(f"{sweep} is already finished: {_count(sweep)}. sweep.new=true runs it afresh.")
+        say(f"{sweep} is already finished: {count}. sweep.new=true runs it afresh.")
         show_results(sweep.path)
-
-
-def _count(sweep: Sweep) -> str:
-    number = len(sweep.runnable)
-    return f"{number} job{'s' * (number != 1)}"
 
 
 def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
@@ -56,9 +46,7 @@ def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
         new = [job for job in combinations(arguments.overrides, True) if _identify(job) not in known]
         sweep.command = _get_command(arguments)
     say(f"resuming {sweep}: python train.py {shlex.join(sweep.command)}")
-    first = [sweep.run_folder(job).read_config() for job in sweep.unfinished()[:1]]
-    for error in data_problems(first).values():
-        raise UserError(error)
+    check_data([sweep.run_folder(job).read_config() for job in sweep.unfinished()[:1]])
     _say_states(sweep)
     return sweep, new
 
@@ -67,11 +55,14 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
     """Return the sweep that has just the jobs of a command line, or a new one and the jobs it is to get."""
     jobs = combinations(arguments.overrides, True)
     wanted = {_identify(job): job for job in jobs}
-    folder, given = jobs[0].folder, any(o.startswith("hydra.sweep.dir=") for o in launcher)
-    fresh = arguments.sweep_new
-    sweep = None if fresh else find_sweep(folder, given, lambda other: other.has_just(wanted))
+    folder = jobs[0].folder
+
+    def matches(other: Sweep) -> bool:
+        return other.search is None and {job.identity for job in other.jobs} == wanted.keys()
+
+    sweep = None if arguments.sweep_new else find_sweep(folder, launcher, matches)
     if sweep is None:
-        if given and (folder / RECORD).exists():
+        if (folder / RECORD).exists():
             raise UserError(
                 f"{folder} holds another sweep. Choose another folder (hydra.sweep.dir=…), or add these jobs "
                 f"to it by sweep.resume={folder}."
@@ -105,34 +96,32 @@ def _add_jobs(sweep: Sweep, jobs: Sequence[Combination]) -> None:
     Raises:
         UserError: none can.
     """
-    possible = [job for job in jobs if not job.problems]
-    refused = data_problems([job.plain for job in possible])
-    if possible and len(refused) == len(possible):
+    jobs = [*jobs]
+    possible = {place: job.plain for place, job in enumerate(jobs) if not job.problems}
+    refused = data_problems(possible)
+    if refused and len(refused) == len(possible):
         raise UserError(next(iter(refused.values())))
-    said = {id(possible[place]): text for place, text in refused.items()}
-    jobs = [job.refused(said[id(job)]) if id(job) in said else job for job in jobs]
+    for place, problem in refused.items():
+        jobs[place] = jobs[place].refused(problem)
     if any(job.problems for job in jobs):
         say(report(jobs, "are skipped"))
     taken = {job.folder for job in sweep.jobs if job.folder}
     for job in jobs:
         overrides = tuple(own_overrides(job.overrides))
-        text = label(overrides, own_overrides(job.swept))
-        if job.problems:
-            sweep.jobs.append(Job(overrides, text, None, "; ".join(job.problems)))
-            continue
-        name = folder_name(text, overrides, taken)
-        taken.add(name)
-        RunFolder.create(sweep.path / name, job.record | {"overrides": [*overrides]})
-        sweep.jobs.append(Job(overrides, text, name))
+        text, name = label(overrides, own_overrides(job.swept)), None
+        if not job.problems:
+            name = folder_name(text, overrides, taken)
+            taken.add(name)
+            RunFolder.create(sweep.path / name, job.record | {"overrides": [*overrides]})
+        sweep.jobs.append(Job(overrides, text, name, "; ".join(job.problems) or None))
 
 
 def _note_changes(folder: RunFolder, now: Combination) -> None:
     """Say it where conf/ no longer says what a sweep began with."""
     if now.problems:
         return
-    old, new = folder.read_config(), now.record
-    ignored = ("choices", "overrides", "swept")
-    changed = [key for key in new if key not in ignored and old.get(key) != new[key]]
+    old, ignored = folder.read_config(), ("choices", "overrides", "swept")
+    changed = [key for key, value in now.record.items() if key not in ignored and old.get(key) != value]
     if changed:
         say(
             f"note: conf/ has changed since this sweep began ({', '.join(changed)}). Its jobs keep the "

@@ -12,20 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from vitlab.config import compose
 from vitlab.config.composer import Composer
 from vitlab.config.hydra_internals import make_launcher
-from vitlab.config.types import found as show_found
-from vitlab.config.types import like, show
 from vitlab.core.console import say
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
 from vitlab.sweep.worker import Worker
@@ -42,40 +40,20 @@ def check_launcher(sweep: Sweep) -> DictConfig:
     Raises:
         UserError: an option or an extra is not there, or a value is of a wrong kind.
     """
-    with Composer("train") as composer:
-        config = _compose(composer, sweep, sweep.launcher)
-        name = _get_name(config)
-        typed = any(o.startswith("hydra.launcher.") for o in sweep.launcher)
-        base = _compose(composer, sweep, [f"hydra/launcher={name}"]) if typed else config
+    place = str(sweep.path).replace("\\", "\\\\").replace("'", "\\'")
+    others = [o for o in sweep.launcher if not o.startswith("hydra.sweep.dir=")]
+    config = compose([*others, f"hydra.sweep.dir='{place}'"], with_hydra=True)
     if (sweeper := config.hydra.runtime.choices["hydra/sweeper"]) != "basic":
         raise UserError(
             f"hydra/sweeper={sweeper} has no part in vitlab's sweeps: leave it out. sweep=optuna searches "
             "instead of running every combination."
         )
-    values, standing = _values(config), _values(base)
-    if not _is_installed(values["_target_"]):
+    name, launcher = _get_name(config), config.hydra.launcher
+    if not _is_installed(launcher._target_):
         raise UserError(f"hydra/launcher={name} needs an extra: pip install -e .[{EXTRAS.get(name, name)}]")
-    for key, value in values.items():
-        kind = like(standing[key])
-        if kind and not kind.accepts(value):
-            raise UserError(
-                f"hydra.launcher.{key}={show(value)}: expected {kind.says}, found {show_found(value)}."
-            )
-    if values.get("n_jobs") == 0:
+    if launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected how many jobs at a time, or -1 for one a core.")
     return config
-
-
-def _compose(composer: Composer, sweep: Sweep, overrides: list[str]) -> DictConfig:
-    place = str(sweep.path).replace("\\", "\\\\").replace("'", "\\'")
-    others = [o for o in overrides if not o.startswith("hydra.sweep.dir=")]
-    return composer.compose((*others, f"hydra.sweep.dir='{place}'"))
-
-
-def _values(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def _is_installed(target: str) -> bool:
@@ -87,23 +65,11 @@ def _is_installed(target: str) -> bool:
 
 
 def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path], object]) -> None:
-    """Run every job that is left, and follow them to their end.
-
-    Args:
-        sweep: its record.
-        config: from `check_launcher`.
-        show_results: prints the results of the sweep in a folder.
-
-    Raises:
-        UserError: jobs failed.
-        Interrupted: Ctrl-C or SIGTERM; the jobs under way have kept a checkpoint.
-    """
-    jobs = sweep.unfinished()
+    """Run every job that is left, and follow them to their end; `config` is from `check_launcher`."""
+    jobs, name = sweep.unfinished(), _get_name(config)
     at_a_time = _count_at_a_time(config, len(jobs))
-    name = _get_name(config)
-    # submitit has its own way with GPUs
-    worker = Worker.create(sweep.path, at_a_time=at_a_time, divide_gpus=name == "joblib")
-    progress = Progress(sweep)
+    worker = Worker(sweep.path, at_a_time=at_a_time, divide_gpus=name == "joblib")
+    progress = Progress(sweep, len(sweep.runnable))
     try:
         with worker.open(), progress.poll_regularly():
             if name == "basic" or (name == "joblib" and at_a_time == 1):
@@ -113,16 +79,28 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
             else:
                 # submitit_local has no queue, and would start all of them
                 size = at_a_time if name == "submitit_local" else len(jobs)
-                _launch_elsewhere(
-                    jobs, config, worker, min(size, config.hydra.sweeper.max_batch_size or size)
-                )
+                most = config.hydra.sweeper.max_batch_size or size
+                _launch_elsewhere(jobs, config, worker, min(size, most))
             stopped = worker.stop_signal()
     finally:
         sweep.save()
-    raise_if_stopped(sweep, stopped, f"{len(sweep.unfinished())} of {len(sweep.runnable)} jobs")
-    if len(sweep.unfinished()) < len(sweep.runnable):
+    left, total = sweep.unfinished(), len(sweep.runnable)
+    raise_if_stopped(sweep, stopped, f"{len(left)} of {total} jobs")
+    if len(left) < total:
         show_results(sweep.path)
-    _conclude(sweep, progress)
+    running = [job for job in left if sweep.state(job) == State.RUNNING]
+    if running:
+        listed = list_jobs(sweep, running)
+        say(f"{len(running)} of {total} jobs are being run by another process:\n{listed}")
+    if progress.failed:
+        names = "; ".join(job.label or str(job.folder) for job in progress.failed[:3])
+        more = ", …" if len(progress.failed) > 3 else ""
+        raise UserError(
+            f"{len(progress.failed)} of {total} jobs failed: {names}{more}. To resume each from its last "
+            f"checkpoint, if it has one: {sweep.resume_command}"
+        )
+    if others := len(left) - len(running):
+        raise UserError(f"{others} of {total} jobs did not run; resume with: {sweep.resume_command}")
 
 
 def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
@@ -165,33 +143,15 @@ def _end_with_sweep(worker: Worker) -> None:
 
 def _count_at_a_time(config: DictConfig, jobs: int) -> int:
     """Return how many jobs this machine runs at a time; for joblib, start no more processes than that."""
-    launcher = config.hydra.launcher
+    launcher, cores = config.hydra.launcher, count_cores()
     if _get_name(config) == "submitit_local":
-        return max(1, min(count_cores() // (launcher.cpus_per_task or count_cores()), jobs))
+        return max(1, min(cores // (launcher.cpus_per_task or cores), jobs))
     if _get_name(config) != "joblib":
         return 1
-    asked = launcher.n_jobs if launcher.n_jobs > 0 else count_cores() + 1 + launcher.n_jobs
+    asked = launcher.n_jobs if launcher.n_jobs > 0 else cores + 1 + launcher.n_jobs
     launcher.n_jobs = max(1, min(asked, jobs))
     return int(launcher.n_jobs)
 
 
 def _get_name(config: DictConfig) -> str:
     return str(config.hydra.runtime.choices["hydra/launcher"])
-
-
-def _conclude(sweep: Sweep, progress: Progress) -> None:
-    """Say what is left and why."""
-    left, total = sweep.unfinished(), len(sweep.runnable)
-    running = [job for job in left if sweep.state(job) == "running"]
-    if running:
-        listed = list_jobs(sweep, running)
-        say(f"{len(running)} of {total} jobs are being run by another process:\n{listed}")
-    if progress.failed:
-        names = "; ".join(job.label or str(job.folder) for job in progress.failed[:3])
-        more = ", …" if len(progress.failed) > 3 else ""
-        raise UserError(
-            f"{len(progress.failed)} of {total} jobs failed: {names}{more}. To resume each from its last "
-            f"checkpoint, if it has one: {sweep.resume_command}"
-        )
-    if others := len(left) - len(running):
-        raise UserError(f"{others} of {total} jobs did not run; resume with: {sweep.resume_command}")

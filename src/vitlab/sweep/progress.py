@@ -21,27 +21,30 @@ class Progress:
 
     Args:
         sweep: its record.
-        planned: trials that a search is to train; the jobs of a grid are all there.
+        total: jobs that are to be trained; of a search, with the trials that are not drawn yet.
+        left: those of them that have not ended; None where their folders say it.
 
     Attributes:
+        left: jobs that have not ended.
         failed: the jobs that failed since.
     """
 
-    def __init__(self, sweep: Sweep, planned: int | None = None) -> None:
+    def __init__(self, sweep: Sweep, total: int, left: int | None = None) -> None:
+        self.failed: list[Job] = []
         self._sweep = sweep
-        self._total = len(sweep.runnable) if planned is None else planned
+        self._total = total
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._num_ended = 0
         self._results: dict[Job, float] = {}  # of the finished jobs
         self._open: dict[Job, int] = {}  # the others, with the age of their summaries
         self._states: dict[Job, str] = {}
-        self.failed: list[Job] = []
         for job in sweep.runnable:
             if sweep.state(job) == State.FINISHED:
                 self._note_result(job, sweep.summary(job))
             else:
                 self._open[job] = _get_age(sweep.run_folder(job))
+        self.left = len(self._open) if left is None else left
 
     def poll(self) -> None:
         """Look at every job of a grid that has not ended, and say which have by now."""
@@ -52,8 +55,7 @@ class Progress:
                 ended = state in (State.FINISHED, State.FAILED)
                 if ended and _get_age(self._sweep.run_folder(job)) != self._open[job]:
                     del self._open[job]
-                    running = sum(states[other] == State.RUNNING for other in self._open)
-                    self.report(job, left=len(self._open), running=running)
+                    self.report(job, running=sum(states[other] == State.RUNNING for other in self._open))
             if states != self._states:
                 self._sweep.save()
             self._states = states
@@ -79,16 +81,11 @@ class Progress:
             thread.join()
             self.poll()
 
-    def report(self, job: Job, *, left: int, running: int) -> None:
-        """Say how a job ended, and what is still to do.
-
-        Args:
-            job: that ended.
-            left: jobs that have not ended.
-            running: those of them that run.
-        """
-        state, summary = self._sweep.state(job), self._sweep.summary(job)
+    def report(self, job: Job, *, running: int) -> None:
+        """Say how a job ended, and what is still to do while so many others are running."""
+        self.left -= 1
         self._num_ended += 1
+        state, summary = self._sweep.state(job), self._sweep.summary(job)
         took = duration(summary.get("train", {}).get("wall_seconds") or 0)
         if state == State.FINISHED:
             self._note_result(job, summary)
@@ -103,15 +100,13 @@ class Progress:
                 result += f" ({self._sweep.run_folder(job)}/train.log)"
         known = Counter(j.outcome or "skipped" for j in self._sweep.jobs if j.outcome or j.folder is None)
         counts = [f"{state} {known[state]}" for state in COUNTED if known[state]]
-        counts += [
-            f"failed {len(self.failed)}",
-            f"left {left}" + (f" ({running} running)" if running else ""),
-        ]
-        if left:
-            seconds = (time.monotonic() - self._started) / self._num_ended * left
+        counts.append(f"failed {len(self.failed)}")
+        counts.append(f"left {self.left}" + (f" ({running} running)" if running else ""))
+        if self.left:
+            seconds = (time.monotonic() - self._started) / self._num_ended * self.left
             counts.append(f"about {duration(seconds)}")
-        best = self._best()
-        say(f"[{self._total - left}/{self._total}] {job.label}  {result}   {', '.join(counts)}{best}")
+        done = f"[{self._total - self.left}/{self._total}]"
+        say(f"{done} {job.label}  {result}   {', '.join(counts)}{self._best()}")
 
     def _note_result(self, job: Job, summary: SummaryData) -> None:
         value = summary.get("metrics", {}).get(OBJECTIVE)
@@ -122,7 +117,8 @@ class Progress:
         """Return the combination with the highest mean over its seeds, in words."""
         seeds: dict[str, list[float]] = defaultdict(list)
         for job, value in self._results.items():
-            seeds[job.label_without_seed].append(value)
+            without_seed = (part for part in job.label.split() if not part.startswith("seed="))
+            seeds[" ".join(without_seed)].append(value)
         means = {label: statistics.fmean(values) for label, values in seeds.items()}
         if not means:
             return ""
@@ -144,12 +140,7 @@ def list_jobs(sweep: Sweep, jobs: Sequence[Job]) -> str:
 
 
 def raise_if_stopped(sweep: Sweep, signum: int | None, left: str) -> None:
-    """Say how to resume a sweep that was stopped.
-
-    Args:
-        sweep: its record.
-        signum: the signal that stopped it, or None.
-        left: how much is left, such as ``2 of 3 jobs``.
+    """Say how to resume a sweep that was stopped by a signal with so much left, such as ``2 of 3 jobs``.
 
     Raises:
         Interrupted: it was stopped.

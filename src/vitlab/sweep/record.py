@@ -1,9 +1,6 @@
-"""A sweep: a folder of run folders, one for each combination of values, that can be resumed.
+"""A sweep: a folder with ``sweep.json`` and a run folder for each combination of values.
 
-DIR/sweep.json                        the command and its jobs, for people and other programs (see `Sweep`)
-DIR/patch_size-2_depth-4_seed-1/      a job: a run folder, made before the first job starts
-
-A search (see `vitlab.sweep.search`) is a sweep whose jobs, there called trials, are drawn one by one.
+A search is a sweep whose jobs, there called trials, are drawn one by one.
 """
 
 import contextlib
@@ -22,25 +19,22 @@ from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
 from vitlab.core.suggest import suggest
 
 RECORD = "sweep.json"
+STUDY = "study.db"  # beside it where the sweep is a search
 LONGEST = 80  # characters of a job's folder name
 OBJECTIVE = "val/accuracy"
+HYDRA = ("hydra.", "hydra/")  # what Hydra's own overrides start with
 
 
 def own_overrides(overrides: Iterable[str]) -> list[str]:
     """Return the overrides that say what is trained: without Hydra's and those of the sweep itself."""
-    return [o for o in overrides if not o.startswith(("hydra.", "hydra/", "sweep.", "sweep="))]
+    return [o for o in overrides if not o.startswith((*HYDRA, "sweep.", "sweep="))]
 
 
 def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:
     """Return a name for a job's folder, such as ``patch_size-2_depth-4``.
 
     Neither ``=`` nor a comma: Hydra takes those in a value only in two pairs of quotes, and a run's folder
-    is a value (``task.teacher=``, ``resume=``).
-
-    Args:
-        label: of the job.
-        identity: the job's overrides; they complete a name that is taken or too long.
-        taken: the names that are in use.
+    is a value (``task.teacher=``, ``resume=``). ``identity`` completes a name that is taken or too long.
     """
     safe = "".join(c if c.isalnum() or c in "._+-" else "-" for c in label.replace(" ", "_")).lstrip(".-")
     if 0 < len(safe) <= LONGEST and safe not in {*taken}:
@@ -51,10 +45,10 @@ def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] =
 
 @dataclass(frozen=True)
 class Job:
-    """One combination, known by its overrides in whatever order.
+    """One combination of values, known by its overrides in whatever order.
 
     Attributes:
-        overrides: of the job, as a person would type them.
+        overrides: as a person would type them.
         label: what sets it apart, such as ``patch_size=2 seed=1``.
         folder: its name below the sweep's; None for one that cannot be trained.
         reason: why it cannot be trained, or how a trial ended.
@@ -71,22 +65,16 @@ class Job:
 
     @property
     def identity(self) -> frozenset[str]:
-        """What a job is known by, in whatever order it was typed."""
+        """The overrides without their order."""
         return frozenset(self.overrides)
-
-    @property
-    def label_without_seed(self) -> str:
-        """What sets the job apart from those that differ in more than the seed."""
-        return " ".join(part for part in self.label.split() if not part.startswith("seed="))
 
 
 @dataclass
 class Sweep:
     """The record of a sweep, ``sweep.json``.
 
-    The file lists the state of each job as it was when a process of the sweep last wrote it, and one that
-    was killed could not. `state` is never out of date: it follows from the job's folder alone, so any number
-    of processes, on all machines that share the disk, can work on one sweep.
+    The states in the file are as old as the file. `state` is never out of date: it follows from the job's
+    folder alone, so any number of processes, on all machines that share the disk, can work on one sweep.
 
     Attributes:
         path: the folder.
@@ -163,10 +151,6 @@ class Sweep:
         """Return the jobs that are to be run or resumed."""
         return [job for job in self.runnable if job.outcome is None and self.state(job) != State.FINISHED]
 
-    def has_just(self, identities: Iterable[frozenset[str]]) -> bool:
-        """Say whether these, in whatever order, are the jobs of the sweep."""
-        return self.search is None and {job.identity for job in self.jobs} == {*identities}
-
     def save(self) -> None:
         """Write the record with the state of every job; other processes may do the same at any time."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -177,36 +161,35 @@ class Sweep:
                     known = {job.identity for job in self.jobs}
                     # Another process may have added jobs since.
                     self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
-            data: dict[str, Any] = {
+            data = {
                 "command": self.command,
                 "swept": self.swept,
                 "launcher": self.launcher,
+                **({} if self.search is None else {"search": self.search}),
+                "jobs": [
+                    {
+                        "label": job.label,
+                        "state": self.state(job),
+                        "folder": job.folder,
+                        "reason": job.reason,
+                        "overrides": job.overrides,
+                        **job.details,
+                    }
+                    for job in self.jobs
+                ],
             }
-            if self.search is not None:
-                data["search"] = self.search
-            data["jobs"] = [
-                {
-                    "label": job.label,
-                    "state": self.state(job),
-                    "folder": job.folder,
-                    "reason": job.reason,
-                    "overrides": job.overrides,
-                    **job.details,
-                }
-                for job in self.jobs
-            ]
             text = json.dumps(data, indent=2, ensure_ascii=False)
             write_atomic(self.path / RECORD, (text + "\n").encode())
 
 
-def find_sweep(folder: Path, given: bool, matches: Callable[[Sweep], bool]) -> Sweep | None:
-    """Return the sweep that a command line means, or None.
+def find_sweep(folder: Path, overrides: Iterable[str], matches: Callable[[Sweep], bool]) -> Sweep | None:
+    """Return the sweep that a command line asks for, as ``matches`` says, or None.
 
     Args:
-        folder: that a new sweep would get.
-        given: whether this folder was asked for; else the newest one beside it counts (names are times).
-        matches: whether a sweep is what the command line asks for.
+        folder: that a new sweep would get. Where ``overrides`` do not name it, the newest one beside it
+            counts (names are times).
     """
+    given = any(o.startswith("hydra.sweep.dir=") for o in overrides)
     there = [folder] if given else sorted((r.parent for r in folder.parent.glob(f"*/{RECORD}")), reverse=True)
     for path in there:
         with contextlib.suppress(UserError):

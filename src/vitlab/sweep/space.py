@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from vitlab.config import Combination, combinations, compose
 from vitlab.config.composer import Composer
@@ -16,10 +17,7 @@ from vitlab.config.schema import rule
 from vitlab.config.types import Kind, like, show
 from vitlab.core.errors import UserError
 from vitlab.sweep.data_check import check_data
-from vitlab.sweep.record import OBJECTIVE, own_overrides
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+from vitlab.sweep.record import HYDRA, OBJECTIVE
 
 # What a search may be gone on with otherwise than it began.
 FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.resume", "sweep.new")
@@ -29,36 +27,37 @@ FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.resume", "sweep.
 class Space:
     """What is searched, and what stands fixed.
 
-    fixed: overrides, those of the sweep among them. hydra: Hydra's own. swept: key → the values, as typed.
-    folder: of a new search. config: of one possible trial.
+    Attributes:
+        fixed: overrides, those of the sweep among them.
+        hydra: Hydra's own.
+        swept: key → the values, as typed.
+        distributions: key → what Optuna draws from.
+        folder: of a new search.
+        config: of one possible trial.
     """
 
     fixed: list[str]
     hydra: list[str]
     swept: dict[str, str]
-    distributions: "dict[str, BaseDistribution]"
+    distributions: dict[str, BaseDistribution]
     folder: Path
     config: Mapping[str, Any]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What makes a command line the same search."""
-        return identify(self.fixed, self.swept)
+    def record(self) -> dict[str, Any]:
+        """What sweep.json keeps of it."""
+        return {"fixed": self.fixed, "space": self.swept}
 
     def lines(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides that a trial draws."""
-        return [f"{key}={self._text(key, params[key])}" for key in self.swept]
+        return [f"{key}={_shorten(params[key], self.distributions[key])}" for key in self.swept]
 
-    def _text(self, key: str, value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        # Four digits: nobody wants to copy sixteen, and no learning rate is known so well.
-        ends: Any = self.distributions[key]
-        return str(min(max(float(f"{value:.4g}"), ends.low), ends.high))
 
-    def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """Return all overrides of a trial, as a person would type them to train it alone."""
-        return [*own_overrides(self.fixed), *self.lines(params)]
+def _shorten(value: Any, ends: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    # Four digits: nobody wants to copy sixteen, and no learning rate is known so well.
+    return str(min(max(float(f"{value:.4g}"), ends.low), ends.high))
 
 
 def identify(fixed: Sequence[str], space: Mapping[str, str]) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def read_space(overrides: Sequence[str]) -> Space:
         combinations(overrides)  # says what cannot be read
         raise
     fixed = [_line(o) for o in last.values() if not o.is_sweep_override()]
-    hydra = [o for o in fixed if o.startswith(("hydra.", "hydra/"))]
+    hydra = [o for o in fixed if o.startswith(HYDRA)]
     ours = [o for o in fixed if o not in hydra]
     for key, found in values.items():
         for option in {*found} - {*groups.get(key, found)}:
@@ -197,14 +196,12 @@ def _check_validated(config: Mapping[str, Any]) -> None:
         raise UserError("sweep=optuna goes on from checkpoints and tests the best one: keep them.")
 
 
-def _distribution(item: Override, kind: Kind | None) -> "BaseDistribution":
+def _distribution(item: Override, kind: Kind | None) -> BaseDistribution:
     """Return what Optuna draws from.
 
     Args:
         kind: what the key accepts: interval(4,8) of a depth means whole numbers, of a rate all between.
     """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     sweep: Any = item.value()
     if item.is_choice_sweep():
         if getattr(sweep, "tags", None):

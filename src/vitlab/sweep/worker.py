@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,45 +26,23 @@ POLL = 0.2  # seconds between two looks at a job
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
 
 
-@dataclass(frozen=True)
 class Worker:
-    """One call of the verb on a sweep.
+    """One call of the verb on a sweep. Copies of it work for this call in the processes of a launcher.
 
-    Attributes:
+    Args:
         folder: of the sweep.
-        host: the machine that the verb was called on.
-        pid: the process that was called.
-        cores: for each job, where several run at a time.
-        gpus: to divide among the jobs that run at a time.
-        shown: whether what the jobs print is to be seen.
+        at_a_time: jobs that this machine runs at a time. What several print is not shown: it would mix.
+        divide_gpus: whether each job gets a GPU of its own; submitit has its own way with GPUs.
     """
 
-    folder: Path
-    host: str
-    pid: int
-    cores: int | None
-    gpus: Sequence[str]
-    shown: bool
-
-    @classmethod
-    def create(cls, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> "Worker":
-        """Return the worker of this process.
-
-        Args:
-            folder: of the sweep.
-            at_a_time: jobs that this machine runs at a time. What several print is not shown: it would mix.
-            divide_gpus: whether each job gets a GPU of its own; submitit has its own way with GPUs.
-        """
+    def __init__(self, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> None:
         several = at_a_time > 1
-        share = max(1, count_cores() // at_a_time) if several else None
-        gpus = _find_gpus() if several and divide_gpus else []
-        return cls(folder, socket.gethostname(), os.getpid(), share, gpus, shown=not several)
-
-    # Stopping
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / f".session-{self.host}-{self.pid}"
+        self.folder = folder
+        self._host = socket.gethostname()
+        self._file = folder / f".session-{self._host}-{os.getpid()}"
+        self._cores = max(1, count_cores() // at_a_time) if several else None
+        self._gpus = _find_gpus() if several and divide_gpus else []
+        self._shown = not several
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -72,7 +50,7 @@ class Worker:
 
         The first Ctrl-C or SIGTERM asks the jobs to stop; a second one ends everything.
         """
-        for other in self.folder.glob(f".session-{self.host}-*"):
+        for other in self.folder.glob(f".session-{self._host}-*"):
             if not is_locked(other.with_name(other.name.partition(GPU)[0])):  # of one that was killed
                 other.unlink(missing_ok=True)
         with open(self._file, "a") as file:
@@ -81,9 +59,8 @@ class Worker:
                 with on_signal(self._on_signal):
                     yield
             finally:
-                self._file.unlink(missing_ok=True)
-                for slot in self.folder.glob(f"{self._file.name}{GPU}*"):
-                    slot.unlink()
+                for path in (self._file, *self.folder.glob(f"{self._file.name}{GPU}*")):
+                    path.unlink(missing_ok=True)
 
     def _on_signal(self, signum: int) -> None:
         if self.stop_signal():
@@ -103,30 +80,26 @@ class Worker:
 
     def is_gone(self) -> bool:
         """Say whether nobody waits for the jobs any more; on another machine that cannot be known."""
-        return self.host == socket.gethostname() and not is_locked(self._file)
-
-    # Running
+        return self._host == socket.gethostname() and not is_locked(self._file)
 
     @contextlib.contextmanager
     def share(self, devices: Any) -> Iterator[dict[str, str]]:
         """Give a job its share of this machine, as environment variables.
 
-        A job that takes one GPU gets the one with the fewest jobs; one that takes several must see them all.
-
-        Args:
-            devices: ``trainer.devices``.
+        A job that takes one GPU (``trainer.devices``) gets the one with the fewest jobs; one that takes
+        several must see them all.
         """
         share = {}
-        if self.cores is not None:
+        if self._cores is not None:
             # Joblib's processes have the second one already, and so may the person at the keyboard.
-            threads = os.environ.get("OMP_NUM_THREADS", str(self.cores))
-            share = {SHARE: str(self.cores), "OMP_NUM_THREADS": threads}
+            threads = os.environ.get("OMP_NUM_THREADS", str(self._cores))
+            share = {SHARE: str(self._cores), "OMP_NUM_THREADS": threads}
         with contextlib.ExitStack() as held:
-            if len(self.gpus) > 1 and devices in (1, "auto"):
+            if len(self._gpus) > 1 and devices in (1, "auto"):
                 for slot in range(10_000):  # as many as jobs at a time: the first that nobody holds
                     path = self.folder / f"{self._file.name}{GPU}{slot}"
                     if try_lock(held.enter_context(open(path, "a"))):
-                        share["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+                        share["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
                         break
             yield share
 
@@ -146,7 +119,7 @@ class Worker:
                     return None
                 time.sleep(POLL)
             env = held.enter_context(self.share(folder.read_config()["trainer"]["devices"]))
-            return RunningJob(self, folder, start(folder, shown=self.shown, **env), held.pop_all())
+            return RunningJob(self, folder, start(folder, shown=self._shown, **env), held.pop_all())
 
     def run_job(self, folder: RunFolder) -> None:
         """Run a job to its end, unless another process does or has done so.
@@ -200,9 +173,9 @@ class RunningJob:
                 self.process.send_signal(signum)
             return None
         with self.held:
-            if get_stop_signal(code):
+            if signum := get_stop_signal(code):
                 if not self.told:
-                    self.worker.request_stop(get_stop_signal(code))
+                    self.worker.request_stop(signum)
             elif code and not self.worker.stop_signal():
                 summary = Summary(self.folder)
                 if summary.data.get("status") != State.FAILED:  # it died without a word
