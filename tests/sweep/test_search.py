@@ -22,11 +22,11 @@ import yaml
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT, summary, verb
-from tests.sweep.test_space import PLAIN, RATE, search
+from tests.sweep.test_space import PLAIN, RATE, run_search
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
-from vitlab.sweep import figures, search_loop, study, worker
+from vitlab.sweep import figures, search, study, worker
 
 # A run as a search sees it: best at optimizer.lr=1e-3, diverging above 5e-3, broken with model.heads=4.
 RUN = """
@@ -119,7 +119,7 @@ def started(
     monkeypatch.setattr(study, "_open", copy)
     monkeypatch.setattr(study.Study, "draw", lambda self: None)
     monkeypatch.setattr(worker, "start", start)
-    monkeypatch.setattr(search_loop, "POLL", 0.01)
+    monkeypatch.setattr(search, "POLL", 0.01)
     monkeypatch.setenv("PACE", "0")
     yield begun
     for other in begun:
@@ -137,7 +137,7 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
     def call(*overrides: str, epochs: int = 3, seconds: float = 0.0) -> list[dict[str, Any]]:
         monkeypatch.setenv("PACE", str(seconds))
         monkeypatch.chdir(tmp_path)
-        search(*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides)
+        run_search(*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides)
         return jobs(tmp_path / "s")
 
     return call
@@ -219,7 +219,7 @@ def test_what_cannot_be_trained_is_left_out_and_does_not_count(
 def test_a_space_that_is_used_up_ends_the_search(
     searched: Searched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_loop, "IDLE", 12)
+    monkeypatch.setattr(search, "IDLE", 12)
     found = searched("model.depth=interval(1,3)", "sweep.trials=9")
     trained = [job["label"] for job in found if job["state"] == "finished"]
     assert sorted(trained) == ["depth=1", "depth=2", "depth=3"], "each once"
@@ -265,7 +265,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     settings = (RATE, "model.depth=1,2", "sweep.trials=5", "sweep.random_trials=2", "sweep.pruner=none")
     whole = searched(*settings)
     (tmp_path / "s").rename(tmp_path / "whole")
-    end = search_loop.Search._conclude_trial
+    end = search.Search._conclude_trial
 
     def die(self: Any, running: Any, code: int) -> None:
         if running.trial.number == 3:
@@ -273,12 +273,12 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
         end(self, running, code)
 
     with monkeypatch.context() as patch:
-        patch.setattr(search_loop.Search, "_conclude_trial", die)
+        patch.setattr(search.Search, "_conclude_trial", die)
         with pytest.raises(Killed):
             searched(*settings)
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
     begun = len(started)
-    search(f"sweep.resume={tmp_path}/s")
+    run_search(f"sweep.resume={tmp_path}/s")
     again = jobs(tmp_path / "s")
     assert drawn(again) == drawn(whole)
     assert [job["val/accuracy"] for job in again] == [job["val/accuracy"] for job in whole]
@@ -291,18 +291,18 @@ def test_the_same_command_goes_on_and_more_trials_are_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     base = [*PLAIN, "study=s", "trainer.max_epochs=1", "sweep.pruner=none", RATE]
-    search(*base, "sweep.trials=2")
+    run_search(*base, "sweep.trials=2")
     (folder,) = (tmp_path / "outputs" / "s").iterdir()
     begun = len(started)
-    search(base[0], RATE, *base[1:-1], "sweep.trials=2")  # in another order
+    run_search(base[0], RATE, *base[1:-1], "sweep.trials=2")  # in another order
     assert len(started) == begun, "it is finished: nothing trains, and nothing is tested once more"
-    search(*base, "sweep.trials=3", "sweep.jobs=2")
+    run_search(*base, "sweep.trials=3", "sweep.jobs=2")
     assert [job["state"] for job in jobs(folder)] == ["finished"] * 3
-    search(f"sweep.resume={folder}", "sweep.trials=4")
+    run_search(f"sweep.resume={folder}", "sweep.trials=4")
     assert len(jobs(folder)) == 4
     with pytest.raises(UserError, match=r"can change, found model\.depth"):
-        search(f"sweep.resume={folder}", "model.depth=1")
-    search(*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other")
+        run_search(f"sweep.resume={folder}", "model.depth=1")
+    run_search(*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other")
     assert len(jobs(folder)) == 4
     assert len(jobs(tmp_path / "other")) == 1
 
@@ -329,7 +329,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
     assert "stopped with 2 of 3 trials left" in out
     assert "resume with: python train.py sweep.resume=s" in out
     before = (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text()
-    search(f"sweep.resume={tmp_path}/s")
+    run_search(f"sweep.resume={tmp_path}/s")
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3
     assert (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text().startswith(before)
 
@@ -352,8 +352,8 @@ def test_figures_say_what_the_star_is() -> None:
         for n, state in enumerate(("finished", "pruned", "finished"))
     ]
     for figure in (
-        figures.plot_trials(trials, "val/accuracy", "title"),
-        figures.plot_values(trials, {"optimizer.lr": True}, "val/accuracy", "title"),
+        figures.plot_trials(trials, "title"),
+        figures.plot_values(trials, {"optimizer.lr": True}, "title"),
     ):
         assert "best" in [text.get_text() for text in figure.legends[0].get_texts()]
 

@@ -19,7 +19,7 @@ PLAIN = ["sweep=optuna", *TINY]
 RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
 
 
-def search(*typed: str) -> None:
+def run_search(*typed: str) -> None:
     """Run what ``python train.py -m …`` runs, without the results of a grid."""
     run_sweep(parse_arguments(["-m", *typed]), lambda folder: None)
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        search(*PLAIN, "hydra.sweep.dir=s", *overrides)
+        run_search(*PLAIN, "hydra.sweep.dir=s", *overrides)
     assert said in str(caught.value)
     assert not (tmp_path / "s").exists()
 
@@ -110,7 +110,7 @@ def test_without_optuna_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "vitlab.sweep.search", raising=False)
     with pytest.raises(UserError, match=r"pip install -e \.\[optuna\]"):
-        search(*PLAIN, RATE)
+        run_search(*PLAIN, RATE)
 
 
 def asked(folder: Path, *overrides: str, trials: int) -> list[float]:

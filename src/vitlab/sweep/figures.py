@@ -1,4 +1,4 @@
-"""Figures of a search, from plain numbers."""
+"""Figures of a search."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,41 +9,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from vitlab.core.plotting import TRAIN, VAL, WRONG, new_figure, numbers_first, shorten_name, style_axes
+from vitlab.sweep.record import OBJECTIVE
 
+# Each with ``number``, ``state`` (a key of `MARKERS`), ``value`` (of the objective, its best epoch) and
+# ``params``: key → number, or text for one of a list.
+Trials = Sequence[Mapping[str, Any]]
 # What became of a trial: colour and marker.
-TRIALS = {"finished": (TRAIN, "o"), "pruned": ("#9aa3ad", "v"), "diverged": (WRONG, "x")}
+MARKERS = {"finished": (TRAIN, "o"), "pruned": ("#9aa3ad", "v"), "diverged": (WRONG, "x")}
 
 
-def plot_trials(trials: Sequence[Mapping[str, Any]], objective: str, title: str) -> Figure:
-    """Draw the course of a search: what each trial reached, and the best so far.
-
-    Args:
-        trials: ``number``, ``state`` (a key of `TRIALS`), ``value`` (of the objective, its best epoch).
-    """
+def plot_trials(trials: Trials, title: str) -> Figure:
+    """Draw the course of a search: what each trial reached, and the best so far."""
     figure = new_figure(width=8, height=4)
     axes = figure.subplots()
-    _scatter_trials(axes, trials, [trial["number"] for trial in trials])
+    numbers = [trial["number"] for trial in trials]
+    _scatter_trials(axes, trials, numbers)
     best = np.maximum.accumulate([t["value"] if t["state"] == "finished" else -np.inf for t in trials])
     best[np.isinf(best)] = np.nan  # before the first has finished
-    axes.step(
-        [t["number"] for t in trials], best, where="post", color=VAL, label="best finished so far", zorder=1
-    )
-    axes.set(xlabel="trial", ylabel=f"{objective}, best epoch")
+    axes.step(numbers, best, where="post", color=VAL, label="best finished so far", zorder=1)
+    axes.set(xlabel="trial", ylabel=f"{OBJECTIVE}, best epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     axes.set_title(title, fontsize=10)
     return figure
 
 
-def plot_values(
-    trials: Sequence[Mapping[str, Any]], keys: Mapping[str, bool], objective: str, title: str
-) -> Figure:
-    """Draw what the trials reached against each value that was searched, a panel a key.
-
-    Args:
-        trials: as in `plot_trials`, with ``params``: key → number, or text for one of a list.
-        keys: key → whether its scale is logarithmic.
-    """
+def plot_values(trials: Trials, keys: Mapping[str, bool], title: str) -> Figure:
+    """Draw what the trials reached against each key that was searched (key → logarithmic), a panel a key."""
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure = new_figure(width=3.6 * columns + 0.6, height=3.2 * rows + 0.5)
@@ -67,15 +59,15 @@ def plot_values(
     for axes in grid[len(keys) :]:
         axes.axis("off")
     for axes in grid[::columns]:
-        axes.set_ylabel(objective)
+        axes.set_ylabel(OBJECTIVE)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _scatter_trials(axes: Axes, trials: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+def _scatter_trials(axes: Axes, trials: Trials, places: Sequence[float]) -> None:
     """Draw each trial's value over its place; a star for the best that finished."""
-    for state, (colour, marker) in TRIALS.items():
+    for state, (colour, marker) in MARKERS.items():
         points = [(x, t["value"]) for x, t in zip(places, trials, strict=True) if t["state"] == state]
         if points:
             x, y = zip(*points, strict=True)

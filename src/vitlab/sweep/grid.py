@@ -1,7 +1,7 @@
 """``-m``: every combination of the values given, from a command line to a sweep's folder and its jobs."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from vitlab.config import Combination, combinations, report
@@ -18,10 +18,12 @@ from vitlab.sweep.record import HYDRA, RECORD, Job, Sweep, find_sweep, folder_na
 def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
     """Run the sweep that a command line asks for, or resume it; see `vitlab.sweep.run_sweep`."""
     launcher = [o for o in arguments.overrides if o.startswith(HYDRA)]
-    sweep, new = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments, launcher)
+    sweep, jobs = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments, launcher)
     if launcher:
         sweep.launcher = [o for o in sweep.launcher if o.startswith("experiment=")] + launcher
     config = check_launcher(sweep)  # before anything is written
+    known = {job.identity for job in sweep.jobs}
+    new = [job for job in jobs if _identify(job) not in known]
     if new:
         _add_jobs(sweep, new)
         sweep.save()
@@ -37,22 +39,21 @@ def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> No
 
 
 def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
-    """Return the sweep of ``sweep.resume=``, and the jobs asked for beside it that it does not have yet."""
+    """Return the sweep of ``sweep.resume=``, and the jobs asked for beside it."""
     assert arguments.sweep_resume
     sweep = Sweep.load(arguments.sweep_resume)
-    new: list[Combination] = []
+    jobs: list[Combination] = []
     if own_overrides(arguments.overrides):
-        known = {job.identity for job in sweep.jobs}
-        new = [job for job in combinations(arguments.overrides, True) if _identify(job) not in known]
+        jobs = combinations(arguments.overrides, True)
         sweep.command = _get_command(arguments)
     say(f"resuming {sweep}: python train.py {shlex.join(sweep.command)}")
     check_data([sweep.run_folder(job).read_config() for job in sweep.unfinished()[:1]])
     _say_states(sweep)
-    return sweep, new
+    return sweep, jobs
 
 
 def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, list[Combination]]:
-    """Return the sweep that has just the jobs of a command line, or a new one and the jobs it is to get."""
+    """Return the sweep that has just the jobs of a command line, or one that has none yet, and those jobs."""
     jobs = combinations(arguments.overrides, True)
     wanted = {_identify(job): job for job in jobs}
     folder = jobs[0].folder
@@ -75,7 +76,7 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
         say(f"resuming {sweep}, which has the same jobs (sweep.new=true starts afresh)")
         _say_states(sweep)
         _note_changes(sweep.run_folder(left[0]), wanted[left[0].identity])
-    return sweep, []
+    return sweep, jobs
 
 
 def _identify(job: Combination) -> frozenset[str]:
@@ -90,13 +91,12 @@ def _say_states(sweep: Sweep) -> None:
     say(", ".join(f"{number} {state}" for state, number in sorted(sweep.count_states().items())))
 
 
-def _add_jobs(sweep: Sweep, jobs: Sequence[Combination]) -> None:
+def _add_jobs(sweep: Sweep, jobs: list[Combination]) -> None:
     """Make a run folder for each job that can run, and say which cannot.
 
     Raises:
         UserError: none can.
     """
-    jobs = [*jobs]
     possible = {place: job.plain for place, job in enumerate(jobs) if not job.problems}
     refused = data_problems(possible)
     if refused and len(refused) == len(possible):

@@ -1,7 +1,6 @@
 """Where the jobs of a sweep run: one after the other here, or wherever one of Hydra's launchers puts them.
 
-Hydra's own sweeper knows neither resuming nor what cannot run, so the jobs are handed to the launcher here,
-through the interface that every launcher plugin has: each is a folder and nothing else.
+Hydra's own sweeper knows neither resuming nor what cannot run, so the jobs are handed to the launcher here.
 """
 
 import functools
@@ -28,7 +27,6 @@ from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
 from vitlab.sweep.worker import Worker
 
-EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # As in conf/train.yaml: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
 _busy = threading.Lock()  # while a job runs in a process that a launcher has started
@@ -50,16 +48,16 @@ def check_launcher(sweep: Sweep) -> DictConfig:
         )
     name, launcher = _get_name(config), config.hydra.launcher
     if not _is_installed(launcher._target_):
-        raise UserError(f"hydra/launcher={name} needs an extra: pip install -e .[{EXTRAS.get(name, name)}]")
+        extra = name.partition("_")[0]  # submitit_local and submitit_slurm have one
+        raise UserError(f"hydra/launcher={name} needs an extra: pip install -e .[{extra}]")
     if launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected how many jobs at a time, or -1 for one a core.")
     return config
 
 
 def _is_installed(target: str) -> bool:
-    package = target.rpartition(".")[0]
     try:
-        return importlib.util.find_spec(package) is not None
+        return importlib.util.find_spec(target.rpartition(".")[0]) is not None
     except ModuleNotFoundError:
         return False
 

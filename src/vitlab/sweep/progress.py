@@ -127,10 +127,7 @@ class Progress:
 
 
 def _get_age(folder: RunFolder) -> int:
-    try:
-        return folder.summary.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+    return folder.summary.stat().st_mtime_ns if folder.summary.exists() else 0
 
 
 def list_jobs(sweep: Sweep, jobs: Sequence[Job]) -> str:

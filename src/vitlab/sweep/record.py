@@ -45,22 +45,14 @@ def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] =
 
 @dataclass(frozen=True)
 class Job:
-    """One combination of values, known by its overrides in whatever order.
+    """One combination of values, known by its overrides in whatever order."""
 
-    Attributes:
-        overrides: as a person would type them.
-        label: what sets it apart, such as ``patch_size=2 seed=1``.
-        folder: its name below the sweep's; None for one that cannot be trained.
-        reason: why it cannot be trained, or how a trial ended.
-        outcome: what became of a trial; None where the state of its folder says it.
-        details: further entries of a trial in sweep.json.
-    """
-
-    overrides: tuple[str, ...]
-    label: str
-    folder: str | None
-    reason: str | None = None
-    outcome: str | None = None
+    overrides: tuple[str, ...]  # as a person would type them
+    label: str  # what sets it apart, such as ``patch_size=2 seed=1``
+    folder: str | None  # its name below the sweep's; None for one that cannot be trained
+    reason: str | None = None  # why it cannot be trained, or how a trial ended
+    outcome: str | None = None  # what became of a trial; None where the state of its folder says it
+    # Further entries of a trial in sweep.json.
     details: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
@@ -75,22 +67,14 @@ class Sweep:
 
     The states in the file are as old as the file. `state` is never out of date: it follows from the job's
     folder alone, so any number of processes, on all machines that share the disk, can work on one sweep.
-
-    Attributes:
-        path: the folder.
-        command: as typed after the verb.
-        swept: the keys that differ between the jobs.
-        launcher: the overrides that choose Hydra's launcher.
-        jobs: those that cannot be trained among them.
-        search: of a search, its fixed overrides and its space (key → values, as typed).
     """
 
-    path: Path
-    command: list[str]
-    swept: list[str]
-    launcher: list[str]
-    jobs: list[Job] = field(default_factory=list)
-    search: dict[str, Any] | None = None
+    path: Path  # the folder
+    command: list[str]  # as typed after the verb
+    swept: list[str]  # the keys that differ between the jobs
+    launcher: list[str]  # the overrides that choose Hydra's launcher
+    jobs: list[Job] = field(default_factory=list)  # those that cannot be trained among them
+    search: dict[str, Any] | None = None  # of a search: fixed overrides, and key → values, as typed
 
     @classmethod
     def load(cls, path: str | Path) -> "Sweep":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,29 +19,20 @@ from vitlab.core.errors import UserError
 from vitlab.sweep.data_check import check_data
 from vitlab.sweep.record import HYDRA, OBJECTIVE
 
-# What a search may be gone on with otherwise than it began.
+# What may change when a search is resumed.
 FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.resume", "sweep.new")
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched, and what stands fixed.
+    """What is searched, and what stands fixed."""
 
-    Attributes:
-        fixed: overrides, those of the sweep among them.
-        hydra: Hydra's own.
-        swept: key → the values, as typed.
-        distributions: key → what Optuna draws from.
-        folder: of a new search.
-        config: of one possible trial.
-    """
-
-    fixed: list[str]
-    hydra: list[str]
-    swept: dict[str, str]
+    fixed: list[str]  # overrides, those of the sweep among them
+    hydra: list[str]  # Hydra's own
+    swept: dict[str, str]  # key → the values, as typed
     distributions: dict[str, BaseDistribution]
-    folder: Path
-    config: Mapping[str, Any]
+    folder: Path  # of a new search
+    config: Mapping[str, Any]  # of one possible trial
 
     @property
     def record(self) -> dict[str, Any]:
@@ -76,9 +67,9 @@ def read_space(overrides: Sequence[str]) -> Space:
             groups = composer.options
             parser = make_parser()
             typed = parser.parse_overrides(list(overrides))
-            chosen = [o for o in typed if not o.is_sweep_override()]
-            chosen = [o for o in chosen if o.key_or_group in groups or o.is_hydra_override()]
-            master = composer.compose(tuple(map(_line, chosen)))
+            single = [o for o in typed if not o.is_sweep_override()]
+            chosen = [o for o in single if o.key_or_group in groups or o.is_hydra_override()]
+            master = composer.compose(tuple(str(o.input_line) for o in chosen))
             recipe = OmegaConf.select(master, "hydra.sweeper.params") or {}
             every = parser.parse_overrides([f"{key}={value}" for key, value in recipe.items()]) + typed
             last: dict[str, Override] = {}
@@ -91,7 +82,7 @@ def read_space(overrides: Sequence[str]) -> Space:
     except HydraException:
         combinations(overrides)  # says what cannot be read
         raise
-    fixed = [_line(o) for o in last.values() if not o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in last.values() if not o.is_sweep_override()]
     hydra = [o for o in fixed if o.startswith(HYDRA)]
     ours = [o for o in fixed if o not in hydra]
     for key, found in values.items():
@@ -107,14 +98,10 @@ def read_space(overrides: Sequence[str]) -> Space:
         for text in values[key]:
             value: Any = parser.parse_override(f"{key}={text}").value()
             if kind and not kind.accepts(value):
-                raise UserError(f"{_line(item)}: expected {kind.says}, found {show(value)}")
+                raise UserError(f"{item.input_line}: expected {kind.says}, found {show(value)}")
         distributions[key] = _distribution(item, kind)
-    as_typed = {key: _line(item).partition("=")[2] for key, item in swept.items()}
+    as_typed = {key: str(item.input_line).partition("=")[2] for key, item in swept.items()}
     return Space(ours, hydra, as_typed, distributions, Path(composed.hydra.sweep.dir), config)
-
-
-def _line(item: Override) -> str:
-    return str(item.input_line)
 
 
 def _refuse(swept: Mapping[str, Override], choices: Mapping[str, str]) -> None:
@@ -143,30 +130,23 @@ def _refuse(swept: Mapping[str, Override], choices: Mapping[str, str]) -> None:
 
 def _values(item: Override) -> list[str]:
     """Return the values that stand for all when the space is checked: of numbers the ends."""
-    sweep = item.value()
-    if isinstance(sweep, IntervalSweep):
-        return [_number(sweep.start), _number(sweep.end)]
+    if item.is_interval_sweep():
+        sweep: Any = item.value()
+        return [str(int(end) if end == int(end) else end) for end in (sweep.start, sweep.end)]
     found = list(item.sweep_string_iterator())
     if not found:
-        raise UserError(f"{_line(item)} gives no value at all.")
-    return [found[0], found[-1]] if isinstance(sweep, RangeSweep) else list(dict.fromkeys(found))
-
-
-def _number(value: float | None) -> str:
-    assert value is not None
-    return str(int(value)) if value == int(value) else str(value)
+        raise UserError(f"{item.input_line} gives no value at all.")
+    return [found[0], found[-1]] if item.is_range_sweep() else list(dict.fromkeys(found))
 
 
 def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     """Return the config of one possible trial: of all first values, else with one of them replaced.
 
-    Raises:
-        UserError: none is possible: what is wrong is no matter of what is drawn.
+    Raises UserError where none is possible: what is wrong is no matter of what is drawn.
     """
     first = {key: found[0] for key, found in values.items()}
-    points = [first, *({**first, key: value} for key, found in values.items() for value in found[1:])]
     errors: list[UserError] = []
-    for point in points:
+    for point in (first, *(first | {key: value} for key, found in values.items() for value in found[1:])):
         try:
             return check_trial([*fixed, *(f"{key}={value}" for key, value in point.items())]).plain
         except UserError as error:
@@ -175,11 +155,7 @@ def _first_possible(fixed: Sequence[str], values: Mapping[str, Sequence[str]]) -
 
 
 def check_trial(overrides: Sequence[str]) -> Combination:
-    """Return one trial, composed and checked with its data.
-
-    Raises:
-        UserError: it cannot run.
-    """
+    """Return one trial, composed and checked with its data; raise UserError where it cannot run."""
     (job,) = combinations(overrides)
     check_data([job.plain])
     return job
@@ -197,18 +173,14 @@ def _check_validated(config: Mapping[str, Any]) -> None:
 
 
 def _distribution(item: Override, kind: Kind | None) -> BaseDistribution:
-    """Return what Optuna draws from.
-
-    Args:
-        kind: what the key accepts: interval(4,8) of a depth means whole numbers, of a rate all between.
-    """
+    """Return what Optuna draws from: by the key's kind, interval(4,8) is whole numbers or all between."""
     sweep: Any = item.value()
     if item.is_choice_sweep():
         if getattr(sweep, "tags", None):
-            raise UserError(f"{_line(item)}: a list has no scale; tags are for interval(…) and range(…).")
+            raise UserError(f"{item.input_line}: a list has no scale; tags are for interval(…) and range(…).")
         return CategoricalDistribution(list(dict.fromkeys(item.sweep_string_iterator())))
     if unknown := sweep.tags - {"log"}:
-        raise UserError(f"{_line(item)}: there is no tag {min(unknown)}; the only one is log.")
+        raise UserError(f"{item.input_line}: there is no tag {min(unknown)}; the only one is log.")
     if item.is_range_sweep():
         numbers: list[Any] = sorted(item.sweep_iterator())
         low, high, step = numbers[0], numbers[-1], abs(sweep.step)
@@ -218,11 +190,11 @@ def _distribution(item: Override, kind: Kind | None) -> BaseDistribution:
         fraction = next((end for end in (low, high) if end % 1), low + 0.5)
         whole = isinstance(low, int) or not (kind is None or kind.accepts(fraction))
         if low >= high:
-            raise UserError(f"{_line(item)}: expected the lower end first, found {low:g} and {high:g}.")
+            raise UserError(f"{item.input_line}: expected the lower end first, found {low:g} and {high:g}.")
     log = bool(sweep.tags)
     if log and (low <= 0 or step not in (None, 1)):
         why = f"starts above 0, not at {low:g}" if low <= 0 else f"has no steps of {step:g}"
-        raise UserError(f"{_line(item)}: a logarithmic scale {why}.")
+        raise UserError(f"{item.input_line}: a logarithmic scale {why}.")
     if whole:
         return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
     return FloatDistribution(float(low), float(high), log=log, step=None if log or not step else float(step))

@@ -107,8 +107,8 @@ class Study:
         ]
         log = {key: getattr(drawn, "log", False) for key, drawn in self.space.distributions.items()}
         title = f"{len(trials)} trials by TPE, pruner {self.settings['pruner']}"
-        figures.plot_trials(trials, OBJECTIVE, title).savefig(self.folder / "trials.png", dpi=120)
-        figures.plot_values(trials, log, OBJECTIVE, title).savefig(self.folder / "values.png", dpi=120)
+        figures.plot_trials(trials, title).savefig(self.folder / "trials.png", dpi=120)
+        figures.plot_values(trials, log, title).savefig(self.folder / "values.png", dpi=120)
 
 
 def _make_pruner(settings: Mapping[str, Any], max_epochs: int) -> BasePruner:

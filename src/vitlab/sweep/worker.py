@@ -141,18 +141,13 @@ class Worker:
 
 @dataclass
 class RunningJob:
-    """A job that trains, in a process of its own.
-
-    Attributes:
-        held: its claim and its share of the machine, until it has ended.
-        told: whether it was told to end: a second signal would tear it off.
-    """
+    """A job that trains, in a process of its own."""
 
     worker: Worker
     folder: RunFolder
     process: subprocess.Popen[bytes]
-    held: contextlib.ExitStack
-    told: bool = False
+    held: contextlib.ExitStack  # its claim and its share of the machine, until it has ended
+    told: bool = False  # to end: a second signal would tear it off
 
     def terminate(self) -> None:
         """Let this job alone keep a checkpoint and end."""
