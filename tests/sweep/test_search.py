@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from tests.conftest import ROOT, summary, verb
-from tests.sweep.test_space import PLAIN, RATE, run_search
+from tests.conftest import started as started_verb
+from tests.conftest import summary, verb
+from tests.sweep.helpers import PLAIN, RATE, run_search, wait_for
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
@@ -71,11 +71,7 @@ end("finished", 0)
 
 # What takes time and is the same in every test.
 draw = study.Study.draw
-
-
-@pytest.fixture(scope="module")
-def known() -> dict[tuple[str, ...], DictConfig]:
-    return {}
+known: dict[tuple[str, ...], DictConfig] = {}
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +83,7 @@ def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def started(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    known: dict[tuple[str, ...], DictConfig],
-    empty_study: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_study: Path
 ) -> Iterator[list[dict[str, Any]]]:
     """Put small programs in the place of trainings; return what was started."""
     program = tmp_path / "run.py"
@@ -152,10 +145,7 @@ def drawn(found: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_search_learns_prunes_and_tests_the_best_alone(
-    searched: Searched,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study.Study, "draw", draw)
     settings = ("sweep.trials=10", "sweep.random_trials=4", "sweep.warmup_trials=2", "sweep.warmup_epochs=3")
@@ -311,17 +301,13 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
     searched: Searched, tmp_path: Path, capsys: pytest.CaptureFixture[str], started: list[dict[str, Any]]
 ) -> None:
     def press() -> None:
-        deadline = time.monotonic() + 20
-        while not list(tmp_path.glob("s/001*/metrics.csv")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: list(tmp_path.glob("s/001*/metrics.csv")))
         os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    presses = threading.Thread(target=press)
-    presses.start()
+    threading.Thread(target=press).start()
     with pytest.raises(Interrupted) as caught:
         searched(RATE, "sweep.trials=3", "sweep.pruner=none", epochs=20, seconds=0.03)
-    presses.join()
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished", "interrupted"]
@@ -334,16 +320,20 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
     assert (next(tmp_path.glob("s/001*")) / "metrics.csv").read_text().startswith(before)
 
 
-def test_several_trials_at_a_time_share_the_cores(
-    searched: Searched, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_several_trials_at_a_time_share_the_cores_and_have_a_gpu_each(
+    searched: Searched, tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "count_cores", lambda: 8)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,9")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = searched(RATE, "sweep.trials=4", "sweep.jobs=3", "sweep.test_best=false", epochs=8, seconds=0.25)
-    assert len({job["label"] for job in found}) == 4
+    assert len({job["label"] for job in found}) == len(started) == 4
     assert max(len(other["beside"]) for other in started) == 2
-    assert all(other["env"] == {"VITLAB_CORES": "2", "OMP_NUM_THREADS": "2"} for other in started)
+    for other in started:
+        assert other["env"].items() >= {"VITLAB_CORES": "2", "OMP_NUM_THREADS": "2"}.items()
+        free = {"4", "7", "9"} - {env["CUDA_VISIBLE_DEVICES"] for env in other["beside"]}
+        assert other["env"]["CUDA_VISIBLE_DEVICES"] in free
+    assert not list((tmp_path / "s").glob(".session*"))
 
 
 def test_figures_say_what_the_star_is() -> None:
@@ -356,19 +346,6 @@ def test_figures_say_what_the_star_is() -> None:
         figures.plot_values(trials, {"optimizer.lr": True}, "title"),
     ):
         assert "best" in [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_each_trial_under_way_has_a_gpu(
-    searched: Searched, tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    searched(RATE, "sweep.trials=4", "sweep.jobs=2", "sweep.test_best=false", epochs=8, seconds=0.25)
-    assert len(started) == 4
-    assert any(other["beside"] for other in started)
-    for other in started:
-        taken = {env["CUDA_VISIBLE_DEVICES"] for env in other["beside"]}
-        assert other["env"]["CUDA_VISIBLE_DEVICES"] in {"4", "7"} - taken
-    assert not list((tmp_path / "s").glob(".session*"))
 
 
 def test_one_search_at_a_time_in_a_folder(searched: Searched, tmp_path: Path) -> None:
@@ -400,12 +377,8 @@ def test_trained_killed_and_gone_on_with(tmp_path: Path) -> None:
     """Kill -9 in the first of two trials; the same command resumes it, trains the other, tests the best."""
     command = ["-m", *PLAIN, RATE, "model.depth=1,2", "trainer.max_epochs=20"]
     command += ["sweep.trials=2", "callbacks.checkpoint.every_minutes=1e-6", f"hydra.sweep.dir={tmp_path}/s"]
-    with subprocess.Popen(
-        [sys.executable, "train.py", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("s/000*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with started_verb(*command) as process:
+        wait_for(lambda: list(tmp_path.glob("s/000*/checkpoints/last.ckpt")))
         process.kill()
     ended = verb(*command)
     assert ended.returncode == 0, ended.stderr

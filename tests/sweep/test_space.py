@@ -7,21 +7,13 @@ from pathlib import Path
 import pytest
 from optuna import distributions as of
 
-from tests.conftest import TINY
+from tests.sweep.helpers import PLAIN, RATE, run_search
 from vitlab.config import preflight
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
-from vitlab.sweep import is_search, run_sweep
+from vitlab.sweep import is_search
 from vitlab.sweep.space import read_space
 from vitlab.sweep.study import Study
-
-PLAIN = ["sweep=optuna", *TINY]
-RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
-
-
-def run_search(*typed: str) -> None:
-    """Run what ``python train.py -m …`` runs, without the results of a grid."""
-    run_sweep(parse_arguments(["-m", *typed]), lambda folder: None)
 
 
 def test_hydras_syntax_is_the_space() -> None:
@@ -65,10 +57,7 @@ def test_numbers_are_short_and_stay_in_their_interval() -> None:
         (["model.dim=tag(log,range(16,64,16))"], "no steps of 16"),
         (["optimizer.lr=tag(slow,interval(1,2))"], "no tag slow; the only one is log"),
         ([RATE, "model.depth=tag(log,choice(4,6))"], "a list has no scale"),
-        (
-            ["model.depth=interval(2.5,8)"],
-            "interval(2.5,8): expected a whole number",
-        ),
+        (["model.depth=interval(2.5,8)"], "interval(2.5,8): expected a whole number"),
         (["model.drop_path=interval(0,1.5)"], "a number from 0 and below 1, found 1.5"),
         ([RATE, "model.depth=4,-1"], "model.depth=4,-1: expected a whole number"),
         ([RATE, "model=vit_tiny,vit_tny"], "did you mean vit_tiny"),

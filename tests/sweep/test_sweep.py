@@ -1,5 +1,6 @@
 """A sweep that is interrupted, fails in part or is called twice comes out as if nothing had happened."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY, summary, verb
+from tests.conftest import TINY, started, summary, verb
+from tests.sweep.helpers import wait_for
 from vitlab.compare import show_leaderboard
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
@@ -65,10 +67,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     def run(*arguments: str, fate: dict[int, str] | None = None, fails: str = "") -> list[str]:
         (tmp_path / "fate").write_text(json.dumps(fate or {}))
         before = len((tmp_path / "starts").read_text().splitlines())
-        if fails:
-            with pytest.raises(UserError, match=fails):
-                run_sweep(parse_arguments(arguments), show_leaderboard)
-        else:
+        with pytest.raises(UserError, match=fails) if fails else contextlib.nullcontext():
             run_sweep(parse_arguments(arguments), show_leaderboard)
         return (tmp_path / "starts").read_text().splitlines()[before:]
 
@@ -162,11 +161,8 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(call: Calls, tmp_path: Path
     said = capsys.readouterr().out
     assert "stopped with 2 of 3 jobs left" in said
     assert "sweep.resume=sweep" in said
-    assert states(tmp_path / "sweep") == {
-        "depth=1": "finished",
-        "depth=2": "interrupted",
-        "depth=3": "waiting",
-    }
+    after = {"depth=1": "finished", "depth=2": "interrupted", "depth=3": "waiting"}
+    assert states(tmp_path / "sweep") == after
     assert not list((tmp_path / "sweep").glob(".session*"))
     assert call(*SHORT, "model.depth=1,2,3") == ["depth-2", "depth-3"]
 
@@ -175,8 +171,7 @@ def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_pat
     handler = signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
-        while not (tmp_path / "starts").read_text():
-            time.sleep(0.02)
+        wait_for((tmp_path / "starts").read_text)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -222,6 +217,7 @@ def test_the_record_says_what_to_run_and_not_how(call: Calls, tmp_path: Path) ->
     ("typed", "words"),
     [
         (["sweep.resume=nowhere"], "expected the folder of a sweep"),
+        (["sweep.resume=damaged"], r"sweep.json cannot be read"),
         (["sweep.resume="], "needs the folder of a sweep"),
         (["sweep.new=true", "seed=1"], "belongs to a sweep: add -m"),
         (["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0"),
@@ -229,10 +225,11 @@ def test_the_record_says_what_to_run_and_not_how(call: Calls, tmp_path: Path) ->
     ],
 )
 def test_mistakes_are_answered(call: Calls, tmp_path: Path, typed: list[str], words: str) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "sweep.json").write_text('{"command": ')
     if "n_jobs" in words and not importlib.util.find_spec("hydra_plugins"):
         pytest.skip("no joblib launcher")
-    with pytest.raises(UserError, match=words):
-        run_sweep(parse_arguments(typed), show_leaderboard)
+    call(*typed, fails=words)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -241,12 +238,6 @@ def test_a_missing_extra_is_named(call: Calls, monkeypatch: pytest.MonkeyPatch, 
     call(*SHORT, "seed=1,2", "hydra/launcher=joblib", fails=r"pip install -e .\[joblib\]")
     call(*SHORT, "seed=1,2", "hydra/launcher=submitit_slurm", fails=r"pip install -e .\[submitit\]")
     assert not (tmp_path / "sweep").exists()
-
-
-def test_a_damaged_record_is_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text('{"command": ')
-    with pytest.raises(UserError, match=r"sweep.json cannot be read"):
-        Sweep.load(tmp_path)
 
 
 def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> None:
@@ -263,15 +254,13 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
     Summary(RunFolder(tmp_path / "d2")).update(**done)
     progress.poll()
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(
-        "[1/3] depth=2  val/accuracy 0.5000  1:02:03   skipped 1, failed 0, left 2, about "
-    )
+    said = "[1/3] depth=2  val/accuracy 0.5000  1:02:03   skipped 1, failed 0, left 2, about "
+    assert line.startswith(said)
     assert line.endswith("; best depth=2: 0.5000")
     progress.poll()
     assert not capsys.readouterr().out
-    Summary(RunFolder(tmp_path / "d3")).update(
-        status="failed", error="it diverged at step 3. Lower the rate."
-    )
+    error = "it diverged at step 3. Lower the rate."
+    Summary(RunFolder(tmp_path / "d3")).update(status="failed", error=error)
     progress.poll()
     said = capsys.readouterr().out
     assert "failed after 0:00: it diverged at step 3 (" in said, "the job itself has said the rest"
@@ -329,13 +318,6 @@ def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # Slow: real trainings
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_a_killed_sweep_is_gone_on_with(launcher: str, tmp_path: Path) -> None:
@@ -344,19 +326,14 @@ def test_a_killed_sweep_is_gone_on_with(launcher: str, tmp_path: Path) -> None:
         pytest.skip(f"no {launcher}")
     typed = ["-m", *(o for o in TINY if not o.startswith("trainer.max_epochs")), f"hydra/launcher={launcher}"]
     typed += ["trainer.max_epochs=40", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]
-    with open(tmp_path / "out", "w") as out:
-        process = subprocess.Popen([sys.executable, "train.py", *typed], cwd=ROOT, stdout=out, stderr=out)
-    wait_for(tmp_path / "sweep" / "seed-1" / "checkpoints" / "last.ckpt")
-    process.kill()
-    process.wait()
+    with started(*typed) as process:
+        wait_for((tmp_path / "sweep" / "seed-1" / "checkpoints" / "last.ckpt").exists)
+        process.kill()
     found = Sweep.load(tmp_path / "sweep")
-    deadline = time.monotonic() + 30
-    while any(found.state(job) == "running" for job in found.jobs):
-        assert time.monotonic() < deadline, "a job outlives the sweep"
-        time.sleep(0.2)
+    wait_for(lambda: "running" not in found.count_states(), seconds=30)  # no job outlives the sweep
     assert found.state(found.jobs[0]) == "interrupted"
     assert found.state(found.jobs[1]) in ("waiting", "interrupted")
-    ended = verb(*typed, cwd=ROOT)
+    ended = verb(*typed)
     assert ended.returncode == 0, ended.stderr
     assert "resuming" in ended.stdout
     assert "[2/2]" in ended.stdout
