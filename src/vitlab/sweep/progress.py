@@ -25,7 +25,6 @@ class Progress:
         left: those of them that have not ended; None where their folders say it.
 
     Attributes:
-        left: jobs that have not ended.
         failed: the jobs that failed since.
     """
 

@@ -88,8 +88,8 @@ class Sweep:
         try:
             data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             jobs = [Job(tuple(j["overrides"]), j["label"], j["folder"], j["reason"]) for j in data["jobs"]]
-            command, swept, launcher = (data[key] for key in ("command", "swept", "launcher"))
-            return cls(folder.absolute(), command, swept, launcher, jobs, data.get("search"))
+            typed = (data["command"], data["swept"], data["launcher"])
+            return cls(folder.absolute(), *typed, jobs, data.get("search"))
         except (FileNotFoundError, NotADirectoryError):
             there = [str(record.parent) for record in Path("outputs").glob(f"**/{RECORD}")]
             raise UserError(

@@ -85,10 +85,8 @@ def _list_notes(space: Space) -> Iterator[str]:
     for key, pruners in (("warmup_trials", ("median",)), ("warmup_epochs", ("median", "hyperband"))):
         if f"sweep.{key}" in typed and pruner not in pruners:
             yield f"sweep.{key} has no effect with sweep.pruner={pruner}."
-    late = 0 < epochs <= sweep["warmup_epochs"] or (
-        pruner == "median" and sweep["trials"] <= sweep["warmup_trials"]
-    )
-    if pruner != "none" and late:
+    few = pruner == "median" and sweep["trials"] <= sweep["warmup_trials"]
+    if pruner != "none" and (few or 0 < epochs <= sweep["warmup_epochs"]):
         yield "no trial is ended early: sweep.warmup_epochs or sweep.warmup_trials is all there is."
 
 
@@ -114,8 +112,7 @@ class Search:
         self.settings = space.config["sweep"]
         self.study = Study(folder, space)
         self.interrupted = self.study.get_unfinished()
-        typed = [f"{key}={values}" for key, values in space.swept.items()]
-        command = ["-m", *space.fixed, *typed]
+        command = ["-m", *space.fixed, *(f"{key}={values}" for key, values in space.swept.items())]
         self.sweep = Sweep(folder.absolute(), command, [*space.swept], space.hydra, search=space.record)
         self._save()
         trials = self.settings["trials"]
