@@ -22,8 +22,8 @@ def main() -> None:
         raise UserError(
             "benchmark.py measures one config at a time, from the start: leave out -m and resume=."
         )
-    check_folder(arguments.overrides)
     (composed,) = combinations(arguments.overrides, root="benchmark")
+    check_folder(composed.folder)
     check_benchmark(composed.plain)
     os.environ.update(composed.environment)
     from vitlab.data import datasets

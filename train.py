@@ -39,8 +39,8 @@ def resume(path: str) -> None:
 
 def train(overrides: Sequence[str]) -> None:
     """Train one new run; what is refused before it has trained leaves nothing behind."""
-    check_folder(overrides)
     (composed,) = combinations(overrides)
+    check_folder(composed.folder)
     os.environ.update(composed.environment)
     from vitlab.data import datasets
 

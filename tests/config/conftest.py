@@ -8,10 +8,10 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from tests.config.helpers import Refuse, changed
-from vitlab.config import check, compose, to_plain
+from tests.config.helpers import Check, changed
+from vitlab.config import compose, to_plain
 from vitlab.config import composer as composition
-from vitlab.core.errors import UserError
+from vitlab.config.checks import find_problems
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +40,9 @@ def default() -> dict[str, Any]:
 
 
 @pytest.fixture
-def refused_values(default: dict[str, Any]) -> Refuse:
+def problems_with(default: dict[str, Any]) -> Check:
     """Put values into the default config without the cost of a composition, and check it."""
-
-    def refuse(values: dict[str, Any]) -> str:
-        with pytest.raises(UserError) as caught:
-            check(changed(default, values))
-        return str(caught.value)
-
-    return refuse
+    return lambda values: find_problems(changed(default, values), default)
 
 
 @pytest.fixture

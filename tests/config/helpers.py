@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from vitlab.config import combinations, keys, preflight, report
+from vitlab.config import combinations, keys, report
 from vitlab.core.errors import UserError
 
-Refuse = Callable[..., str]
+Check = Callable[[dict[str, Any]], dict[str, str]]  # the fixture `problems_with`
 
 
 def refused(*overrides: str, multirun: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        preflight(overrides, multirun)
+        combinations(overrides, multirun)
     return str(caught.value)
 
 

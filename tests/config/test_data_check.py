@@ -29,5 +29,5 @@ def test_a_count_that_does_not_fit_the_data_is_refused(
 
 
 def test_what_fits_gives_the_plan_of_the_run(default: dict[str, Any]) -> None:
-    config = changed(default, {"model.num_classes": None, "data.batch_size": 50})
-    assert check_with_data(config, PETS).batches_per_epoch == 10
+    values = {"model.num_classes": None, "data.num_classes": None, "data.batch_size": 50}
+    assert check_with_data(changed(default, values), PETS).batches_per_epoch == 10

@@ -106,11 +106,9 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_written(train: Tra
         train()
     assert summary(folder)["status"] == "finished"
     with pytest.raises(UserError, match=r"holds a sweep already.*hydra\.sweep\.dir"):
-        check_folder([f"hydra.sweep.dir={tmp_path}"])
-    with pytest.raises(UserError, match="needs the name"):
-        check_folder(["hydra.run.dir="])
+        check_folder(tmp_path, "sweep")
     with pytest.raises(UserError, match="written to"):
-        check_folder([f"hydra.run.dir={folder}/config.yaml/x"])
+        check_folder(folder / "config.yaml" / "x")
 
 
 def test_a_sanity_check_does_not_choose_the_checkpoint(train: Train) -> None:

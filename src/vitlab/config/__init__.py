@@ -6,9 +6,9 @@ wrong; `preflight` gives the configs of those that can run. The rules for single
 `targets`.
 """
 
-from vitlab.config.checks import check, check_targets, lacking, make_record, to_plain
+from vitlab.config.checks import check_targets, lacking, make_record, to_plain
+from vitlab.config.combination import Combination, combinations, preflight, report
 from vitlab.config.composer import CONF, compose, register_resolvers
-from vitlab.config.overrides import Combination, combinations, preflight, report
 from vitlab.config.schema import OPEN_NODES
 from vitlab.config.targets import ALLOWED_TARGETS
 
@@ -17,7 +17,6 @@ __all__ = [
     "CONF",
     "OPEN_NODES",
     "Combination",
-    "check",
     "check_targets",
     "combinations",
     "compose",

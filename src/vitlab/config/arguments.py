@@ -1,28 +1,34 @@
 """What is typed after a verb: flags, ``resume=``, and overrides."""
 
 import os
+from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 from vitlab.config.suggest import SYNONYMS
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, taken
-from vitlab.core.suggest import join_or, nearest
+from vitlab.core.suggest import nearest
 
-SWEEP = ("-m", "--multirun")
 # Hydra's flags that show the same whatever is typed beside them.
-ALONE = ("--help", "--hydra-help", "--version")
-# Those that show the config. Each with what may follow it.
-SHOW: dict[str, tuple[str, ...]] = {
-    "--cfg": ("job", "hydra", "all"),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "--shell-completion": (),
+ALONE = ("-h", "--help", "--hydra-help", "--version")
+# Its other flags that have a meaning here, and how argparse reads them.
+FLAGS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--multirun", "-m"): {"action": "store_true"},
+    ("--cfg", "-c"): {"choices": ("job", "hydra", "all")},
+    ("--package", "-p"): {},
+    ("--resolve",): {"action": "store_true"},
+    ("--info", "-i"): {
+        "choices": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+        "nargs": "?",
+        "const": "all",
+    },
+    ("--shell-completion", "-sc"): {"action": "store_true"},
 }
-SHORT = {"-h": "--help", "-c": "--cfg", "-i": "--info", "-sc": "--shell-completion"}
-OF_CFG = ("-p", "--package", "--resolve")
-FLAGS = (*SWEEP, *ALONE, *SHOW, *SHORT, *OF_CFG)
 
 
 @dataclass(frozen=True)
@@ -53,30 +59,34 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
         UserError: a flag does not exist or does not go with another, or ``resume=`` is not alone.
     """
     for flag in ALONE:
-        if flag in (SHORT.get(argument, argument) for argument in arguments):
+        if flag in arguments:
             return Arguments([], multirun=False, shows=(flag,))
-    flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
-    for flag in flags:
-        if flag.partition("=")[0] not in FLAGS:
+    flags, rest = _parse_flags(arguments)
+    overrides = [a for a in rest if not a.startswith("-")]
+    for flag in rest:
+        if flag not in overrides:
             raise UserError(f"there is no flag {flag}{_meant(flag)}. See --help.")
-    resume = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
-    if resume and len(arguments) > 1:
-        others = " ".join(a for a in arguments if not a.startswith("resume="))
-        raise UserError(
-            "resume= continues a run exactly as it was configured and takes nothing beside it; found: "
-            f"{others}. To train with other settings start a new run."
-        )
-    if resume and not resume[0]:
-        raise UserError("resume= needs the folder of a run, such as resume=outputs/runs/NAME.")
-    if resume:
+    for key in ("resume", "sweep.resume", "hydra.run.dir", "hydra.sweep.dir"):
+        if f"{key}=" in overrides:
+            raise UserError(f"{key}= needs the name of a folder, such as {key}=outputs/runs/NAME.")
+    if resume := [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]:
+        if len(arguments) > 1:
+            others = " ".join(a for a in arguments if not a.startswith("resume="))
+            raise UserError(
+                "resume= continues a run exactly as it was configured and takes nothing beside it; found: "
+                f"{others}. To train with other settings start a new run."
+            )
         return Arguments([], multirun=False, resume=resume[0])
-    multirun = bool({*SWEEP} & {*flags}) or "hydra.mode=MULTIRUN" in overrides
-    if _shows_config(arguments, flags, multirun=multirun):
+    multirun = flags.multirun or "hydra.mode=MULTIRUN" in overrides
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise UserError("--package and --resolve are for --cfg: add --cfg job.")
+    if shown := [flag for flag in (flags.cfg, flags.info, flags.shell_completion) if flag]:
+        if len(shown) > 1 or multirun:
+            raise UserError(
+                "--cfg, --info and --shell-completion each show one config: give one of them, without -m."
+            )
         return Arguments(overrides, multirun=False, shows=tuple(arguments))
     again = [o.removeprefix("sweep.resume=") for o in overrides if o.startswith("sweep.resume=")]
-    if again and not again[-1]:
-        raise UserError("sweep.resume= needs the folder of a sweep, such as sweep.resume=outputs/runs/NAME.")
     sweep_resume = again[-1] if again and again[-1] != "null" else None
     of_sweep = [o for o in overrides if o.startswith(("sweep.", "sweep="))]
     if of_sweep and not multirun:
@@ -88,68 +98,45 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     return Arguments(overrides, multirun, sweep_resume=sweep_resume, sweep_new=new)
 
 
+def _parse_flags(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the flags by their names, and what else was typed."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for names, options in FLAGS.items():
+        parser.add_argument(*names, **options)
+    try:
+        return parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"{error}. See --help.") from error
+
+
 def _meant(flag: str) -> str:
     """Return what to write for a flag that does not exist, or nothing."""
     key, sign, value = flag.lstrip("-").partition("=")
     key = SYNONYMS.get(key.replace("-", "_"), key)
-    if flag.startswith("--") and not sign and (matches := nearest(flag, FLAGS, 0.7)):
+    if flag.startswith("--") and not sign and (matches := nearest(flag, chain(*FLAGS), 0.7)):
         return f" (did you mean '{matches[0]}'?)"
     return f": settings are written without dashes, as {key}={value or 'VALUE'}" if len(key) > 1 else ""
 
 
-def _shows_config(arguments: Sequence[str], flags: Sequence[str], *, multirun: bool) -> bool:
-    """Say whether Hydra is to show the config.
-
-    Raises:
-        UserError: a flag lacks its value, or two do not go together.
-    """
-    names = [SHORT.get(name, name) for name in (flag.partition("=")[0] for flag in flags)]
-    shown = [name for name in dict.fromkeys(names) if name in SHOW]
-    if len(shown) > 1:
-        raise UserError(f"{' and '.join(shown)} each show something else: give one of them.")
-    if multirun and shown:
-        raise UserError(f"{shown[0]} is about one config, and -m asks for several: leave out -m.")
-    if shown != ["--cfg"] and (of_cfg := [name for name in names if name in OF_CFG]):
-        raise UserError(f"{of_cfg[0]} is for --cfg: add --cfg job.")
-    for place, argument in enumerate(arguments):
-        flag, sign, value = argument.partition("=")
-        flag = SHORT.get(flag, flag)
-        follows = value if sign else " ".join(arguments[place + 1 : place + 2])
-        if flag == "--cfg" and follows not in SHOW[flag]:
-            raise UserError(f"--cfg needs to know which config: --cfg {join_or(SHOW[flag])}.")
-        if flag == "--info" and follows and "=" not in follows and follows not in SHOW[flag]:
-            raise UserError(f"--info {follows}: expected {join_or(SHOW[flag])}.")
-        if flag in ("-p", "--package") and (not follows or follows.startswith("-")):
-            raise UserError(f"{flag} needs the name of a part, such as {flag} model.")
-    return bool(shown)
-
-
-def check_folder(overrides: Sequence[str]) -> None:
-    """Check that the folder asked for can be used, before anything is written into it.
+def check_folder(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
+    """Check that a new run or sweep can have its folder, before anything is written into it.
 
     Raises:
         UserError: it holds runs already, or cannot be written to.
     """
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key not in ("hydra.run.dir", "hydra.sweep.dir"):
-            continue
-        if not value:
-            raise UserError(f"{key}= needs the name of a folder.")
-        folder = Path(value)
-        if rank_in_environment():  # rank 0 makes it
-            continue
-        if key == "hydra.run.dir" and (folder / "config.yaml").exists():
-            raise taken(RunFolder(folder))
-        if key == "hydra.sweep.dir" and any(folder.glob("*/config.yaml")):
-            way = (
-                f"continue it by sweep.resume={folder}"
-                if (folder / "sweep.json").is_file()
-                else f"finish single jobs of it by resume={folder}/NAME"
-            )
-            raise UserError(
-                f"{folder} holds a sweep already; choose another folder (hydra.sweep.dir=…), or {way}."
-            )
-        above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise UserError(f"{key}={value}: {above} is not a folder that can be written to.")
+    if rank_in_environment():  # rank 0 makes it
+        return
+    if kind == "run" and (folder / "config.yaml").exists():
+        raise taken(RunFolder(folder))
+    if kind == "sweep" and any(folder.glob("*/config.yaml")):
+        way = (
+            f"continue it by sweep.resume={folder}"
+            if (folder / "sweep.json").is_file()
+            else f"finish single jobs of it by resume={folder}/NAME"
+        )
+        raise UserError(
+            f"{folder} holds a sweep already; choose another folder (hydra.sweep.dir=…), or {way}."
+        )
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"hydra.{kind}.dir={folder}: {above} is not a folder that can be written to.")

@@ -1,5 +1,7 @@
-"""What is wrong with a composed config: kinds, ranges, and what does not fit."""
+"""What is wrong with a composed config: types, ranges, and what does not fit."""
 
+import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from vitlab.config.cross_checks import find_conflicts
 from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
 from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
-from vitlab.config.types import Kind, found, like, show
+from vitlab.config.types import Constraint, found, like, show
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
 
@@ -58,17 +60,6 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def check(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Check a composed config.
-
-    Raises:
-        UserError: with a line for each thing that is wrong.
-    """
-    problems = find_problems(to_plain(cfg) if isinstance(cfg, DictConfig) else cfg)
-    if problems:
-        raise UserError("\n".join(problems.values()))
-
-
 def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
     """Check which code a config names: whoever made a checkpoint must not choose what runs.
 
@@ -84,18 +75,20 @@ def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
         raise UserError("\n".join(problems.values()))
 
 
-def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problems:
+def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Problems:
     """Return what is wrong in a resolved config.
 
     Args:
         plain: the config.
-        base: the YAML files' own values, which tell what keys exist, and the kind of one without a rule.
+        base: the YAML files' own values, which tell what keys exist, and the type of one without a rule.
     """
     problems: Problems = {}
-    if base is not None:
-        problems |= dict(_strangers(plain, base, "", list(keys.walk(base))))
-        problems |= dict(_unknown_ops(plain, base))
-    for key, sentence in (*_bad_values(plain, base, ""), *bad_targets(plain)):
+    for key, sentence in (
+        *_unknown_keys(plain, base),
+        *_unknown_ops(plain, base),
+        *_bad_values(plain, base, ""),
+        *bad_targets(plain),
+    ):
         problems.setdefault(key, sentence)
     for key, sentence in find_conflicts(plain, set(problems)):
         problems.setdefault(key, sentence)
@@ -105,13 +98,10 @@ def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any] | None = Non
 def lacking(record: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys that a run's record lacks, of those that its command line gives today."""
     try:
-        whole = to_plain(compose(record.get("overrides") or ()))
+        config = to_plain(compose(record.get("overrides") or ()))
     except UserError:  # conf/ has changed since
         return []
-    whole |= {"choices": {}, "overrides": [], "swept": []}
-    # `make_record` leaves these two out.
-    lacks = (key for key in keys.walk(whole) if not keys.has(record, key))
-    return [key for key in lacks if not keys.under(key, ("resume", "sweep"))]
+    return [key for key in keys.walk(make_record(config, {}, ())) if not keys.has(record, key)]
 
 
 def make_record(
@@ -133,23 +123,21 @@ def make_record(
     return config | {"choices": chosen, "overrides": list(overrides), "swept": list(swept)}
 
 
-def _strangers(
-    plain: Mapping[str, Any], base: Mapping[str, Any], at: str, top: list[str]
-) -> Iterator[tuple[str, str]]:
+def _unknown_keys(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys that the YAML files do not have, and nodes that were replaced by a value."""
-    for part, value in plain.items():
-        key = keys.join(at, part)
-        if is_open(key) or (rule(key) is not None and part in base):
+    for key in keys.walk(plain):
+        parent, _, part = key.rpartition(".")
+        there = keys.get(base, parent) if parent else base
+        if is_open(key) or not isinstance(there, Mapping):
             continue
-        if part not in base:
-            hint = did_you_mean(suggest_key(key, top, {})) or f" the keys there are {names(base)}"
+        if part not in there:
+            hint = (
+                did_you_mean(suggest_key(key, keys.walk(base), {})) or f" the keys there are {names(there)}"
+            )
             yield key, f"{key}: no such key;{hint}"
-        elif isinstance(base[part], Mapping):
-            if isinstance(value, Mapping):
-                yield from _strangers(value, base[part], key, top)
-            else:
-                expected = f"expected keys below it ({names(base[part])})"
-                yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
+        elif isinstance(there[part], Mapping) and not isinstance(value := keys.get(plain, key), Mapping):
+            expected = f"expected keys below it ({names(there[part])})"
+            yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
 
 
 def _unknown_ops(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -170,58 +158,49 @@ def names(node: Mapping[str, Any]) -> str:
 
 
 def _bad_values(plain: Any, base: Any, at: str) -> Iterator[tuple[str, str]]:
-    """Yield the leaves that are of a wrong kind or out of range."""
-    kind = rule(at) if at else None
+    """Yield the leaves that are of a wrong type or out of range."""
+    allowed = rule(at)
     if at in OPEN_NODES:
-        kind = Kind("keys below it", lambda value: isinstance(value, Mapping))
-    elif kind is None and isinstance(plain, Mapping):
+        allowed = Constraint("keys below it", lambda value: isinstance(value, Mapping))
+    elif allowed is None and isinstance(plain, Mapping):
         for part, value in plain.items():
-            below = base.get(part) if isinstance(base, Mapping) else None
-            yield from _bad_values(value, below, keys.join(at, part))
+            yield from _bad_values(value, keys.get(base, str(part)), keys.join(at, part))
         return
-    kind = kind or like(base)
-    if kind is not None and not kind.accepts(plain):
-        sentence = f"{at}={show(plain)}: expected {kind.says}, found {found(plain)}"
-        yield at, sentence + _hint(at, plain, kind)
+    allowed = allowed or like(base)
+    if allowed is not None and not allowed.accepts(plain):
+        expected = f"expected {allowed.says}, found {found(plain)}"
+        yield at, f"{at}={show(plain)}: {expected}{_meant(at, plain, allowed)}"
         return
     for key, value in keys.leaves(plain, at):
         if isinstance(value, float) and not math.isfinite(value):
             yield key, f"{key}={show(value)}: expected a finite number, found {show(value)}"
 
 
-def _hint(key: str, value: Any, kind: Kind) -> str:
-    """Return how to write the value that was probably meant, or nothing."""
-    readings: list[tuple[type, Callable[[Any], Any], str]] = [
-        (float, int, "; write it as a whole number: {key}={meant}"),
-        (str, int, "; write it as a number, without quotes: {key}={meant}"),
-        (str, float, "; write it as a number, without quotes: {key}={meant}"),
-        (str, {"true": True, "false": False}.__getitem__, "; write it without quotes: {key}={meant}"),
-        (str, _percent, "; a share is written as a fraction: {key}={meant}"),
-        (str, _size, "; a height and a width are a list: {key}={meant}"),
-        (str, lambda text: [text], "; a list is written in brackets: {key}={meant}"),
-        (int, str, "; in quotes it is text: '{key}=\"{meant}\"'"),
-    ]
-    for of, read, words in readings:
-        if type(value) is not of:
-            continue
-        try:
-            meant = read(value)
-        except (ValueError, OverflowError, KeyError):
-            continue
-        if kind.accepts(meant) and (of is str or of is int or meant == value):
-            return words.format(key=key, meant=show(meant).replace(", ", ","))
-    return ""
-
-
-def _percent(text: str) -> float:
-    """Read ``20%`` as 0.2."""
-    number = text.removesuffix("%")
-    if number == text:
-        raise ValueError
-    return float(number) / 100
-
-
-def _size(text: str) -> list[int]:
+def _read_size(text: str) -> list[int]:
     """Read ``32x64`` as [32, 64]."""
     height, width = text.lower().split("x")
     return [int(height), int(width)]
+
+
+# How a refused value may have been meant: its type, a reading, and what to say where that is accepted.
+READINGS: tuple[tuple[type, Callable[[Any], Any], str], ...] = (
+    (float, lambda number: int(number) if number.is_integer() else number, "write it as a whole number: {}"),
+    (str, json.loads, "write it without quotes: {}"),
+    (
+        str,
+        lambda text: float(text[:-1]) / 100 if text.endswith("%") else text,
+        "write a share as a fraction: {}",
+    ),
+    (str, _read_size, "a height and a width are a list: {}"),
+    (str, lambda text: [text], "a list is written in brackets: {}"),
+    (int, lambda number: f'"{number}"', "in quotes it is text: '{}'"),
+)
+
+
+def _meant(key: str, value: Any, allowed: Constraint) -> str:
+    """Return how to write the value that was probably meant, or nothing."""
+    for of, read, words in READINGS:
+        with contextlib.suppress(ValueError):
+            if type(value) is of and allowed.accepts(meant := read(value)):
+                return "; " + words.format(f"{key}={show(meant).replace(', ', ',')}")
+    return ""

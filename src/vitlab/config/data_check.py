@@ -22,17 +22,15 @@ def check_with_data(config: Mapping[str, Any], data: DatasetInfo) -> Plan:
     Raises:
         UserError: a count does not fit, or a teacher's file is not there.
     """
-    num_classes, asked = len(data.classes), config["model"]["num_classes"]
-    if asked is not None and asked != num_classes:
-        if config["data"].get("num_classes") == asked:
+    num_classes = len(data.classes)
+    for group, advice in (
+        ("data", f"set data.num_classes={num_classes}"),
+        ("model", "leave it out, it is found from the data"),
+    ):
+        if (asked := config[group].get("num_classes")) not in (None, num_classes):
             raise UserError(
-                f"data.num_classes={asked}, but {data.name} has {num_classes} classes: set data.num_classes="
-                f"{num_classes}."
+                f"{group}.num_classes={asked}, but {data.name} has {num_classes} classes: {advice}."
             )
-        raise UserError(
-            f"model.num_classes={asked}, but {data.name} has {num_classes} classes. Leave it out: it is "
-            "found from the data."
-        )
     if (batch_size := config["data"]["batch_size"]) > data.num_train:
         raise UserError(
             f"data.batch_size={batch_size} is more than the {data.num_train} training images of {data.name}: "

@@ -5,25 +5,23 @@ too little: a range, a union (`auto` or a number), a null. The upper bounds are 
 a slip of the keyboard (depth 10**6), not an ambition.
 """
 
-import re
 from fnmatch import fnmatchcase
 
 from vitlab.config import keys
 from vitlab.config.types import (
-    Kind,
+    FLAG,
+    INTEGER,
+    NULL,
+    TEXT,
+    Constraint,
     either,
-    exactly,
-    flag,
     listing,
     mapping,
-    matching,
-    null,
+    one_of,
     pair,
     real,
     spelled,
-    text,
     whole,
-    word,
 )
 from vitlab.core.data_protocol import KINDS, NUM_CLASSES
 
@@ -35,23 +33,17 @@ _side = whole(1, 8192)
 _sides = either(_side, pair(_side))
 _probability = real(0, 1)
 _drop = real(0, 1, below=True)
-_auto_flag = either(flag(), word("auto"))
+_auto_flag = either(FLAG, one_of("auto"))
 _batches = either(whole(0, MANY), real(0, 1))
 _statistics = listing(real(0, 1))
 
 
-def _is_folder_name(value: object) -> bool:
-    """Accept names for a folder below outputs/, nested by slashes, that cannot lead out of it."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return True  # study=2026
-    part = r"(?![.\-])[\w.+\-]+"
-    return isinstance(value, str) and bool(re.fullmatch(f"{part}(/{part})*", value))
-
+_PART = r"(?![.\-])[\w.+\-]+"  # of a folder's name that cannot lead out of outputs/
 
 _duration = either(
-    null(),
+    NULL,
     spelled(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS"),
-    matching(
+    Constraint(
         "a mapping such as {hours: 2, minutes: 30}",
         lambda value: (
             isinstance(value, dict)
@@ -61,8 +53,7 @@ _duration = either(
         ),
     ),
 )
-
-_names = matching(
+_names = Constraint(
     "a mapping from old names to new such as {cat: pet}",
     lambda value: (
         isinstance(value, dict)
@@ -77,53 +68,56 @@ _PATHS = (
     *("data.root", "data.url", "data.md5", "data.cache", "trainer.default_root_dir"),
 )
 
-RULES: dict[str, Kind] = {
-    **dict.fromkeys(_PATHS, either(null(), text())),
+RULES: dict[str, Constraint] = {
+    **dict.fromkeys(_PATHS, either(NULL, TEXT)),
     # the run
     "*seed": whole(0, 2**32 - 1),
-    "study": matching(
-        "a folder name of letters, digits and . _ - + (slashes nest; no part starts with a point)",
-        _is_folder_name,
+    "study": either(
+        spelled(
+            f"{_PART}(/{_PART})*",
+            "a folder name of letters, digits and . _ - + (slashes nest; no part starts with a point)",
+        ),
+        INTEGER,
     ),
     "sweep.trials": whole(1, 1_000_000),
     "sweep.jobs": whole(1, 1024),
     "sweep.random_trials": whole(1, 1_000_000),
-    "sweep.pruner": word("median", "hyperband", "none"),
+    "sweep.pruner": one_of("median", "hyperband", "none"),
     "sweep.warmup_trials": whole(0, 1_000_000),
     "sweep.warmup_epochs": whole(1, 1_000_000),
     "compile": _auto_flag,
-    "matmul_precision": word("highest", "high", "medium"),
+    "matmul_precision": one_of("highest", "high", "medium"),
     # benchmark.py
-    "benchmark.layers": listing(word("step", "input", "both")),
+    "benchmark.layers": listing(one_of("step", "input", "both")),
     "benchmark.rounds": whole(1, 1000),
     "benchmark.seconds": real(0, 3600, above=True),
     "benchmark.warmup_steps": whole(1, 1_000_000),
-    "benchmark.peak_flops": either(null(), real(0, 1e19, above=True)),
+    "benchmark.peak_flops": either(NULL, real(0, 1e19, above=True)),
     # model
     "model.image_size": _sides,
     "model.channels": whole(1, 1024),
-    "model.num_classes": either(null(), whole(1, 1_000_000)),  # null: found from the data
+    "model.num_classes": either(NULL, whole(1, 1_000_000)),  # null: found from the data
     "model.patch_size": _sides,
     "model.dim": whole(1, 16_384),
     "model.depth": whole(1, 512),
     "model.heads": whole(1, 1024),
-    "model.dim_head": either(null(), whole(1, 16_384)),
+    "model.dim_head": either(NULL, whole(1, 16_384)),
     "model.mlp_ratio": real(0, 64, above=True),
-    "model.pool": word("cls", "mean", "sequence"),
-    "model.position": word("learnable", "sincos", "rotary", "none"),
+    "model.pool": one_of("cls", "mean", "sequence"),
+    "model.position": one_of("learnable", "sincos", "rotary", "none"),
     "model.*dropout": _drop,
-    "model.drop_path": either(null(), _drop),
+    "model.drop_path": either(NULL, _drop),
     "model.drop_key": _drop,
-    "model.init": word("xavier", "mimetic"),
+    "model.init": one_of("xavier", "mimetic"),
     "model.attention.projection_length": whole(1, 1_000_000),
     "model.tokenizer.num_convs": whole(1, 16),
     "model.tokenizer.full_size_convs": whole(0, 8),
-    "model.tokenizer.norm": word("batch", "layer"),
+    "model.tokenizer.norm": one_of("batch", "layer"),
     "model.tokenizer.num_layers": whole(1, 8),
-    "augment.*.padding_mode": word("zero", "reflect"),
+    "augment.*.padding_mode": one_of("zero", "reflect"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),
-    "model.name": text(),
+    "model.name": TEXT,
     # optimizer
     "optimizer.lr": real(0, 1000, above=True, below=True),
     "optimizer.weight_decay": real(0, 100),
@@ -134,38 +128,38 @@ RULES: dict[str, Kind] = {
     "optimizer.ns_steps": whole(1, 20),
     "optimizer.fused": _auto_flag,
     # scheduler
-    "scheduler.warmup_epochs": either(null(), real(0, 1_000_000)),
-    "scheduler.warmup_steps": either(null(), whole(0, MANY)),
+    "scheduler.warmup_epochs": either(NULL, real(0, 1_000_000)),
+    "scheduler.warmup_steps": either(NULL, whole(0, MANY)),
     "scheduler.warmup_fraction": _drop,
-    "scheduler.decay_epochs": either(null(), real(0, 1_000_000)),
-    "scheduler.decay_steps": either(null(), whole(0, MANY)),
+    "scheduler.decay_epochs": either(NULL, real(0, 1_000_000)),
+    "scheduler.decay_steps": either(NULL, whole(0, MANY)),
     "scheduler.decay_fraction": _probability,
-    "scheduler.milestone_epochs": either(null(), listing(real(0, 1_000_000, above=True))),
-    "scheduler.milestone_steps": either(null(), listing(whole(1, MANY))),
+    "scheduler.milestone_epochs": either(NULL, listing(real(0, 1_000_000, above=True))),
+    "scheduler.milestone_steps": either(NULL, listing(whole(1, MANY))),
     "scheduler.milestone_fraction": listing(real(0, 1, above=True, below=True)),
-    "scheduler.every_epochs": either(null(), real(0, 1_000_000, above=True)),
+    "scheduler.every_epochs": either(NULL, real(0, 1_000_000, above=True)),
     "scheduler.gamma": real(0, 1, above=True),
-    "scheduler.shape": word("sqrt", "linear"),
+    "scheduler.shape": one_of("sqrt", "linear"),
     "scheduler.*_ratio": _probability,
     # data
-    "data.kind": word(*KINDS),
+    "data.kind": one_of(*KINDS),
     "data.image_size": _sides,
-    "data.channels": exactly(3, 1),
-    "data.num_classes": either(null(), whole(1, 1_000_000)),
+    "data.channels": one_of(3, 1),
+    "data.num_classes": either(NULL, whole(1, 1_000_000)),
     "data.batch_size": whole(1, 1_000_000),
-    "data.val_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
-    "data.test_size": either(null(), whole(0, MANY), real(0, 1, above=True, below=True)),
+    "data.val_size": either(NULL, whole(0, MANY), real(0, 1, above=True, below=True)),
+    "data.test_size": either(NULL, whole(0, MANY), real(0, 1, above=True, below=True)),
     "data.num_train": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.num_test": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.in_memory": _auto_flag,
-    "data.num_workers": either(null(), whole(0, 1024)),
+    "data.num_workers": either(NULL, whole(0, 1024)),
     "data.normalization": either(
-        word("dataset", "half"),
+        one_of("dataset", "half"),
         mapping(mean=_statistics, std=listing(real(0, 1, above=True))),
     ),
-    "data.labels": either(null(), _names),
+    "data.labels": either(NULL, _names),
     # augmentation
-    "augment.ops": listing(text(), least=0),
+    "augment.ops": listing(TEXT, least=0),
     **dict.fromkeys(
         (f"augment.*.{name}" for name in ("p", "switch_p", "brightness", "contrast", "color")), _probability
     ),
@@ -173,10 +167,10 @@ RULES: dict[str, Kind] = {
     "augment.*.num_ops": whole(1, 100),
     "augment.*.magnitude": real(0, 30),
     "augment.*.magnitude_std": real(0, 100),
-    "augment.*.space": word("paper", "timm"),
-    "augment.*.interpolation": word("nearest", "bilinear"),
+    "augment.*.space": one_of("paper", "timm"),
+    "augment.*.interpolation": one_of("nearest", "bilinear"),
     "augment.*.fill": either(whole(0, 255), listing(whole(0, 255))),
-    "augment.*.policy": word("cifar10", "imagenet"),
+    "augment.*.policy": one_of("cifar10", "imagenet"),
     "augment.*.num_levels": whole(2, 1000),
     "augment.*.threshold": whole(0, 256),
     "augment.*.m??_sigma": real(0.01, 2),
@@ -184,12 +178,12 @@ RULES: dict[str, Kind] = {
     "augment.resized_crop.m*_area": real(0.0001, 1),
     "augment.*.m??_area": _probability,
     "augment.*.m??_ratio": real(0.001, 1000),
-    "augment.*.value": word("zero", "mean", "random"),
-    "augment.*.*_alpha": either(null(), real(0, 1000)),
-    "augment.*.off_after_epoch": either(null(), whole(1, MANY)),
+    "augment.*.value": one_of("zero", "mean", "random"),
+    "augment.*.*_alpha": either(NULL, real(0, 1000)),
+    "augment.*.off_after_epoch": either(NULL, whole(1, MANY)),
     # task
     "task.label_smoothing": _drop,
-    "task.kind": word("hard", "soft"),
+    "task.kind": one_of("hard", "soft"),
     "task.temperature": real(0, 1000, above=True),
     "task.weight": _probability,
     "task.freeze": spelled(
@@ -197,45 +191,45 @@ RULES: dict[str, Kind] = {
         "none, head_only or first_N, such as first_1 for the stem and first_3 for two blocks as well",
     ),
     # callbacks
-    "callbacks.ema.decay": either(null(), _drop),
+    "callbacks.ema.decay": either(NULL, _drop),
     "callbacks.checkpoint.every_minutes": real(0, 100_000, above=True),
     # trainer
-    "trainer.accelerator": word("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.devices": either(word("auto"), whole(1, 65_536), exactly(-1), listing(whole(0, 1023))),
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.devices": either(one_of("auto"), whole(1, 65_536), one_of(-1), listing(whole(0, 1023))),
     "trainer.num_nodes": whole(1, 65_536),
     "trainer.precision": either(
-        word("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
-        word("transformer-engine", "transformer-engine-float16", "64", "32", "16", "bf16"),
-        exactly(64, 32, 16),
+        one_of("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+        one_of("transformer-engine", "transformer-engine-float16", "64", "32", "16", "bf16"),
+        one_of(64, 32, 16),
     ),
-    "trainer.max_epochs": either(whole(1, 1_000_000), exactly(-1)),
-    "trainer.min_epochs": either(null(), whole(0, 1_000_000)),
-    "trainer.max_steps": either(whole(1, MANY), exactly(-1)),
-    "trainer.min_steps": either(null(), whole(0, MANY)),
+    "trainer.max_epochs": either(whole(1, 1_000_000), one_of(-1)),
+    "trainer.min_epochs": either(NULL, whole(0, 1_000_000)),
+    "trainer.max_steps": either(whole(1, MANY), one_of(-1)),
+    "trainer.min_steps": either(NULL, whole(0, MANY)),
     "trainer.max_time": _duration,
-    "trainer.fast_dev_run": either(flag(), whole(0, MANY)),
+    "trainer.fast_dev_run": either(FLAG, whole(0, MANY)),
     "trainer.overfit_batches": _batches,
-    "trainer.limit_*_batches": either(null(), _batches),
+    "trainer.limit_*_batches": either(NULL, _batches),
     "trainer.accumulate_grad_batches": whole(1, 1_000_000),
-    "trainer.gradient_clip_val": either(null(), real(0, MANY)),
-    "trainer.gradient_clip_algorithm": either(null(), word("norm", "value")),
-    "trainer.deterministic": either(null(), flag(), word("warn")),
-    "trainer.benchmark": either(null(), flag()),
-    "trainer.check_val_every_n_epoch": either(null(), whole(1, 1_000_000)),
+    "trainer.gradient_clip_val": either(NULL, real(0, MANY)),
+    "trainer.gradient_clip_algorithm": either(NULL, one_of("norm", "value")),
+    "trainer.deterministic": either(NULL, FLAG, one_of("warn")),
+    "trainer.benchmark": either(NULL, FLAG),
+    "trainer.check_val_every_n_epoch": either(NULL, whole(1, 1_000_000)),
     "trainer.val_check_interval": either(whole(1, MANY), real(0, 1, above=True), _duration),
-    "trainer.num_sanity_val_steps": either(whole(0, MANY), exactly(-1)),
+    "trainer.num_sanity_val_steps": either(whole(0, MANY), one_of(-1)),
     "trainer.log_every_n_steps": whole(1, MANY),
-    "trainer.enable_progress_bar": either(null(), flag()),
-    "trainer.enable_model_summary": either(null(), flag()),
-    "trainer.enable_checkpointing": either(null(), flag()),
-    "trainer.profiler": either(null(), word("simple", "advanced", "pytorch", "xla")),
+    "trainer.enable_progress_bar": either(NULL, FLAG),
+    "trainer.enable_model_summary": either(NULL, FLAG),
+    "trainer.enable_checkpointing": either(NULL, FLAG),
+    "trainer.profiler": either(NULL, one_of("simple", "advanced", "pytorch", "xla")),
     "trainer.reload_dataloaders_every_n_epochs": whole(0, 1_000_000),
 }
 
 _PATTERNS = {key: kind for key, kind in RULES.items() if "*" in key}
 
 
-def rule(key: str) -> Kind | None:
+def rule(key: str) -> Constraint | None:
     """Return the rule for a key: its own, else the first pattern that matches; none in an open node."""
     if key in RULES or is_open(key):
         return RULES.get(key)

@@ -6,7 +6,7 @@ must be defined in the module that it is named in, or be one of torch's optimize
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,11 @@ _PACKAGE = Path(__file__).parents[1]
 _OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")
 
 
-def bad_targets(
-    node: Any, at: str = "", allowed: Sequence[str] = ALLOWED_TARGETS
-) -> Iterator[tuple[str, str]]:
+def bad_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> Iterator[tuple[str, str]]:
     """Yield (key, sentence) for every ``_target_`` below that may not, or cannot, be built."""
-    if isinstance(node, Mapping):
-        for part, value in node.items():
-            key = keys.join(at, part)
-            if part == "_target_":
-                if reason := _objection(value, tuple(allowed)):
-                    yield key, f"{key}={show(value)}: {reason}"
-            else:
-                yield from bad_targets(value, key, allowed)
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from bad_targets(value, keys.join(at, index), allowed)
+    for key, value in keys.leaves(node):
+        if "_target_" in key.split(".") and (objection := _objection(value, tuple(allowed))):
+            yield key, f"{key}={show(value)}: {objection}"
 
 
 def _objection(target: Any, allowed: tuple[str, ...]) -> str | None:

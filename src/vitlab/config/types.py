@@ -9,7 +9,7 @@ from vitlab.core.suggest import join_or
 
 
 @dataclass(frozen=True)
-class Kind:
+class Constraint:
     """A set of allowed values.
 
     Attributes:
@@ -21,126 +21,89 @@ class Kind:
     accepts: Callable[[Any], bool]
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+# Of the exact type: true and false are integers in Python, and not here.
+INTEGER = Constraint("a whole number", lambda value: type(value) is int)
+NUMBER = Constraint("a number", lambda value: type(value) in (int, float))
+TEXT = Constraint("text", lambda value: isinstance(value, str) and bool(value.strip()))
+FLAG = Constraint("true or false", lambda value: isinstance(value, bool))
+NULL = Constraint("null", lambda value: value is None)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def whole(low: int, high: int) -> Kind:
+def whole(low: int, high: int) -> Constraint:
     """Return the integers of [low, high]; a float is refused even where it has no fraction."""
-    return Kind(f"a whole number from {low} to {high}", lambda value: _whole(value) and low <= value <= high)
+    return Constraint(
+        f"a whole number from {low} to {high}", lambda value: INTEGER.accepts(value) and low <= value <= high
+    )
 
 
-def real(low: float, high: float, *, above: bool = False, below: bool = False) -> Kind:
+def real(low: float, high: float, *, above: bool = False, below: bool = False) -> Constraint:
     """Return the numbers of [low, high], without `low` if above, without `high` if below."""
 
     def accepts(value: Any) -> bool:
-        return (
-            _number(value)
-            and (value > low if above else value >= low)
-            and (value < high if below else value <= high)
-        )
+        excluded = (above and value == low) or (below and value == high)
+        return NUMBER.accepts(value) and low <= value <= high and not excluded
 
     start = f"above {low:g}" if above else f"from {low:g}"
     end = f"and below {high:g}" if below else f"and at most {high:g}" if above else f"to {high:g}"
-    return Kind(f"a number {start} {end}", accepts)
+    return Constraint(f"a number {start} {end}", accepts)
 
 
-def word(*choices: str) -> Kind:
-    """Return one of the given words."""
-    return Kind(" or ".join(choices), lambda value: isinstance(value, str) and value in choices)
+def one_of(*choices: str | int) -> Constraint:
+    """Return the given words and whole numbers."""
+    return Constraint(
+        " or ".join(map(str, choices)), lambda value: type(value) in (str, int) and value in choices
+    )
 
 
-def exactly(*values: int) -> Kind:
-    """Return the given whole numbers."""
-    return Kind(" or ".join(map(str, values)), lambda value: _whole(value) and value in values)
-
-
-def text() -> Kind:
-    """Return any non-empty text."""
-    return Kind("text", lambda value: isinstance(value, str) and bool(value.strip()))
-
-
-def spelled(pattern: str, says: str) -> Kind:
+def spelled(pattern: str, says: str) -> Constraint:
     """Return the texts that match a regular expression as a whole."""
-    return Kind(says, lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value)))
+    return Constraint(says, lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value)))
 
 
-def flag() -> Kind:
-    """Return true and false."""
-    return Kind("true or false", lambda value: isinstance(value, bool))
-
-
-def null() -> Kind:
-    """Return null alone: for rules where it has a meaning."""
-    return Kind("null", lambda value: value is None)
-
-
-def pair(kind: Kind) -> Kind:
+def pair(item: Constraint) -> Constraint:
     """Return lists of two, such as [height, width]."""
-    return Kind(
-        f"a list of two, each {kind.says}",
-        lambda value: isinstance(value, list) and len(value) == 2 and all(map(kind.accepts, value)),
+    return Constraint(
+        f"a list of two, each {item.says}",
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(item.accepts, value)),
     )
 
 
-def listing(kind: Kind, least: int = 1) -> Kind:
+def listing(item: Constraint, least: int = 1) -> Constraint:
     """Return lists of at least so many."""
-    return Kind(
-        f"a list{' of at least one' if least else ''}, each {kind.says}",
-        lambda value: isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value)),
+    return Constraint(
+        f"a list{' of at least one' if least else ''}, each {item.says}",
+        lambda value: isinstance(value, list) and len(value) >= least and all(map(item.accepts, value)),
     )
 
 
-def mapping(**kinds: Kind) -> Kind:
+def mapping(**items: Constraint) -> Constraint:
     """Return mappings with exactly these keys."""
-    says = ", ".join(f"{key}: {kind.says}" for key, kind in kinds.items())
-
-    def accepts(value: Any) -> bool:
-        return (
+    return Constraint(
+        f"{{{', '.join(f'{key}: {item.says}' for key, item in items.items())}}}",
+        lambda value: (
             isinstance(value, dict)
-            and set(value) == set(kinds)
-            and all(kind.accepts(value[key]) for key, kind in kinds.items())
-        )
-
-    return Kind(f"{{{says}}}", accepts)
-
-
-def matching(says: str, accepts: Callable[[Any], bool]) -> Kind:
-    """Return what `accepts` accepts, said in its own words."""
-    return Kind(says, accepts)
-
-
-def either(*kinds: Kind) -> Kind:
-    """Return the union of several kinds."""
-    return Kind(
-        ", or ".join(kind.says for kind in kinds),
-        lambda value: any(kind.accepts(value) for kind in kinds),
+            and value.keys() == items.keys()
+            and all(item.accepts(value[key]) for key, item in items.items())
+        ),
     )
 
 
-def like(value: Any) -> Kind | None:
-    """Return the kind of a YAML file's own value, or None where it tells nothing."""
-    if isinstance(value, bool):
-        return flag()
-    if isinstance(value, int):
-        return Kind("a whole number", _whole)
-    if isinstance(value, float):
-        return Kind("a number", _number)
-    if isinstance(value, str):
-        # A reference or a value still to be given says nothing of its kind.
-        return None if value == "???" or "${" in value else text()
+def either(*constraints: Constraint) -> Constraint:
+    """Return the union of several."""
+    return Constraint(
+        ", or ".join(one.says for one in constraints),
+        lambda value: any(one.accepts(value) for one in constraints),
+    )
+
+
+def like(value: Any) -> Constraint | None:
+    """Return what a YAML file's own value tells of the values in its place, or None where that is nothing."""
+    if isinstance(value, str):  # a reference or a value still to be given says nothing of its type
+        return None if value == "???" or "${" in value else TEXT
     if isinstance(value, list) and value:
-        element = like(value[0])
-        if element is not None:
-            return Kind(
-                f"a list, each {element.says}",
-                lambda found: isinstance(found, list) and all(map(element.accepts, found)),
-            )
-    return None
+        item = like(value[0])
+        return item and listing(item, least=0)
+    return next((one for one in (FLAG, INTEGER, NUMBER) if one.accepts(value)), None)
 
 
 def show(value: Any) -> str:
@@ -155,16 +118,14 @@ def show(value: Any) -> str:
 
 
 def found(value: Any) -> str:
-    """Return a value with its kind in words, for the part of a message after "found"."""
+    """Return a value with its type in words, for the part of a message after "found"."""
     if isinstance(value, str):
         return f"the text '{value}'"
     kind = "the list " if isinstance(value, list) else "the mapping " if isinstance(value, dict) else ""
     return f"{kind}{show(value)}"
 
 
-def alternatives(values: Iterable[Any], limit: int = 12) -> str:
-    """Return ``"1, 2, 4 or 8"``, cut after `limit`."""
+def alternatives(values: Iterable[Any]) -> str:
+    """Return ``"1, 2, 4 or 8"``, cut after twelve."""
     words = [show(value) for value in values]
-    if len(words) > limit:
-        return ", ".join(words[:limit]) + " …"
-    return join_or(words)
+    return join_or(words) if len(words) <= 12 else ", ".join(words[:12]) + " …"

@@ -68,7 +68,7 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
                 f"{folder} holds another sweep. Choose another folder (hydra.sweep.dir=…), or add these jobs "
                 f"to it by sweep.resume={folder}."
             )
-        check_folder(arguments.overrides)
+        check_folder(folder, "sweep")
         swept = list(jobs[0].swept)
         recipe = [o for o in jobs[0].overrides if o.startswith("experiment=") and "experiment" not in swept]
         return Sweep(folder.absolute(), _get_command(arguments), swept, recipe), jobs

@@ -69,7 +69,7 @@ def _find_or_make(space: Space) -> Path:
     fresh = space.config["sweep"]["new"]
     if found := None if fresh else find_sweep(space.folder, space.hydra, matches):
         return found.path
-    check_folder(space.hydra)
+    check_folder(space.folder, "sweep")
     space.folder.mkdir(parents=True, exist_ok=True)
     for note in _list_notes(space):
         say(f"note: {note}")

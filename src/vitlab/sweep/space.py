@@ -14,7 +14,7 @@ from vitlab.config import Combination, combinations, compose
 from vitlab.config.composer import Composer
 from vitlab.config.hydra_internals import make_parser
 from vitlab.config.schema import rule
-from vitlab.config.types import Kind, like, show
+from vitlab.config.types import Constraint, like, show
 from vitlab.core.errors import UserError
 from vitlab.sweep.data_check import check_data
 from vitlab.sweep.record import HYDRA, OBJECTIVE
@@ -172,7 +172,7 @@ def _check_validated(config: Mapping[str, Any]) -> None:
         raise UserError("sweep=optuna goes on from checkpoints and tests the best one: keep them.")
 
 
-def _distribution(item: Override, kind: Kind | None) -> BaseDistribution:
+def _distribution(item: Override, kind: Constraint | None) -> BaseDistribution:
     """Return what Optuna draws from: by the key's kind, interval(4,8) is whole numbers or all between."""
     sweep: Any = item.value()
     if item.is_choice_sweep():

@@ -5,10 +5,11 @@ from typing import Any
 
 from vitlab.config import keys
 
-Conflicts = Iterator[tuple[str, str]]  # key, and the sentence about it
+# A key, and what is wrong with its value: the words that follow ``key=value``.
+Conflicts = Iterator[tuple[str, str]]
 
 
-class Reader:
+class ConfigReader:
     """Reads dotted keys; gives None for what is absent, or already known to be wrong."""
 
     def __init__(self, plain: Mapping[str, Any], bad: set[str]) -> None:
@@ -19,12 +20,15 @@ class Reader:
 
     def sound(self, *groups: str) -> bool:
         """Whether nothing is known to be wrong in these groups."""
-        return not any(key.partition(".")[0] in groups for key in self._bad)
+        return not any(keys.under(key, groups) for key in self._bad)
 
     def is_null(self, key: str) -> bool:
         """Whether a key is there, and null."""
-        node, _, name = key.rpartition(".")
-        return name in (self(node) or {}) and self(key) is None and key not in self._bad
+        return key not in self._bad and keys.get(self.plain, key, "absent") is None
+
+    def class_name(self, node: str) -> str:
+        """Return the name of the class or function that a node builds, or "" where it names none."""
+        return str(self(f"{node}._target_") or "").rpartition(".")[2]
 
 
 def two(value: Any) -> tuple[int, int]:
