@@ -8,7 +8,6 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.config.helpers import recipe, refused
-from vitlab import config
 from vitlab.config import compose, preflight
 from vitlab.config import composer as composition
 from vitlab.config.show import show
@@ -100,8 +99,8 @@ def test_hydra_is_left_as_it_was() -> None:
 
 
 def test_resolvers_may_be_registered_twice() -> None:
-    config.register_resolvers()
-    config.register_resolvers()
+    composition.register_resolvers()
+    composition.register_resolvers()
 
 
 def test_without_conf_the_way_to_install_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

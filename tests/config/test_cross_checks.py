@@ -15,7 +15,7 @@ from tests.config.helpers import Check, refused
         ({"model.heads": 7}, "model.heads=7 model.dim=384 1, 2, 3, 4, 6, 8 model.dim_head"),
         ({"model.dim": 6, "model.heads": 3, "model.position": "sincos"}, "sincos model.dim=8"),
         ({"model.mlp_ratio": 0.001}, "model.mlp_ratio=0.001"),
-        ({"data.val_size": 50_000}, "data.val_size=50000 50,000 training images fraction"),
+        ({"data.val_size": 50_000}, "data.val_size=50000 50,000 training images share"),
         ({"data.batch_size": 45_001}, "data.batch_size=45001 45,000 training images"),
         (
             {"data.num_classes": 12, "model.num_classes": 12},
@@ -108,7 +108,7 @@ def test_values_that_fit_pass(problems_with: Check, values: dict[str, Any]) -> N
         ),
         (
             "model/tokenizer=cct model.patch_norm=true",
-            "model/tokenizer=cct has none: set model.patch_norm=false",
+            "model/tokenizer=cct has none: set it to false",
         ),
         ("model/tokenizer=spt model.patch_size=1", "no half to shift by"),
         ("augment=strong augment.randaugment.magnitude=11", "magnitude=11 is more than 10"),
@@ -123,7 +123,7 @@ def test_values_that_fit_pass(problems_with: Check, values: dict[str, Any]) -> N
         ("augment=mixup_cutmix augment.mix.mixup_alpha=0 augment.mix.cutmix_alpha=null", "are both off"),
         (
             "augment=randaugment augment.randaugment.fill=[1,2]",
-            "has 2 levels, and images have data.channels=3",
+            "has 2 levels for data.channels=3",
         ),
     ],
 )

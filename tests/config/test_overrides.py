@@ -125,7 +125,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         ("optimizer.lr=interval(1e-4)", "write it as interval(1e-4,1e-2)"),
         (
             "optimizer.lr=interval(1,",
-            "interval() needs a closing bracket, and no spaces; write it as",
+            "interval() cannot be read, close its bracket; write it as interval(1e-4",
         ),
         ("optimizer.lr=interva(1e-4,1e-2)", "there is no function interva(); did you mean interval?"),
         ("data.image_size=(32,64)", "a list is written in square brackets: data.image_size=[32,64]"),

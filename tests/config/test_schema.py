@@ -40,7 +40,7 @@ def test_augmentations_are_listed_and_only_those_are_kept() -> None:
         ("data.url=3", "in quotes it is text: 'data.url=\"3\"'"),
         ("augment.ops=3", "augment.ops=3: expected a list"),
         ("augment.ops=crop", "a list is written in brackets: augment.ops=[crop]"),
-        ("data.val_size=20%", "write a share as a fraction: data.val_size=0.2"),
+        ("data.val_size=20%", "write a fraction: data.val_size=0.2"),
         ("model.patch_size=4x8", "a height and a width are a list: model.patch_size=[4,8]"),
         ("trainer.max_time=2h", "found the text '2h'"),
         ("augment.crop.padding=1.5", "augment.crop.padding=1.5: expected a whole number from 0"),

@@ -6,14 +6,13 @@ wrong; `preflight` gives the configs of those that can run. The rules for single
 `targets`.
 """
 
-from vitlab.config.checks import check_targets, lacking, make_record, to_plain
+from vitlab.config.checks import lacking, make_record, to_plain
 from vitlab.config.combination import Combination, combinations, preflight, report
-from vitlab.config.composer import CONF, compose, register_resolvers
+from vitlab.config.composer import CONF, compose
 from vitlab.config.schema import OPEN_NODES
-from vitlab.config.targets import ALLOWED_TARGETS
+from vitlab.config.targets import check_targets
 
 __all__ = [
-    "ALLOWED_TARGETS",
     "CONF",
     "OPEN_NODES",
     "Combination",
@@ -23,7 +22,6 @@ __all__ = [
     "lacking",
     "make_record",
     "preflight",
-    "register_resolvers",
     "report",
     "to_plain",
 ]

@@ -14,12 +14,10 @@ from vitlab.config.composer import compose
 from vitlab.config.cross_checks import find_conflicts
 from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
-from vitlab.config.targets import ALLOWED_TARGETS, bad_targets
+from vitlab.config.targets import bad_targets
 from vitlab.config.types import Constraint, found, like, show
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
-
-Problems = dict[str, str]  # key -> sentence; one a key, the first found
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -40,17 +38,10 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     if "study" in resolved:
         resolved["study"] = str(resolved["study"])  # study=2026 is a name
-    if "augment" in resolved:
-        resolved["augment"] = _used(resolved["augment"])
+    if isinstance(ops := keys.get(resolved, "augment.ops"), list):  # a run's record holds what it used
+        used = {k: v for k, v in resolved["augment"].items() if k in ops or not isinstance(v, dict)}
+        resolved["augment"] = used
     return {str(key): value for key, value in resolved.items()}
-
-
-def _used(augment: Any) -> Any:
-    """Leave out the augmentations that are not in ``ops``: a run's record holds what the run used."""
-    ops = augment.get("ops") if isinstance(augment, dict) else None
-    if not isinstance(ops, list):
-        return augment
-    return {key: value for key, value in augment.items() if key in ops or not isinstance(value, dict)}
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:
@@ -60,29 +51,14 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def check_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
-    """Check which code a config names: whoever made a checkpoint must not choose what runs.
-
-    Args:
-        node: a config, or a part of one.
-        allowed: what a ``_target_`` may begin with.
-
-    Raises:
-        UserError: a ``_target_`` names other code.
-    """
-    problems = dict(bad_targets(node, allowed=allowed))
-    if problems:
-        raise UserError("\n".join(problems.values()))
-
-
-def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Problems:
-    """Return what is wrong in a resolved config.
+def find_problems(plain: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is wrong in a resolved config: for each wrong key the first sentence found.
 
     Args:
         plain: the config.
         base: the YAML files' own values, which tell what keys exist, and the type of one without a rule.
     """
-    problems: Problems = {}
+    problems: dict[str, str] = {}
     for key, sentence in (
         *_unknown_keys(plain, base),
         *_unknown_ops(plain, base),
@@ -131,10 +107,8 @@ def _unknown_keys(plain: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator
         if is_open(key) or not isinstance(there, Mapping):
             continue
         if part not in there:
-            hint = (
-                did_you_mean(suggest_key(key, keys.walk(base), {})) or f" the keys there are {names(there)}"
-            )
-            yield key, f"{key}: no such key;{hint}"
+            hint = did_you_mean(suggest_key(key, keys.walk(base), {}))
+            yield key, f"{key}: no such key;{hint or f' the keys there are {names(there)}'}"
         elif isinstance(there[part], Mapping) and not isinstance(value := keys.get(plain, key), Mapping):
             expected = f"expected keys below it ({names(there[part])})"
             yield key, f"{key}={show(value)}: {expected}, found {found(value)}"
@@ -186,11 +160,7 @@ def _read_size(text: str) -> list[int]:
 READINGS: tuple[tuple[type, Callable[[Any], Any], str], ...] = (
     (float, lambda number: int(number) if number.is_integer() else number, "write it as a whole number: {}"),
     (str, json.loads, "write it without quotes: {}"),
-    (
-        str,
-        lambda text: float(text[:-1]) / 100 if text.endswith("%") else text,
-        "write a share as a fraction: {}",
-    ),
+    (str, lambda text: float(text[:-1]) / 100 if text.endswith("%") else text, "write a fraction: {}"),
     (str, _read_size, "a height and a width are a list: {}"),
     (str, lambda text: [text], "a list is written in brackets: {}"),
     (int, lambda number: f'"{number}"', "in quotes it is text: '{}'"),

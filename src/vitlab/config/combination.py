@@ -197,11 +197,7 @@ class _Builder:
             config, problems = self.set_values(job)
         except UserError as error:
             return Combination(lines, swept, {}, (str(error),))
-        choices = {
-            group: option
-            for group, option in config.hydra.runtime.choices.items()
-            if not group.startswith("hydra/")
-        }
+        choices = {k: v for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra/")}
         composed = base = unresolved(self.compose(job))
         experiment = choices.get("experiment")
         if experiment is not None:  # a recipe is checked against what the files say without it
@@ -248,11 +244,6 @@ class _Builder:
 
 def _read_hydra_node(config: DictConfig, lines: list[str], kind: str) -> tuple[Path, dict[str, str]]:
     """Return the folder of the run or of the sweep (``kind``), and the variables to set for it.
-
-    Args:
-        config: of what was typed with one value, with Hydra's node.
-        lines: what was typed, without what is for Hydra.
-        kind: run or sweep.
 
     Raises:
         UserError: an interpolation leads nowhere.

@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -37,31 +37,25 @@ def _timestamp() -> str:
     return f"{now:%Y-%m-%d_%H-%M-%S}-{now.microsecond // 1000:03d}"
 
 
-def compose(overrides: Iterable[str] = (), *, root: str = "train", with_hydra: bool = False) -> DictConfig:
-    """Return the config of conf/<root>.yaml under Hydra overrides; unchecked.
+def compose(overrides: Iterable[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Return the config of conf/train.yaml under Hydra overrides; unchecked.
 
     Args:
         overrides: as typed, without flags.
-        root: of ``conf/<root>.yaml``.
         with_hydra: keep Hydra's own node.
 
     Raises:
         UserError: Hydra cannot compose it.
     """
-    with Composer(root) as composer:
-        cfg = composer.compose(tuple(overrides))
-    return cfg if with_hydra else without_hydra(cfg)
+    with Composer("train") as composer:
+        cfg = composer.compose(tuple(overrides)).copy()
+    if not with_hydra:
+        with open_dict(cfg):
+            del cfg.hydra
+    return cfg
 
 
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config that lacks Hydra's node."""
-    copy = cfg.copy()
-    with open_dict(copy):
-        copy.pop("hydra", None)
-    return copy
-
-
-class Composer:
+class Composer(ExitStack):
     """A Hydra context on conf/: composes, and remembers, since one composition takes 0.1 s."""
 
     def __init__(self, root: str) -> None:
@@ -70,6 +64,7 @@ class Composer:
                 f"no config at {CONF / root}.yaml: vitlab reads conf/ of its own repository, so "
                 "install it from a clone with `pip install -e .`"
             )
+        super().__init__()
         register_resolvers()
         self.root = root
         self.options = {
@@ -79,14 +74,7 @@ class Composer:
             if folder.is_dir() and folder.relative_to(CONF).parts[0] != "hydra"
         }
         self._known: dict[tuple[str, ...], DictConfig] = {}
-
-    def __enter__(self) -> "Composer":
-        self._context: Any = hydra.initialize_config_dir(str(CONF), version_base=VERSION_BASE)
-        self._context.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)
+        self.enter_context(hydra.initialize_config_dir(str(CONF), version_base=VERSION_BASE))
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """Return the config with Hydra's node; the same object for the same overrides."""
@@ -102,14 +90,9 @@ class Composer:
 
 def reason(error: BaseException) -> str:
     """Return the first line of what Hydra or OmegaConf says, and of its cause, as one sentence."""
-    lines = [
-        str(item).strip().partition("\n")[0].rstrip(".")
-        for item in (error, error.__cause__)
-        if item is not None
-    ]
-    said = ": ".join(line for line in lines if line) or type(error).__name__
-    options = getattr(error, "options", None)
-    if options:
+    lines = [str(e).strip().partition("\n")[0].rstrip(".") for e in (error, error.__cause__) if e]
+    said = ": ".join(filter(None, lines)) or type(error).__name__
+    if options := getattr(error, "options", None):
         _, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
         said += f";{did_you_mean(nearest(name, options))} the options are {', '.join(options)}"
     return said

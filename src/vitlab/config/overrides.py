@@ -189,10 +189,7 @@ def _ignored(line: str) -> list[str]:
     key, _, value = line.lstrip("+").partition("=")
     if not keys.under(key.replace("/", "."), IGNORED) or value.lower() in ("false", "none", "null"):
         return []
-    return [
-        f"{line} has no effect: a run stays in the folder it is called from and writes its own train.log and "
-        "config.yaml. Leave it out."
-    ]
+    return [f"{line} has no effect: a run stays where it is called and keeps its own log; leave it out"]
 
 
 def _unreadable_sweep(value: str) -> str:
@@ -202,7 +199,7 @@ def _unreadable_sweep(value: str) -> str:
         return ""
     closed = value.endswith(")")
     if name in SWEEPS:
-        wrong = "takes other values than these" if closed else "needs a closing bracket, and no spaces"
+        wrong = "takes other values than these" if closed else "cannot be read, close its bracket"
         return f"{name}() {wrong}; write it as {SWEEPS[name]}"
     hint = did_you_mean(nearest(name, SWEEPS)) or (f" there are {', '.join(SWEEPS)}" if closed else "")
     return f"there is no function {name}();{hint}" if hint else ""

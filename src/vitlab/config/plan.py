@@ -48,13 +48,6 @@ class Plan:
         )
 
 
-def limited(batches: int, limit: float | int | None) -> int:
-    """Apply one of Lightning's ``limit_*_batches``: an int counts batches, a float is a share."""
-    if limit is None:
-        return batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-
 def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     """Work out the run of ``config`` on ``num_train`` training images.
 
@@ -64,12 +57,9 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     trainer, data = config["trainer"], config["data"]
     batch_size = data["batch_size"]
     batches = num_train // batch_size
-    if trainer["overfit_batches"]:
-        batches = limited(batches, trainer["overfit_batches"])
-    elif trainer["fast_dev_run"]:
-        batches = min(batches, int(trainer["fast_dev_run"]))
-    else:
-        batches = limited(batches, trainer["limit_train_batches"])
+    limit = trainer["overfit_batches"] or int(trainer["fast_dev_run"]) or trainer["limit_train_batches"]
+    if limit is not None:  # as in Lightning, an int counts batches and a float is a share
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if batches == 0:
         raise UserError(
             f"there is no training batch: {num_train} training images, data.batch_size={batch_size}, "
@@ -79,9 +69,7 @@ def make_plan(config: Mapping[str, Any], num_train: int) -> Plan:
     accumulate = trainer["accumulate_grad_batches"]
     steps_per_epoch = math.ceil(batches / accumulate)  # Lightning steps on an epoch's last batch
     epochs = 1 if trainer["fast_dev_run"] else trainer["max_epochs"]
-    unlimited = (None, -1)
-    lengths = [] if epochs in unlimited else [epochs * steps_per_epoch]
-    lengths += [] if trainer["max_steps"] in unlimited else [trainer["max_steps"]]
+    lengths = [length for length in (epochs * steps_per_epoch, trainer["max_steps"]) if length > 0]
     if not lengths:
         raise UserError(
             "the run would never end, and a learning-rate schedule needs its length: set trainer.max_epochs "
@@ -104,15 +92,14 @@ def _durations(
 ) -> dict[str, Any]:
     """Return every duration in optimizer steps; a dry run, which is too short for most, cuts them."""
     found: dict[str, Any] = {}
+    scale = {"steps": 1, "epochs": steps_per_epoch, "fraction": total}
     for name in duration_names(scheduler):
         unit = next((unit for unit in UNITS if scheduler.get(f"{name}_{unit}") is not None), None)
         if unit is None:
             found[f"{name}_steps"] = None
             continue
-        given: Any = scheduler[f"{name}_{unit}"]
-        many = isinstance(given, list)
-        scale = {"steps": 1, "epochs": steps_per_epoch, "fraction": total}[unit]
-        steps = [round(value * scale) for value in (given if many else [given])]
+        given = scheduler[f"{name}_{unit}"]
+        steps = [round(value * scale[unit]) for value in (given if isinstance(given, list) else [given])]
         if max(steps) > total and not dry_run:
             shorter = f", or leave it to scheduler.{name}_fraction" if f"{name}_fraction" in scheduler else ""
             raise UserError(
@@ -120,7 +107,7 @@ def _durations(
                 f"{total}. Shorten it, train longer (trainer.max_epochs){shorter}."
             )
         steps = [min(value, total) for value in steps]
-        found[f"{name}_steps"] = steps if many else steps[0]
+        found[f"{name}_steps"] = steps if isinstance(given, list) else steps[0]
     warmup, decay = found.get("warmup_steps") or 0, found.get("decay_steps") or 0
     if warmup + decay > total + 1 and not dry_run:  # 1: two fractions that were rounded up
         raise UserError(

@@ -1,6 +1,6 @@
 """What was probably meant: the nearest key or option for one that does not exist."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from vitlab.core.suggest import nearest
 
@@ -40,14 +40,13 @@ def suggest_key(key: str, keys: Iterable[str], options: Mapping[str, Iterable[st
         keys: all dotted keys of the config.
         options: the config groups and their options.
     """
+    keys = [name for name in keys if not name.endswith(("_target_", "_partial_"))]
     parts = {group.replace("/", "."): group for group in options}  # model.tokenizer is chosen with a slash
-    return [parts.get(match, match) for match in _nearest_keys(key, keys, options)]
+    return [parts.get(match, match) for match in _nearest_keys(key.replace("/", "."), keys, options)]
 
 
-def _nearest_keys(key: str, keys: Iterable[str], options: Mapping[str, Iterable[str]]) -> list[str]:
-    keys = [known for known in keys if not known.endswith(("_target_", "_partial_"))]
+def _nearest_keys(key: str, keys: Sequence[str], options: Mapping[str, Iterable[str]]) -> list[str]:
     known = {*keys, *options}
-    key = key.replace("/", ".")
     if key in known:
         return [key]
     parent, _, last = key.rpartition(".")
@@ -57,23 +56,19 @@ def _nearest_keys(key: str, keys: Iterable[str], options: Mapping[str, Iterable[
     for group, names in options.items():
         if last in names and parent in ("", group, group.rpartition("/")[0]):
             return [f"{group}={last}"]
-    same = [name for name in keys if name.rpartition(".")[2] == last]
-    if same:
+    endings = {name: name.rpartition(".")[2] for name in keys}
+    if same := [name for name, ending in endings.items() if ending == last]:
         return same
     if parent in known:
-        below = {name.removeprefix(f"{parent}."): name for name in keys if name.startswith(f"{parent}.")}
-        return [below[match] for match in nearest(last, below, KEY_CUTOFF) or _longer(last, below)]
-    if not parent and (matches := nearest(last, options, KEY_CUTOFF)):
+        below = {name: name.removeprefix(f"{parent}.") for name in keys if name.startswith(f"{parent}.")}
+        return _nearest_name(last, below)
+    if matches := nearest(key, known if parent else options, KEY_CUTOFF):
         return matches
-    endings: dict[str, str] = {}
-    for name in keys:
-        endings.setdefault(name.rpartition(".")[2], name)
-    if parent and (matches := nearest(key, known, KEY_CUTOFF)):
-        return matches
-    return [endings[ending] for ending in nearest(last, endings, KEY_CUTOFF) or _longer(last, endings)]
+    return _nearest_name(last, endings)
 
 
-def _longer(word: str, choices: Iterable[str]) -> list[str]:
-    """Return the shortest choice that contains the word, in a list: `norm` for `patch_norm`."""
-    longer = [choice for choice in choices if len(word) >= 4 and word in choice]
-    return sorted(longer, key=len)[:1]
+def _nearest_name(word: str, shown: dict[str, str]) -> list[str]:
+    """Return the key of the nearest form, else the shortest with the word: `patch_norm` for `norm`."""
+    forms = {form: key for key, form in reversed(shown.items())}  # the first key of a form
+    longer = sorted((form for form in shown.values() if len(word) >= 4 and word in form), key=len)
+    return [forms[form] for form in nearest(word, shown.values(), KEY_CUTOFF) or longer[:1]]

@@ -6,13 +6,14 @@ must be defined in the module that it is named in, or be one of torch's optimize
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import keys
 from vitlab.config.types import alternatives, show
+from vitlab.core.errors import UserError
 from vitlab.core.suggest import did_you_mean, nearest
 
 ALLOWED_TARGETS = (
@@ -28,16 +29,26 @@ _PACKAGE = Path(__file__).parents[1]
 _OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")
 
 
-def bad_targets(node: Any, allowed: Sequence[str] = ALLOWED_TARGETS) -> Iterator[tuple[str, str]]:
+def bad_targets(node: Any) -> Iterator[tuple[str, str]]:
     """Yield (key, sentence) for every ``_target_`` below that may not, or cannot, be built."""
     for key, value in keys.leaves(node):
-        if "_target_" in key.split(".") and (objection := _objection(value, tuple(allowed))):
+        if "_target_" in key.split(".") and (objection := _objection(value)):
             yield key, f"{key}={show(value)}: {objection}"
 
 
-def _objection(target: Any, allowed: tuple[str, ...]) -> str | None:
-    if not isinstance(target, str) or not target.startswith(allowed):
-        return f"a config may only name code that starts with {alternatives(allowed)}"
+def check_targets(node: Any) -> None:
+    """Check which code a config or a part of it names: whoever made a checkpoint must not choose what runs.
+
+    Raises:
+        UserError: a ``_target_`` names other code.
+    """
+    if problems := [sentence for _, sentence in bad_targets(node)]:
+        raise UserError("\n".join(problems))
+
+
+def _objection(target: Any) -> str | None:
+    if not isinstance(target, str) or not target.startswith(ALLOWED_TARGETS):
+        return f"a config may only name code that starts with {alternatives(ALLOWED_TARGETS)}"
     if target.startswith("torch."):
         return None if _OPTIMIZER.fullmatch(target) else "of torch, only torch.optim.<Optimizer>"
     path, module, parts = _PACKAGE, "vitlab", target.split(".")[1:]

@@ -22,10 +22,7 @@ def data_conflicts(read: ConfigReader) -> Conflicts:
     ):
         ours, theirs = read(f"model.{key}"), read(f"data.{key}")
         if None not in (ours, theirs) and ours != theirs:
-            yield (
-                f"model.{key}",
-                f", but data.{key}={theirs}: {reason}. Leave model.{key} out, it follows the data",
-            )
+            yield f"model.{key}", f", but data.{key}={theirs}: {reason}. Leave it out, it follows the data"
 
 
 def train_images(read: ConfigReader) -> int | None:
@@ -51,8 +48,7 @@ def _data(read: ConfigReader) -> Conflicts:
     if total is not None and isinstance(held_out, int) and held_out >= total:
         yield (
             "data.val_size",
-            f"leaves nothing of the {total:,} training images: choose a number below that, a fraction such "
-            "as 0.1, or 0 for none",
+            f"leaves nothing of the {total:,} training images: choose less, a share or 0",
         )
     elif images is not None and batch is not None and batch > images:
         yield "data.batch_size", f"is more than the {images:,} training images: choose {images} or fewer"
@@ -103,6 +99,5 @@ def _augmentation(read: ConfigReader, key: str, value: dict[str, Any]) -> Confli
     if isinstance(fill, list) and channels and len(fill) not in (1, channels):
         yield (
             f"{key}.fill",
-            f"has {len(fill)} levels, and images have data.channels={channels}: give one level, or one a "
-            "channel",
+            f"has {len(fill)} levels for data.channels={channels}: give one, or one a channel",
         )

@@ -22,22 +22,15 @@ def model_conflicts(read: ConfigReader) -> Conflicts:
     if patch is not None and image is not None:
         (height, width), (down, across) = two(image), two(patch)
         if height % down or width % across:
-            common = [side for side in _divisors(height) if width % side == 0]
-            yield (
-                "model.patch_size",
-                f"does not divide the image of {height} x {width} (model.image_size): choose "
-                f"{alternatives(common)}",
-            )
+            fit = alternatives(side for side in _divisors(height) if width % side == 0)
+            yield "model.patch_size", f"does not divide model.image_size, {height} x {width}: choose {fit}"
     dim, heads = read("model.dim"), read("model.heads")
     if dim and heads and read("model.dim_head") is None and dim % heads:
         choose = alternatives(_divisors(dim))
         yield "model.heads", f"does not divide model.dim={dim}: choose {choose}, or set model.dim_head"
     ratio = read("model.mlp_ratio")
     if dim and ratio and int(dim * ratio) < 1:
-        yield (
-            "model.mlp_ratio",
-            f"of model.dim={dim} leaves the MLP no unit: choose {1 / dim:g} or more",
-        )
+        yield "model.mlp_ratio", f"of model.dim={dim} leaves the MLP no unit: choose {1 / dim:g} or more"
     if dim and dim % 4 and read("model.position") == "sincos":
         yield (
             "model.position",
@@ -48,18 +41,11 @@ def model_conflicts(read: ConfigReader) -> Conflicts:
     if dim and read.is_null("model.drop_path"):
         yield "model.drop_path", ": expected a number from 0 and below 1, found null; 0 is none"
     if read("model.pretrained") and read("model.checkpoint_path"):
-        yield (
-            "model.pretrained",
-            "and model.checkpoint_path both give the weights: keep one, set model.pretrained=false or "
-            "model.checkpoint_path=null",
-        )
+        yield "model.pretrained", "and model.checkpoint_path both give the weights: set one to false or null"
     elif path := read("model.checkpoint_path"):
         file = Path(path).expanduser()
         if not file.exists():
-            yield (
-                "model.checkpoint_path",
-                f": there is no such file or folder (looked for {file.absolute()})",
-            )
+            yield "model.checkpoint_path", f": there is no such file or folder (looked for {file.absolute()})"
     check = TOKENIZERS.get(read.class_name("model.tokenizer"))
     if check and patch is not None:
         yield from check(read, patch)
@@ -120,10 +106,7 @@ def _conv_stem(read: ConfigReader, patch: Any) -> Conflicts:
     if dim is None or convs is None:
         return
     if any(side & (side - 1) for side in two(patch)):
-        yield (
-            "model.patch_size",
-            "is no power of two, and a convolutional stem can only halve the image: choose 1, 2, 4, 8 or 16",
-        )
+        yield "model.patch_size", "is no power of two, and a conv stem only halves: choose 1, 2, 4, 8 or 16"
         return
     full_size = read("model.tokenizer.full_size_convs") or 0
     halvings = max(side.bit_length() - 1 for side in two(patch))
@@ -151,11 +134,7 @@ def _conv_pool(read: ConfigReader, patch: Any) -> Conflicts:
             f"model.patch_size={2**layers}" + (f", or model.tokenizer.num_layers={fit[0]}" if fit else ""),
         )
     if read("model.patch_norm"):
-        yield (
-            "model.patch_norm",
-            "needs a projection to normalise around, and model/tokenizer=cct has none: set "
-            "model.patch_norm=false",
-        )
+        yield "model.patch_norm", "needs a projection, and model/tokenizer=cct has none: set it to false"
 
 
 def _shifted_patches(read: ConfigReader, patch: Any) -> Conflicts:

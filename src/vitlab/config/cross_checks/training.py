@@ -16,7 +16,7 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
         if None not in (least, most) and -1 != most < least:
             yield (
                 f"trainer.min_{unit}",
-                f"is more than trainer.max_{unit}={most}: lower the first or raise the second",
+                f"is more than trainer.max_{unit}={most}: lower it, or raise that",
             )
     yield from _schedule(read)
     yield from _device(read)
@@ -57,11 +57,7 @@ def _schedule(read: ConfigReader) -> Conflicts:
         key = f"scheduler.{duration}_epochs"
         asked = read(key)
         if asked is not None and max(asked if isinstance(asked, list) else [asked]) > epochs:
-            yield (
-                key,
-                f"is longer than the whole run of {epochs} epochs. Shorten it, train longer "
-                "(trainer.max_epochs), or leave it null",
-            )
+            yield key, f"is longer than the whole run of {epochs} epochs (trainer.max_epochs): shorten it"
 
 
 def _device(read: ConfigReader) -> Conflicts:
@@ -76,16 +72,8 @@ def _device(read: ConfigReader) -> Conflicts:
                 f"cannot be split evenly over {world} devices (it is the size over all of them): choose a "
                 f"multiple of {world}, such as {alternatives(near)}",
             )
-    if read("trainer.accelerator") == "cpu" and read("trainer.precision") in (
-        "16-mixed",
-        "16-true",
-        "16",
-        16,
-    ):
-        yield (
-            "trainer.precision",
-            "does not work on a CPU: choose bf16-mixed or 32-true, or trainer.accelerator=gpu",
-        )
+    if read("trainer.accelerator") == "cpu" and str(read("trainer.precision")).startswith("16"):
+        yield "trainer.precision", "does not work on a CPU: choose bf16-mixed or 32-true, or use a GPU"
 
 
 def _teacher(read: ConfigReader) -> Conflicts:
@@ -104,10 +92,7 @@ def _teacher(read: ConfigReader) -> Conflicts:
             f"{teacher.removeprefix(TIMM)}) and give that run's folder as task.teacher",
         )
     elif teacher and file and not teacher.startswith(TIMM):
-        yield (
-            "task.teacher_checkpoint",
-            f"is for task.teacher={TIMM}NAME: leave it out, or give our own checkpoint as task.teacher",
-        )
+        yield "task.teacher_checkpoint", "is for networks of timm: leave it out, or give it as task.teacher"
     weight = read("task.weight")
     if weight in (0, 1) and is_distilled(read):
         yield (
