@@ -32,13 +32,13 @@ def test_every_flag_beside_every_other_is_taken_or_refused_in_one_sentence() -> 
 @pytest.mark.parametrize(
     ("typed", "code"),
     [
-        *(("-m model.patch_size=4,8 -h", 0), ("resume=x --help", 0), ("--lr=1 --cfg -h", 0)),
-        *(
-            ("--hydra-help model.depth=2,3", 0),
-            ("--version", 0),
-            ("--cfg job --resolve", None),
-            ("-i config", None),
-        ),
+        ("-m model.patch_size=4,8 -h", 0),
+        ("resume=x --help", 0),
+        ("--lr=1 --cfg -h", 0),
+        ("--hydra-help model.depth=2,3", 0),
+        ("--version", 0),
+        ("--cfg job --resolve", None),
+        ("-i config", None),
     ],
 )
 def test_hydra_shows_what_is_asked_for_and_no_run_is_started(

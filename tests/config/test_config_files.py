@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from omegaconf import OmegaConf
 
-from vitlab.config import CONF, OPEN_NODES, check_targets, compose, preflight, to_plain
+from vitlab.config import CONF, OPEN_NODES, check_targets, compose, keys, preflight, to_plain
 from vitlab.config.schema import RULES, rule
 from vitlab.core.data_protocol import DEFAULT_VAL_SIZE, NUM_CLASSES
 
@@ -25,20 +25,12 @@ GIVEN = {
 }
 
 
-def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key != "defaults":
-                yield from leaves(value, f"{at}.{key}" if at else str(key))
-    else:
-        yield at, node
-
-
 def file_leaves(file: Path) -> Iterator[tuple[str, Any]]:
     text = file.read_text()
     at = "" if "@package _global_" in text else ".".join(file.parent.relative_to(CONF).parts)
     at = "augment" if file.stem == "augment_ops" else at
-    yield from leaves(OmegaConf.to_container(OmegaConf.create(text), resolve=False), at)
+    node = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    yield from keys.leaves({key: value for key, value in node.items() if key != "defaults"}, at)
 
 
 ALL_LEAVES = {
@@ -76,9 +68,9 @@ def test_every_null_has_a_rule() -> None:
 
 
 def test_every_rule_is_for_a_key_that_is_there() -> None:
-    # An own node such as {mean: …, std: …} is one value to its rule.
-    keys = {*ALL_LEAVES, *(key.rpartition(".")[0] for key in ALL_LEAVES)}
-    assert [name for name in RULES if not any(fnmatchcase(key, name) for key in keys)] == []
+    # A list and a node such as {mean: …, std: …} are one value to their rule.
+    there = {*ALL_LEAVES, *(key.rpartition(".")[0] for key in ALL_LEAVES)}
+    assert [name for name in RULES if not any(fnmatchcase(key, name) for key in there)] == []
 
 
 def test_the_trainer_has_all_of_lightnings_arguments() -> None:

@@ -72,10 +72,7 @@ def test_keys_are_added_in_an_open_node_alone() -> None:
         ("max_epochs=3", "did you mean trainer.max_epochs?"),
         ("trainer/max_epochs=3", "did you mean trainer.max_epochs?"),
         ("model.batch_size=3", "did you mean data.batch_size?"),
-        (
-            "optimizer.zzz=3",
-            "optimizer=adamw has no key 'zzz'; the keys there are lr, weight_decay",
-        ),
+        ("optimizer.zzz=3", "optimizer=adamw has no key 'zzz'; the keys there are lr, weight_decay"),
         ("optimizer.betas.0=0.5", "optimizer=adamw has no key 'betas.0'"),
         ("zzz=3", "no such key; the keys there are seed, study"),
         ("model/tokenizer=conv_stm", "did you mean conv_stem? The options of model/tokenizer are cct,"),
@@ -114,7 +111,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         ("~augment", "give augment the option none"),
         ("experiment=null", "leave experiment out"),
         ("model=null", "model is needed; the options of model are"),
-        ("model={dim: 3}", "expected one option"),
+        ("model={dim:3}", "expected one option"),
+        ("model=vit_tiny model=vit_small", "model=vit_small: model=vit_tiny was given before"),
         ("model.tokenizer=cct", "a part is chosen with a slash: model/tokenizer=cct; the options"),
         ("model.tokenizer=null", "a part is chosen with a slash"),
         ("model/tokenizer=null", "model/tokenizer is needed"),
@@ -139,7 +137,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, meant: str) ->
     ],
 )
 def test_syntax_that_has_no_place_here_is_refused(typed: str, said: str) -> None:
-    assert said in refused(typed)
+    assert said in refused(*typed.split(" "))
 
 
 @pytest.mark.parametrize(
@@ -155,20 +153,14 @@ def test_a_key_and_a_value_in_two_words_are_answered_with_the_one(typed: str, me
     assert refused(*typed.split()) == said
 
 
-def test_one_option_of_a_group_at_a_time() -> None:
-    assert "model=vit_tiny was given before" in refused("model=vit_tiny", "model=vit_small")
-
-
 def test_a_later_value_replaces_an_earlier_as_in_hydra() -> None:
     (cfg,) = preflight(["model.depth=4", "model.depth=6"])
     assert cfg.model.depth == 6
 
 
 def test_every_mistake_is_told_at_once() -> None:
-    said = refused("lr=1e-3", "model.patch_size=5", "seed=-1").splitlines()
-    assert len(said) == 3
-    for word in ("optimizer.lr", "model.patch_size=5", "seed=-1"):
-        assert any(word in line for line in said)
+    said = sorted(refused("lr=1e-3", "model.patch_size=5", "seed=-1").splitlines())
+    assert [line.partition(" ")[0] for line in said] == ["lr:", "model.patch_size=5", "seed=-1:"]
 
 
 def test_what_only_follows_a_wrong_value_is_not_an_error_of_its_own() -> None:
@@ -208,7 +200,33 @@ def test_groups_are_swept_by_name_and_by_pattern() -> None:
     configs = preflight(["scheduler=constant,cosine"], multirun=True)
     assert [cfg.scheduler._target_.rpartition(".")[2] for cfg in configs] == ["constant", "cosine"]
     assert len(preflight(["scheduler=glob(*cosine)"], multirun=True)) == 2
-    assert "no option matches" in refused("scheduler=glob(x*)", multirun=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("scheduler=glob(x*)", "no option matches"),
+        ("hydra/launcher=jobli seed=1,2", "did you mean joblib?"),
+        (
+            "hydra/launcher=joblib hydra.launcher.n_job=2 seed=1,2",
+            "hydra.launcher.n_job: hydra/launcher=joblib has no such key; did you mean n_jobs?",
+        ),
+        ("model/tokenizer=patch,ct", "model/tokenizer=ct: did you mean cct?"),
+        (
+            "model.tokenizer=patch,cct",
+            "model.tokenizer=patch,cct: a part is chosen with a slash: model/tokenizer=patch",
+        ),
+        ("model=vit_tiny,vit_smal model.depth=4,6", "model=vit_smal: did you mean vit_small?"),
+        ("model.depth=range(4,4)", "no value at all"),
+        ("optimizer.lr=interval(0.1,0.2)", "interval() has no list of values"),
+        ("seed=range(1000) model.depth=range(1,100)", "99,000 combinations"),
+        ("seed=range(1000000000)", "10,000 is the most"),
+    ],
+)
+def test_a_sweep_that_cannot_be_expanded_is_refused_in_one_sentence(typed: str, said: str) -> None:
+    answer = refused(*typed.split(), multirun=True)
+    assert said in answer
+    assert len(answer.splitlines()) == 1
 
 
 def test_a_sweep_tells_which_combinations_are_wrong_and_why() -> None:
@@ -229,12 +247,6 @@ def test_a_sweep_of_which_nothing_can_run_is_refused() -> None:
     assert "2 of 2 combinations are refused" in said
 
 
-def test_a_mistyped_launcher_or_key_of_it_is_refused() -> None:
-    assert "did you mean joblib?" in refused("hydra/launcher=jobli", "seed=1,2", multirun=True)
-    said = refused("hydra/launcher=joblib", "hydra.launcher.n_job=2", "seed=1,2", multirun=True)
-    assert said == "hydra.launcher.n_job: hydra/launcher=joblib has no such key; did you mean n_jobs?"
-
-
 def test_a_sweep_over_models_finds_the_one_that_lacks_a_key() -> None:
     said = partly("model=vit_tiny,resnet18", "model.depth=4")
     assert "1 of 2 combinations" in said
@@ -247,9 +259,6 @@ def test_parts_are_chosen_and_swept_as_options_of_their_group() -> None:
     assert cfg.model.tokenizer._target_.endswith(".ConvPool")
     targets = [cfg.model.tokenizer._target_ for cfg in preflight(["model/tokenizer=patch,spt"], True)]
     assert [target.rpartition(".")[2] for target in targets] == ["PatchEmbedding", "ShiftedPatches"]
-    assert "model/tokenizer=ct: did you mean cct?" in refused("model/tokenizer=patch,ct", multirun=True)
-    said = refused("model.tokenizer=patch,cct", multirun=True)
-    assert said.startswith("model.tokenizer=patch,cct: a part is chosen with a slash: model/tokenizer=patch")
 
 
 @pytest.mark.parametrize("model", ["resnet18", "timm_vit_b16"])
@@ -269,25 +278,11 @@ def test_a_mistake_in_every_combination_is_told_once() -> None:
     assert "in each of the 3 combinations" in said
 
 
-def test_a_mistyped_option_among_several_is_found_before_composing() -> None:
-    said = refused("model=vit_tiny,vit_smal", "model.depth=4,6", multirun=True)
-    assert said.startswith("model=vit_smal: did you mean vit_small?")
-    assert "model=vit_tiny:" not in said
-
-
 def test_several_values_need_the_sweep_flag() -> None:
     said = refused("model.depth=4,6")
     assert "add -m" in said
     assert "model.depth=[4,6]" in said
     assert "[" not in refused("model=vit_tiny,vit_small")
-
-
-def test_a_sweep_without_values_or_without_end_is_refused() -> None:
-    assert "no value at all" in refused("model.depth=range(4,4)", multirun=True)
-    assert "interval()" in refused("optimizer.lr=interval(0.1,0.2)", multirun=True)
-    said = refused("seed=range(1000)", "model.depth=range(1,100)", multirun=True)
-    assert "99,000 combinations" in said
-    assert "10,000 is the most" in refused("seed=range(1000000000)", multirun=True)
 
 
 def test_values_swept_by_a_recipe_are_checked_too(own_conf: Path) -> None:

@@ -9,14 +9,8 @@ from vitlab.core.errors import UserError
 
 
 def config(batch_size: int = 128, scheduler: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
-    defaults = {
-        "max_epochs": 10,
-        "max_steps": -1,
-        "accumulate_grad_batches": 1,
-        "limit_train_batches": None,
-        "overfit_batches": 0.0,
-        "fast_dev_run": False,
-    }
+    defaults: dict[str, Any] = {"max_epochs": 10, "max_steps": -1, "accumulate_grad_batches": 1}
+    defaults |= {"limit_train_batches": None, "overfit_batches": 0.0, "fast_dev_run": False}
     warmup = {"warmup_epochs": None, "warmup_steps": None, "warmup_fraction": 0.05}
     return {
         "data": {"batch_size": batch_size},
@@ -25,33 +19,33 @@ def config(batch_size: int = 128, scheduler: dict[str, Any] | None = None, **tra
     }
 
 
-def test_steps_drop_the_last_smaller_batch() -> None:
-    plan = make_plan(config(), 45_000)
-    assert (plan.batches_per_epoch, plan.total_steps, plan.warmup_steps) == (351, 3510, 176)
-
-
-def test_accumulation_steps_on_the_last_batch_of_an_epoch() -> None:
-    plan = make_plan(config(accumulate_grad_batches=4), 45_000)
-    assert (plan.total_steps, plan.effective_batch) == (880, 512)
-
-
-def test_max_steps_shortens_the_run_and_its_schedule() -> None:
-    plan = make_plan(config(max_steps=1000), 45_000)
-    assert (plan.total_steps, plan.epochs, plan.warmup_steps) == (1000, 3, 50)
-    plan = make_plan(config(max_steps=1000, max_epochs=-1), 45_000)
-    assert (plan.total_steps, plan.epochs) == (1000, 3)
-
-
-@pytest.mark.parametrize(("limit", "batches"), [(5, 5), (0.5, 175), (1.0, 351), (1, 1), (9999, 351)])
-def test_limit_train_batches_counts_or_divides(limit: float, batches: int) -> None:
-    assert make_plan(config(limit_train_batches=limit), 45_000).batches_per_epoch == batches
-
-
-def test_warmup_in_epochs_or_steps() -> None:
-    assert make_plan(config(scheduler={"warmup_epochs": 2}), 45_000).warmup_steps == 702
-    assert make_plan(config(scheduler={"warmup_epochs": 0.5}), 45_000).warmup_steps == 176
-    assert make_plan(config(scheduler={"warmup_steps": 7}), 45_000).warmup_steps == 7
-    assert make_plan(config(scheduler={"warmup_steps": 0}), 45_000).warmup_steps == 0
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        # the last, smaller batch of an epoch is dropped
+        ({}, {"batches_per_epoch": 351, "total_steps": 3510, "warmup_steps": 176}),
+        # the last step of an epoch may have fewer micro-batches
+        ({"accumulate_grad_batches": 4}, {"total_steps": 880, "effective_batch": 512}),
+        ({"max_steps": 1000}, {"total_steps": 1000, "epochs": 3, "warmup_steps": 50}),
+        ({"max_steps": 1000, "max_epochs": -1}, {"total_steps": 1000, "epochs": 3}),
+        ({"limit_train_batches": 5}, {"batches_per_epoch": 5}),
+        ({"limit_train_batches": 0.5}, {"batches_per_epoch": 175}),
+        ({"limit_train_batches": 1.0}, {"batches_per_epoch": 351}),
+        ({"limit_train_batches": 1}, {"batches_per_epoch": 1}),
+        ({"limit_train_batches": 9999}, {"batches_per_epoch": 351}),
+        ({"overfit_batches": 0.1, "limit_train_batches": 1}, {"batches_per_epoch": 35}),
+        ({"fast_dev_run": True, "limit_train_batches": 9}, {"batches_per_epoch": 1, "epochs": 1}),
+        ({"scheduler": {"warmup_epochs": 2}}, {"warmup_steps": 702}),
+        ({"scheduler": {"warmup_epochs": 0.5}}, {"warmup_steps": 176}),
+        ({"scheduler": {"warmup_steps": 7}}, {"warmup_steps": 7}),
+        ({"scheduler": {"warmup_steps": 0}}, {"warmup_steps": 0}),
+    ],
+)
+def test_a_run_is_counted_in_batches_and_optimizer_steps(
+    options: dict[str, Any], counts: dict[str, int]
+) -> None:
+    plan = make_plan(config(**options), 45_000)
+    assert {name: getattr(plan, name) for name in counts} == counts
 
 
 def test_a_warmup_longer_than_the_run_is_refused_only_when_asked_for() -> None:
@@ -71,24 +65,12 @@ def test_advice_brings_the_effective_batch_to_512() -> None:
 
 
 def test_every_duration_of_a_scheduler_becomes_steps() -> None:
-    scheduler = {
-        "milestone_epochs": [2, 4.5],
-        "milestone_steps": None,
-        "milestone_fraction": [0.5],
-        "every_epochs": None,
-        "decay_epochs": None,
-        "decay_steps": None,
-        "decay_fraction": 0.2,
-        "final_ratio": 0.1,
-        "_target_": "x",
-    }
+    scheduler = {"milestone_epochs": [2, 4.5], "milestone_steps": None, "milestone_fraction": [0.5]}
+    scheduler |= {"every_epochs": None, "final_ratio": 0.1, "_target_": "x"}
+    scheduler |= {"decay_epochs": None, "decay_steps": None, "decay_fraction": 0.2}
     plan = make_plan(config(scheduler=scheduler, accumulate_grad_batches=3), 45_000)
-    assert plan.durations == {
-        "warmup_steps": 58,
-        "milestone_steps": [234, 526],
-        "every_steps": None,
-        "decay_steps": 234,
-    }
+    steps = {"warmup_steps": 58, "milestone_steps": [234, 526], "every_steps": None, "decay_steps": 234}
+    assert plan.durations == steps
     assert make_plan(config(scheduler={"every_epochs": 2}), 45_000).durations["every_steps"] == 702
 
 
