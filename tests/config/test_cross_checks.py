@@ -21,7 +21,7 @@ def read(values: str) -> dict[str, Any]:
         ("model.heads=7", "model.heads=7 model.dim=384 1, 2, 3, 4, 6, 8 model.dim_head"),
         ("model.dim=6 model.heads=3 model.position=sincos", "sincos model.dim=8"),
         ("model.mlp_ratio=0.001", "model.mlp_ratio=0.001"),
-        ("data.val_size=50000", "data.val_size=50000 50,000 training images share"),
+        ("data.val_size=50000", "data.val_size=50000 50,000 training images fraction"),
         ("data.batch_size=45001", "data.batch_size=45001 45,000 training images"),
         ("data.num_classes=12 model.num_classes=12", "data.num_classes=12 cifar10 data.num_classes=10"),
         ("model.num_classes=12", "model.num_classes=12 data.num_classes=10 labels"),

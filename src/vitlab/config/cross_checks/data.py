@@ -48,7 +48,7 @@ def _data(read: ConfigReader) -> Conflicts:
     if total is not None and isinstance(held_out, int) and held_out >= total:
         yield (
             "data.val_size",
-            f"leaves nothing of the {total:,} training images: choose less, a share or 0",
+            f"leaves none of the {total:,} training images: choose less, a fraction or 0",
         )
     elif images is not None and batch is not None and batch > images:
         yield "data.batch_size", f"is more than the {images:,} training images: choose {images} or fewer"

@@ -16,7 +16,7 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
         if None not in (least, most) and -1 != most < least:
             yield (
                 f"trainer.min_{unit}",
-                f"is more than trainer.max_{unit}={most}: lower it, or raise that",
+                f"is more than trainer.max_{unit}={most}: lower the first or raise the second",
             )
     yield from _schedule(read)
     yield from _device(read)
