@@ -241,7 +241,10 @@ def test_a_sweep_of_which_nothing_can_run_is_refused() -> None:
     assert "4 of 4 combinations are refused, none was started" in said
     assert "model.patch_size=5 does not divide" in said
     assert "#3: model.depth=6 model.patch_size=7" in said
-    # What is wrong whatever the combination is a mistake, though each combination has others beside it.
+    # What is wrong whatever the combination is told once, and is a mistake though others can be beside it.
+    said = refused("model.depth=4,6,8", "optimizer.lrr=1", multirun=True)
+    assert said.count("did you mean optimizer.lr?") == 1
+    assert "in each of the 3 combinations" in said
     said = refused("model.patch_size=4,5", "optimizer.lrr=1", multirun=True)
     assert "did you mean optimizer.lr?" in said
     assert "2 of 2 combinations are refused" in said
@@ -270,12 +273,6 @@ def test_a_part_of_a_model_that_has_no_such_part_is_refused(model: str) -> None:
     said = partly(f"model=vit_tiny,{model}", "model/tokenizer=patch,cct")
     assert said.startswith("2 of 4 combinations are skipped")
     assert f"#3: model={model} model/tokenizer=cct" in said
-
-
-def test_a_mistake_in_every_combination_is_told_once() -> None:
-    said = refused("model.depth=4,6,8", "optimizer.lrr=1", multirun=True)
-    assert said.count("did you mean optimizer.lr?") == 1
-    assert "in each of the 3 combinations" in said
 
 
 def test_several_values_need_the_sweep_flag() -> None:

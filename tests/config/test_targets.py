@@ -53,13 +53,19 @@ def test_a_mistyped_target_is_answered_with_the_nearest() -> None:
     assert "did you mean vitlab.models.vit.ViT?" in refused("model._target_=vitlab.models.vit.Vit")
 
 
-def test_what_a_module_imports_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the models in a package of the test's own."""
     monkeypatch.setattr(targets, "_PACKAGE", tmp_path)
     (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def test_what_a_module_imports_is_not_its_own(models: Path) -> None:
     package = "from os import system\nfrom vitlab.models.mine import Mine as Ours\n"
-    (tmp_path / "models" / "__init__.py").write_text(package)
+    (models / "__init__.py").write_text(package)
     module = "from vitlab.training.run import run\nclass Mine: ...\ndef _secret(): ...\n"
-    (tmp_path / "models" / "mine.py").write_text(module)
+    (models / "mine.py").write_text(module)
     for name in ("Ours", "mine.Mine"):
         check_targets({"_target_": f"vitlab.models.{name}"})
     for name in ("system", "mine.run", "mine._secret", "mine"):
@@ -67,11 +73,7 @@ def test_what_a_module_imports_is_not_its_own(tmp_path: Path, monkeypatch: pytes
             check_targets({"_target_": f"vitlab.models.{name}"})
 
 
-def test_a_source_file_that_python_cannot_read_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(targets, "_PACKAGE", tmp_path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mine.py").write_text("\nclass Mine(:\n")
+def test_a_source_file_that_python_cannot_read_is_named(models: Path) -> None:
+    (models / "mine.py").write_text("\nclass Mine(:\n")
     with pytest.raises(UserError, match=r"vitlab\.models\.mine is no Python, see its line 2"):
         check_targets({"_target_": "vitlab.models.mine.Mine"})
