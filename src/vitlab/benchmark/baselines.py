@@ -23,6 +23,7 @@ from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
 from vitlab.training.build import Components, optimizer_factory
 from vitlab.training.callbacks import Throughput
+from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
 from vitlab.training.trainer import make_trainer
 
@@ -71,8 +72,8 @@ def train_with_lightning(
         summary.begin(job.config["seed"], [], {}, None)
         logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
         clock = Throughput(time.monotonic(), warmup_steps=settle)
-        parts, silent = replace(job, plan=plan), RunConsole(folder, quiet=True)
-        trainer, _ = make_trainer(folder, parts, 1, summary, silent, stop, clock, logger)
+        session = Session(folder, summary, RunConsole(folder, quiet=True), stop, clock)
+        trainer, _ = make_trainer(session, replace(job, plan=plan), logger)
         trainer.fit(job.task, **source)
         if logger:
             logger.experiment.close()

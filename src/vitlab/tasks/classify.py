@@ -1,6 +1,7 @@
 """Image classification: the LightningModule that trains any `vitlab.models` network."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import lightning as L
@@ -13,8 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vitlab.core.batch import Batch
 from vitlab.core.errors import Diverged
 from vitlab.core.seeding import derive_seed
-from vitlab.optim.freezing import freeze as freeze_layers
-from vitlab.optim.freezing import freeze_eval
+from vitlab.optim import freezing
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
 
@@ -67,15 +67,11 @@ class Classify(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.seed = seed
         self.meta = meta
-        accuracy: dict[str, Any] = {
-            "loss": MeanMetric(nan_strategy="disable"),
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-        }
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": accuracy()}
         if num_classes > 5:  # with five classes or fewer, top-5 is always right
-            accuracy["accuracy_top5"] = MulticlassAccuracy(
-                num_classes, top_k=5, average="micro", validate_args=False
-            )
-        self.val_metrics = MetricCollection(accuracy, prefix="val/", compute_groups=False)
+            metrics["accuracy_top5"] = accuracy(top_k=5)
+        self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         # Rows are the truth, columns the prediction; its diagonal over its row sums is accuracy per class.
         self.confusion = ConfusionMatrix("multiclass", num_classes=num_classes, validate_args=False)
@@ -83,8 +79,8 @@ class Classify(L.LightningModule):
         # checkpoint so that an epoch that was interrupted reports what it would have reported.
         self.sums: Tensor | None = None
         self.confusion_counts: Tensor  # (K, K), after a test
-        self.frozen = freeze_layers(net, freeze)
-        freeze_eval(net, self.frozen)
+        self.frozen = freezing.freeze(net, freeze)
+        freezing.freeze_eval(net, self.frozen)
         # Parameters keep their identity when they move to another device or type, so that an optimizer built
         # here, where a wrong option is found before a run begins, still holds them.
         self.built_optimizer = optimizer(net)
@@ -101,7 +97,7 @@ class Classify(L.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; frozen layers stay in evaluation."""
         super().train(mode)
-        freeze_eval(self.net, self.frozen)
+        freezing.freeze_eval(self.net, self.frozen)
         return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -112,6 +108,7 @@ class Classify(L.LightningModule):
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._batch_idx = batch_idx
         loss, others = self.objective(batch)
         with torch.no_grad():
             size = len(batch.images)
@@ -132,7 +129,7 @@ class Classify(L.LightningModule):
         times = self.trainer.accumulate_grad_batches
         batches = int(self.trainer.num_training_batches)
         last = batches % times  # micro-batches of that step; 0 where it is a full one
-        if last and self.trainer.fit_loop.batch_idx >= batches - last:
+        if last and self._batch_idx >= batches - last:
             loss = loss * (times / last)
         super().backward(loss, *args, **kwargs)
 
@@ -219,7 +216,7 @@ class Classify(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning 2.6 refuses to clip for a fused optimizer under bf16-mixed, where nothing has to be
-        # unscaled (Lightning#21435). Under 16-mixed the optimizer is not fused (`runs.build`), so the
+        # unscaled (Lightning#21435). Under 16-mixed the optimizer is not fused (`training.build`), so the
         # gradients are unscaled by the time this hook runs.
         if not gradient_clip_val:
             return

@@ -4,14 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
-    """Mix ``targets`` (B, K), rows that sum to one, with the uniform distribution.
-
-    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
-    """
-    return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
-
-
 def soft_cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
@@ -19,8 +11,12 @@ def soft_cross_entropy(
 
     The mean over the batch, or with ``reduction="none"`` one value an image (B,). In float32 whatever
     the logits' type: a bfloat16 log-softmax keeps two to three digits.
+
+    Source of ``label_smoothing``, which mixes the targets with the uniform distribution: Szegedy et al. 2016,
+    "Rethinking the Inception Architecture", section 7.
     """
-    return F.cross_entropy(logits.float(), smooth(targets, label_smoothing), reduction=reduction)
+    smooth = targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
+    return F.cross_entropy(logits.float(), smooth, reduction=reduction)
 
 
 def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

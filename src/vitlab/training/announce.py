@@ -1,6 +1,6 @@
 """What a run says on the screen: what is about to run, what might be better, and what it reached."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from vitlab.augment.base import RunFacts
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
-from vitlab.core.run_folder import ModelSummary, RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder, SummaryData
 from vitlab.models.attention import is_transformer
 from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
@@ -18,6 +18,7 @@ from vitlab.models.pretrained import Loaded
 from vitlab.optim.freezing import freeze_notes
 from vitlab.training.build import Components
 from vitlab.training.callbacks.ema import describe_average, ema_notes
+from vitlab.training.session import Session
 
 # What the groups of `vitlab.optim.parameter_groups` are called in the table.
 GROUPS = {
@@ -29,38 +30,22 @@ GROUPS = {
 SMALL_DATA = 5120  # training images under which a batch of 512 would leave too few steps
 
 
-def announce(
-    screen: RunConsole,
-    folder: RunFolder,
-    parts: Components,
-    model: ModelSummary,
-    processes: int,
-    resumed_at: int | None,
-) -> None:
-    """Say what is about to run, and what might be better.
-
-    Args:
-        screen: where to.
-        folder: the run.
-        parts: what it consists of.
-        model: what summary.json says of the network.
-        processes: that train it.
-        resumed_at: the optimizer step; None for a run that starts.
-    """
-    print_rows(screen, list(_describe(folder, parts, model, processes, resumed_at)))
+def announce(session: Session, parts: Components) -> None:
+    """Say what is about to run, and what might be better."""
+    screen = session.screen
+    _print_rows(screen, _describe(session, parts))
     loaded: Loaded | None = getattr(parts.net, "loaded", None)  # not in a run that resumes
     if loaded:
-        print_rows(screen, list(loaded.lines()))
+        _print_rows(screen, loaded.lines())
     screen.print(_group_table(parts.optimizer.param_groups, parts.net))
-    for note in _notes(parts, processes, loaded, resumed=resumed_at is not None):
+    for note in _notes(parts, loaded, resumed=session.resumed_at is not None):
         screen.print(f"note: {note}")
 
 
-def _describe(
-    folder: RunFolder, parts: Components, model: ModelSummary, processes: int, resumed_at: int | None
-) -> Iterator[tuple[str, str]]:
-    data, plan, config = parts.data, parts.plan, parts.config
-    yield "run", str(folder) + (f"  resumed at step {resumed_at:,}" if resumed_at is not None else "")
+def _describe(session: Session, parts: Components) -> Iterator[tuple[str, str]]:
+    data, plan, config, processes = parts.data, parts.plan, parts.config, parts.processes
+    model, step = session.summary.data["model"], session.resumed_at
+    yield "run", str(session.folder) + ("" if step is None else f"  resumed at step {step:,}")
     yield (
         "model",
         f"{model['name']}  {model['parameters']:,} parameters, {show_flops(parts.flops)} an image (forward)",
@@ -84,19 +69,19 @@ def _describe(
         yield "average", describe_average(plan.total_steps, **ema)
 
 
-def _notes(parts: Components, processes: int, loaded: Loaded | None, *, resumed: bool) -> Iterator[str]:
+def _notes(parts: Components, loaded: Loaded | None, *, resumed: bool) -> Iterator[str]:
     """Yield what each part of the run finds doubtful about its settings, or without effect."""
     data, plan, config = parts.data, parts.plan, parts.config
     model = config["model"]
-    image_size = pair("model.image_size", model["image_size"])
     yield from data.notes
     if is_transformer(parts.net) and data.num_train >= SMALL_DATA and (advice := plan.advice()):
         yield advice
     patches = None
     if "patch_size" in model:
         down, right = pair("model.patch_size", model["patch_size"])
-        patches = (image_size[0] // down) * (image_size[1] // right)
-    facts = RunFacts(parts.dataset.shape, patches, plan.epochs, data.batch_size // processes)
+        height, width = data.input_size
+        patches = (height // down) * (width // right)
+    facts = RunFacts(parts.dataset.shape, patches, plan.epochs, data.batch_size // parts.processes)
     yield from data.augment.notes(facts)  # type: ignore[operator]
     yield from ema_notes(config["callbacks"]["ema"], plan.total_steps, config["overrides"])
     if parts.kind == "cpu":
@@ -110,10 +95,10 @@ def _notes(parts: Components, processes: int, loaded: Loaded | None, *, resumed:
     if not resumed:
         yield from freeze_notes(config["task"]["freeze"], model)
     if loaded:
-        yield from loaded.notes(data.mean, data.std, image_size)
+        yield from loaded.notes(data.mean, data.std, data.input_size)
 
 
-def print_rows(screen: RunConsole, rows: Sequence[tuple[str, str]]) -> None:
+def _print_rows(screen: RunConsole, rows: Iterable[tuple[str, str]]) -> None:
     """Print a block of ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
@@ -166,7 +151,7 @@ def print_results(screen: RunConsole, folder: RunFolder, summary: SummaryData) -
         lines.append(("watch", f"tensorboard --logdir {_watched(folder)}"))
     lines.append(("summary", f"{folder}/summary.json"))
     screen.print()
-    print_rows(screen, lines)
+    _print_rows(screen, lines)
 
 
 def _watched(folder: RunFolder) -> str:

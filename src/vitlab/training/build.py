@@ -33,6 +33,7 @@ class Components:
     """Everything that a run consists of, built from its config.
 
     Attributes:
+        processes: that train it on this machine.
         kind: of the device: "cpu", "cuda" …
         flops: of a forward pass over one image.
         teacher: of ``task=distill``.
@@ -44,6 +45,7 @@ class Components:
     net: nn.Module
     task: Classify
     plan: Plan
+    processes: int
     kind: str
     precision: str
     compiled: bool
@@ -63,16 +65,11 @@ class Components:
 
 
 def build(
-    config: dict[str, Any],
-    processes: int = 1,
-    dataset: datasets.Dataset | None = None,
-    plan: Plan | None = None,
+    config: dict[str, Any], dataset: datasets.Dataset | None = None, plan: Plan | None = None
 ) -> Components:
     """Build data, network and task from a resolved config.
 
     Args:
-        config: of the run.
-        processes: that train it.
         dataset: ``config["data"]``, where it has been built already.
         plan: where it has been made already, for this dataset.
 
@@ -81,10 +78,11 @@ def build(
     """
     trainer = config["trainer"]
     kind = hardware.resolve_device_type(trainer["accelerator"])
+    processes = hardware.count_processes(trainer["devices"], kind)
     precision = hardware.resolve_precision(trainer["precision"], kind)
     dataset = dataset or datasets.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(dataset.classes)}}
-    data = build_data(config, dataset, processes)
+    data = _build_data(config, dataset, kind, processes)
     if config["data"]["batch_size"] % processes:
         raise UserError(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
@@ -93,8 +91,7 @@ def build(
     plan = plan or make_plan(config, data.num_train)
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     net = build_net(config)
-    size = pair("model.image_size", config["model"]["image_size"])
-    flops = flops_per_image(net, size, config["model"]["channels"])
+    flops = flops_per_image(net, data.input_size, config["model"]["channels"])
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
     seen = step * plan.total_steps * plan.effective_batch
@@ -106,13 +103,11 @@ def build(
         "classes": list(dataset.classes),
         "mean": list(data.mean),
         "std": list(data.std),
-        "input_size": list(size),
+        "input_size": list(data.input_size),
     }
-    taught: dict[str, Any] = {}
     if teacher:
         teacher.undo(mean=data.mean, std=data.std)
         meta["teacher"] = teacher.record
-        taught["teacher"] = teacher
     # What names the teacher has become the teacher. A partial, and then a call: instantiate would wrap plain
     # dictionaries in its own types.
     node = {key: value for key, value in config["task"].items() if not key.startswith("teacher")}
@@ -124,9 +119,11 @@ def build(
         num_classes=len(dataset.classes),
         seed=config["seed"],
         meta=meta,
-        **taught,
+        **({"teacher": teacher} if teacher else {}),
     )
-    return Components(config, dataset, data, net, task, plan, kind, precision, compiled, flops, teacher)
+    return Components(
+        config, dataset, data, net, task, plan, processes, kind, precision, compiled, flops, teacher
+    )
 
 
 def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
@@ -139,26 +136,27 @@ def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> N
                 f"trainer.limit_{split}_batches={limit} of {batches} batches is none. Give at least "
                 f"{1 / batches:.3g}, a number of batches, or 0 for none."
             )
-    every = trainer["val_check_interval"]
-    if trainer["check_val_every_n_epoch"] is None and not isinstance(every, int):
+    every, through_epochs = trainer["val_check_interval"], trainer["check_val_every_n_epoch"] is None
+    if through_epochs and not isinstance(every, int):
         raise UserError(
             "trainer.check_val_every_n_epoch=null validates every so many batches: give the number as "
             "trainer.val_check_interval."
         )
-    if (
-        isinstance(every, int)
-        and every > plan.batches_per_epoch
-        and trainer["check_val_every_n_epoch"] is not None
-    ):
+    if isinstance(every, int) and every > plan.batches_per_epoch and not through_epochs:
         raise UserError(
             f"trainer.val_check_interval={every} is more than the {plan.batches_per_epoch} batches of an "
             "epoch. Lower it, or set trainer.check_val_every_n_epoch=null to count through the epochs."
         )
 
 
-def build_data(config: dict[str, Any], dataset: datasets.Dataset, processes: int = 1) -> ImageData:
+def _build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, processes: int) -> ImageData:
     """Build the data module of a run, its augmentation included."""
     options = config["data"]
+    device = torch.device(kind if kind in ("cuda", "mps") else "cpu")
+    if kind == "cuda":  # the one that this process will train on, before there is a Trainer to ask
+        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        devices = config["trainer"]["devices"]
+        device = torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
     return ImageData(
         dataset=dataset,
         augment=instantiate(config["augment"], _convert_="all"),
@@ -171,19 +169,9 @@ def build_data(config: dict[str, Any], dataset: datasets.Dataset, processes: int
         num_classes=len(dataset.classes),
         in_memory=options.get("in_memory", "auto"),  # absent from runs older than the choice
         num_workers=options["num_workers"],
-        device=_device(config["trainer"]),
+        device=device,
         processes=processes,
     )
-
-
-def _device(trainer: dict[str, Any]) -> torch.device:
-    """Return the device that this process will train on, before there is a Trainer to ask."""
-    kind = hardware.resolve_device_type(trainer["accelerator"])
-    if kind != "cuda":
-        return torch.device(kind if kind == "mps" else "cpu")
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    devices = trainer["devices"]
-    return torch.device(kind, devices[rank] if isinstance(devices, list) else rank)
 
 
 def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callable[[nn.Module], Optimizer]:

@@ -5,19 +5,19 @@ except those that cannot matter any more.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import keys, lacking
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
-from vitlab.config.keys import under
 from vitlab.config.teacher import teacher_file
 from vitlab.config.types import show
-from vitlab.core.checkpoint import read_checkpoint
+from vitlab.core.checkpoint import CheckpointMeta, read_checkpoint
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
+from vitlab.training.build import Components
 
 FREE = (
     *WITHOUT_EFFECT,
@@ -38,16 +38,12 @@ class SavedRun:
     Attributes:
         path: of the checkpoint.
         step: optimizer steps done.
-        config: as it was when the checkpoint was written.
-        classes: of its images.
-        teacher: SHA-256 of the weights it learns from, if it has a teacher.
+        meta: as it was when the checkpoint was written.
     """
 
     path: Path
     step: int
-    config: Mapping[str, Any]
-    classes: list[str]
-    teacher: str | None
+    meta: CheckpointMeta
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
@@ -57,9 +53,7 @@ class SavedRun:
             UserError: the file is damaged or no checkpoint of a run.
         """
         checkpoint = read_checkpoint(path)
-        meta = checkpoint["vitlab"]
-        teacher = meta.get("teacher", {}).get("sha256")
-        return cls(path, checkpoint["global_step"], meta["config"], meta["classes"], teacher)
+        return cls(path, checkpoint["global_step"], checkpoint["vitlab"])
 
     def check_config(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
         """Compare the folder's ``config`` with what the run began with; return what is worth a note.
@@ -67,8 +61,8 @@ class SavedRun:
         Raises:
             UserError: a value was changed that decides what is learned, or the teacher is not where it was.
         """
-        changed = {k: text for k, text in changes(self.config, config).items() if not under(k, FREE)}
-        fixed = [f"{key}: {text}" for key, text in changed.items() if not under(key, COMPUTING)]
+        changed = {k: t for k, t in changes(self.meta["config"], config).items() if not keys.under(k, FREE)}
+        fixed = [f"{key}: {text}" for key, text in changed.items() if not keys.under(key, COMPUTING)]
         if fixed:
             raise UserError(
                 f"{folder.config} was changed after {self.path} was written ({', '.join(fixed)}), and a run "
@@ -76,7 +70,14 @@ class SavedRun:
                 f"{folder}, to start it from these weights)."
             )
         if "teacher" in config["task"]:
-            _check_teacher_file(folder, config["task"])
+            try:
+                teacher_file(config["task"])
+            except UserError as error:
+                raise UserError(
+                    f"{error} This run learns from it and cannot resume without it: put it back, or write "
+                    f"its new place as task.teacher into {folder.config}. (Relative paths start at "
+                    f"{Path.cwd()}.)"
+                ) from None
         if not changed:
             return []
         said = ", ".join(f"{key}: {text}" for key, text in changed.items())
@@ -85,30 +86,24 @@ class SavedRun:
             "draws differ, so it will not end bit for bit as one that never stopped."
         ]
 
-    def check_classes(self, found: Sequence[str]) -> None:
-        """Compare the classes of the images with those that the run began with.
+    def check_parts(self, parts: Components) -> None:
+        """Compare the classes of the images, and the teacher's weights, with what the run has learned from.
 
         Raises:
             UserError: they differ.
         """
-        if self.classes != [*found]:
+        classes, found = self.meta["classes"], parts.dataset.classes
+        if classes != [*found]:
             raise UserError(
                 f"the images have other classes than when {self.path} was written (expected "
-                f"{', '.join(self.classes)}; found {', '.join(found)}), and a run continues exactly as it "
+                f"{', '.join(classes)}; found {', '.join(found)}), and a run continues exactly as it "
                 "began. Undo that, or start a new run."
             )
-
-    def check_teacher(self, given: Any, sha256: str | None) -> None:
-        """Compare the teacher's weights with those that the run has learned from.
-
-        Raises:
-            UserError: they differ.
-        """
-        if self.teacher != sha256:
+        if parts.teacher and parts.teacher.record["sha256"] != self.meta["teacher"]["sha256"]:
             raise UserError(
-                f"task.teacher={given} is no longer the teacher that {self.path} learned from: its weights "
-                "were trained further or replaced (their SHA-256 differs). Put the old file back, or start a "
-                "new run."
+                f"task.teacher={parts.teacher.record['path']} is no longer the teacher that {self.path} "
+                "learned from: its weights were trained further or replaced (their SHA-256 differs). Put the "
+                "old file back, or start a new run."
             )
 
 
@@ -151,18 +146,3 @@ def _is_about(error: BaseException | None, name: str) -> bool:
         return error.args[:1] == (name,)
     # A constructor that lacks an argument has only words for it.
     return (isinstance(error, TypeError) and f"'{name}'" in str(error)) or _is_about(error.__cause__, name)
-
-
-def _check_teacher_file(folder: RunFolder, task: Mapping[str, Any]) -> None:
-    """Look for the teacher of a run that resumes.
-
-    Raises:
-        UserError: it is not where it was.
-    """
-    try:
-        teacher_file(task)
-    except UserError as error:
-        raise UserError(
-            f"{error} This run learns from it and cannot resume without it: put it back, or write its new "
-            f"place as task.teacher into {folder.config}. (Relative paths start at {Path.cwd()}.)"
-        ) from None

@@ -6,10 +6,7 @@ import lightning as L
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitlab.core.console import RunConsole
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, Summary
-from vitlab.core.signals import StopSignal
 from vitlab.training.build import Components
 from vitlab.training.callbacks import (
     EMA,
@@ -18,64 +15,40 @@ from vitlab.training.callbacks import (
     ProgressLine,
     Record,
     StepLoss,
-    Throughput,
 )
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
+from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def make_trainer(
-    folder: RunFolder,
-    parts: Components,
-    processes: int,
-    summary: Summary,
-    screen: RunConsole,
-    stop: StopSignal,
-    throughput: Throughput,
-    logger: RunLogger | None,
+    session: Session, parts: Components, logger: RunLogger | None
 ) -> tuple[L.Trainer, Checkpointing]:
     """Return Lightning's Trainer with the callbacks of a run.
-
-    Args:
-        folder: of the run.
-        parts: what it consists of.
-        processes: that train it.
-        summary: to keep up to date.
-        screen: for a line an epoch.
-        stop: when to stop early.
-        throughput: the run's clock.
-        logger: for TensorBoard, if any.
 
     Raises:
         UserError: Lightning refuses the arguments.
     """
     options = dict(parts.config["trainer"])
     checkpointing = Checkpointing(
-        folder=folder,
-        stop=stop,
+        folder=session.folder,
+        stop=session.stop,
         every_minutes=parts.config["callbacks"]["checkpoint"]["every_minutes"],
         total_steps=parts.plan.total_steps,
         enabled=options["enable_checkpointing"] is not False and not options["fast_dev_run"],
     )
     step_loss = StepLoss()
-    callbacks: list[L.Callback] = [
-        throughput,
-        step_loss,
-        Record(
-            folder=folder, summary=summary, checkpointing=checkpointing, throughput=throughput, screen=screen
-        ),
+    callbacks: list[L.Callback] = [session.throughput, step_loss]
+    if options["enable_progress_bar"] is not False:
+        callbacks.append(
+            ProgressLine(session.screen, step_loss, parts.plan.epochs, parts.plan.batches_per_epoch)
+        )
+    callbacks += [
+        Record(session.folder, session.summary, checkpointing, session.throughput, session.screen),
         checkpointing,
     ]
-    if options["enable_progress_bar"] is not False:
-        progress = ProgressLine(
-            screen=screen,
-            step_loss=step_loss,
-            total_batches=parts.plan.epochs * parts.plan.batches_per_epoch,
-            batches_per_epoch=parts.plan.batches_per_epoch,
-        )
-        callbacks.insert(2, progress)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if (ema := parts.config["callbacks"]["ema"])["decay"] is not None:
         callbacks.append(EMA(**ema))
@@ -86,6 +59,7 @@ def make_trainer(
         callbacks.append(SkippedSteps())
     # Counted by us: see `Checkpointing.total_steps`.
     options |= {"max_steps": -1, "max_epochs": parts.plan.epochs, "enable_checkpointing": True}
+    options["enable_progress_bar"] = False  # Lightning's; ours is a plain callback
     if options["barebones"]:
         raise UserError(
             "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
@@ -93,10 +67,10 @@ def make_trainer(
             "trainer.enable_progress_bar=false."
         )
     if parts.kind == "cpu":
-        options["devices"] = processes  # Lightning takes no list and no -1 for CPUs
+        options["devices"] = parts.processes  # Lightning takes no list and no -1 for CPUs
     if options["profiler"] is not None:
-        options["profiler"] = PROFILERS[options["profiler"]](dirpath=folder.path, filename="profile")
-    options["default_root_dir"] = options["default_root_dir"] or str(folder.path)
+        options["profiler"] = PROFILERS[options["profiler"]](dirpath=session.folder.path, filename="profile")
+    options["default_root_dir"] = options["default_root_dir"] or str(session.folder.path)
     if parts.data.num_val == 0:
         options["limit_val_batches"] = 0
     try:

@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -15,10 +15,15 @@ from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.tasks.protocol import as_task
+from vitlab.tasks.classify import Classify
 from vitlab.training.lightning_internals import batches_done, is_last_batch, skip_sigterm_broadcast
 
 MONITOR = "val/accuracy"
+
+
+def collect_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    """Return the metrics whose names begin with ``prefix``, as they were logged last."""
+    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,13 +61,7 @@ class Checkpointing(Checkpoint):
     """
 
     def __init__(
-        self,
-        *,
-        folder: RunFolder,
-        stop: StopSignal,
-        every_minutes: float,
-        total_steps: int,
-        enabled: bool,
+        self, *, folder: RunFolder, stop: StopSignal, every_minutes: float, total_steps: int, enabled: bool
     ) -> None:
         self.folder = folder
         self.stop = stop
@@ -97,12 +96,7 @@ class Checkpointing(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         done = batch_idx + 1
         last = done >= trainer.num_training_batches
@@ -117,7 +111,7 @@ class Checkpointing(Checkpoint):
         if last or self._validation_follows(trainer, done):
             return
         if stop or due:
-            self._save(trainer, pl_module, [self.folder.last])
+            self._save(trainer, [self.folder.last])
         if stop:
             raise Interrupted(stop)
 
@@ -129,7 +123,7 @@ class Checkpointing(Checkpoint):
         return counted % every == 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        metrics = collect_metrics(trainer, "val/")
         # A sanity check (trainer.num_sanity_val_steps) measures an untrained network on a few batches.
         if trainer.sanity_checking or trainer.state.fn != "fit" or MONITOR not in metrics:
             return
@@ -137,11 +131,11 @@ class Checkpointing(Checkpoint):
             self.best_metrics = metrics
             self._improved = True
             if not is_last_batch(trainer) and not trainer.should_stop:
-                self._save(trainer, pl_module, [self.folder.best])
+                self._save(trainer, [self.folder.best])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Best first: a run killed between the two repeats the epoch and writes both again.
-        self._save(trainer, pl_module, [self.folder.best] * self._improved + [self.folder.last])
+        self._save(trainer, [self.folder.best] * self._improved + [self.folder.last])
         stop, _ = self._agree(trainer)
         if stop:
             raise Interrupted(stop)
@@ -159,8 +153,8 @@ class Checkpointing(Checkpoint):
         stop, save = flags.tolist()
         return stop, bool(save)
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, targets: list[Path]) -> None:
-        as_task(pl_module).check_finite()
+    def _save(self, trainer: L.Trainer, targets: list[Path]) -> None:
+        cast(Classify, trainer.lightning_module).check_finite()
         self._improved = self._improved and self.folder.best not in targets
         self._saved_at = time.monotonic()
         if not self.enabled:

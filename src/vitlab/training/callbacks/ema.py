@@ -1,15 +1,14 @@
 """An exponential moving average of the weights, which is validated, tested and kept in their place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import RAW
-from vitlab.tasks.protocol import as_task
+from vitlab.tasks.classify import Classify
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
@@ -82,7 +81,7 @@ class EMA(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now, as the network is on its device. Its tensors stay: steps and loading fill them in place.
-        state: dict[str, Tensor] = as_task(pl_module).net.state_dict(prefix="net.")
+        state: dict[str, Tensor] = cast(Classify, pl_module).net.state_dict(prefix="net.")
         weights = {name: value for name, value in state.items() if value.is_floating_point()}
         self._weights = list(weights.values())
         self.average = {
@@ -92,14 +91,7 @@ class EMA(L.Callback):
             for name, value in weights.items()
         }
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self._updates:  # between two micro-batches
             return
         average = list(self.average.values())

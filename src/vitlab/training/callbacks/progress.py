@@ -1,9 +1,9 @@
 """The progress line: where the run is, how well it does, how fast, and when it ends."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -13,36 +13,25 @@ from vitlab.training.callbacks.record import StepLoss
 from vitlab.training.lightning_internals import batches_done_in_epoch
 
 
-class ProgressLine(ProgressBar):
+@dataclass(eq=False)
+class ProgressLine(L.Callback):
     """A Rich progress bar over the whole run, on a terminal; a log file gets a line an epoch from `Record`.
 
     Args:
         screen: where to write.
         step_loss: has the latest training loss on the host.
-        total_batches: micro-batches of the whole run.
+        epochs: of the whole run.
         batches_per_epoch: micro-batches of an epoch.
     """
 
-    def __init__(
-        self, *, screen: RunConsole, step_loss: StepLoss, total_batches: int, batches_per_epoch: int
-    ) -> None:
-        super().__init__()
-        self.screen = screen
-        self.step_loss = step_loss
-        self.total_batches = total_batches
-        self.batches_per_epoch = batches_per_epoch
-        self.bar: Progress | None = None
-        self._rate = ""
-        self._enabled = True
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def disable(self) -> None:  # Lightning calls this on every rank but the first
-        self._enabled = False
+    screen: RunConsole
+    step_loss: StepLoss
+    epochs: int
+    batches_per_epoch: int
+    bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._enabled:
+        if not trainer.is_global_zero:
             return
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -59,45 +48,33 @@ class ProgressLine(ProgressBar):
         )
         done = batches_done_in_epoch(trainer) % self.batches_per_epoch
         done += trainer.current_epoch * self.batches_per_epoch
-        self.task = self.bar.add_task("epoch", total=self.total_batches, completed=done, status="")
+        self.bar.add_task("epoch", total=self.epochs * self.batches_per_epoch, completed=done, status="")
         self.bar.start()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if self.bar is None:
             return
-        speed = self.bar.tasks[0].speed
-        self._rate = f"{speed * len(batch.images) * trainer.world_size:,.0f} images/s" if speed else ""
+        loss, accuracy = self.step_loss.loss, trainer.callback_metrics.get("val/accuracy")
+        (task,) = self.bar.tasks
+        status = []
+        if loss is not None:
+            status.append(f"loss {loss:.3f}")
+        if accuracy is not None:
+            status.append(f"val/accuracy {float(accuracy):.4f}")
+        rate = (task.speed or 0) * len(batch.images) * trainer.world_size
         self.bar.update(
-            self.task,
+            task.id,
             advance=1,
             description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            status=" ".join(filter(None, [self._status(trainer), self._rate])),
+            status="  ".join(status) + (f" {rate:,.0f} images/s" if rate else ""),
         )
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_train_end(self, *args: Any) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def _status(self, trainer: L.Trainer) -> str:
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        parts = [
-            f"loss {self.step_loss.loss:.3f}" if self.step_loss.loss is not None else "",
-            f"val/accuracy {float(accuracy):.4f}" if accuracy is not None else "",
-        ]
-        return "  ".join(filter(None, parts))
+    def on_exception(self, *args: Any) -> None:
+        self.on_train_end()

@@ -1,6 +1,7 @@
 """metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -12,13 +13,14 @@ from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
 from vitlab.core.run_folder import RunFolder, Summary
-from vitlab.tasks.protocol import Task, as_task
-from vitlab.training.callbacks.checkpointing import Checkpointing
+from vitlab.tasks.classify import Classify
+from vitlab.training.callbacks.checkpointing import Checkpointing, collect_metrics
 from vitlab.training.callbacks.throughput import Throughput
 
 
-def learning_rate(trainer: L.Trainer, task: Task) -> float:
+def learning_rate(trainer: L.Trainer) -> float:
     """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
+    task = cast(Classify, trainer.lightning_module)
     # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
     peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
     return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)
@@ -37,28 +39,22 @@ class StepLoss(L.Callback):
         self._step = 0
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        step, before = trainer.global_step, self._step
-        self._step = step
-        if step == before or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        before, self._step = self._step, trainer.global_step
+        if self._step == before or self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        self._flush(trainer)
+        self._read_back(trainer)
         # Lightning has divided it by the micro-batches of a step.
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
         host.copy_(loss, non_blocking=True)
-        self._pending = step, learning_rate(trainer, as_task(pl_module)), host
+        self._pending = self._step, learning_rate(trainer), host
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._flush(trainer)
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._read_back(trainer)
 
-    def _flush(self, trainer: L.Trainer) -> None:
+    def _read_back(self, trainer: L.Trainer) -> None:
         if self._pending is None:
             return
         step, rate, loss = self._pending
@@ -68,6 +64,7 @@ class StepLoss(L.Callback):
             logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step)
 
 
+@dataclass(eq=False)
 class Record(Checkpoint):
     """Write one row of ``metrics.csv`` an epoch, and say it in one line.
 
@@ -75,38 +72,28 @@ class Record(Checkpoint):
     epoch. The file is rewritten whole and atomically; rows of epochs that a resumed run repeats are dropped.
     """
 
-    def __init__(
-        self,
-        *,
-        folder: RunFolder,
-        summary: Summary,
-        checkpointing: Checkpointing,
-        throughput: Throughput,
-        screen: RunConsole,
-    ) -> None:
-        self.folder = folder
-        self.summary = summary
-        self.checkpointing = checkpointing
-        self.throughput = throughput
-        self.screen = screen
-        self.rows: list[dict[str, Any]] = []
-        self._validation: dict[str, float] = {}
+    folder: RunFolder
+    summary: Summary
+    checkpointing: Checkpointing
+    throughput: Throughput
+    screen: RunConsole
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    validation: dict[str, float] = field(default_factory=dict)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= trainer.current_epoch]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self._validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if not trainer.sanity_checking:
+            self.validation = collect_metrics(trainer, "val/")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
         epoch = trainer.current_epoch + 1
+        row = {"epoch": epoch, "step": trainer.global_step} | collect_metrics(trainer, "train/")
         # Not every epoch is validated: the metrics of an earlier one must not get into this row.
-        row = {"epoch": epoch, "step": trainer.global_step} | metrics | self._validation
-        row["learning_rate"] = learning_rate(trainer, as_task(pl_module))
-        self._validation = {}
+        row |= self.validation
+        row["learning_rate"] = learning_rate(trainer)
+        self.validation = {}
         self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
         if trainer.is_global_zero:
             write_atomic(self.folder.metrics, to_csv(self.rows).encode())
@@ -114,10 +101,7 @@ class Record(Checkpoint):
                 metrics=self.checkpointing.best_metrics or {},
                 train={"epochs": epoch, "optimizer_steps": trainer.global_step},
             )
-        self._say(row, trainer.max_epochs)
-
-    def _say(self, row: dict[str, Any], epochs: int | None) -> None:
-        parts = [f"epoch {row['epoch']}/{epochs}", f"train/loss {row['train/loss']:.3f}"]
+        parts = [f"epoch {epoch}/{trainer.max_epochs}", f"train/loss {row['train/loss']:.3f}"]
         parts += [f"{key} {row[key]:.4f}" for key in ("train/accuracy", "val/accuracy") if key in row]
         if rate := self.throughput.images_per_second:
             parts.append(f"{rate:,.0f} images/s")

@@ -31,7 +31,7 @@ class Throughput(L.Callback):
         self._wall_before = 0.0
         self.images = 0
         self.seconds = 0.0
-        self._first_step: int | None = None
+        self._first_step = 0
         self._warm = False
         self._mark: float | None = None
 
@@ -42,9 +42,7 @@ class Throughput(L.Callback):
 
     @property
     def wall_seconds(self) -> float:
-        """Everything, from the start of the process: imports, decoding, validation, all sessions that
-        kept work.
-        """
+        """Everything from the start of the process on, over all sessions that kept work."""
         return self._wall_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,48 +55,28 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first_step, self._warm, self._mark = trainer.global_step, False, None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start()
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self._start()
-
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if self._warm:
             self.images += len(batch.images) * trainer.world_size
-        elif trainer.global_step - (self._first_step or 0) >= self._warmup_steps:
+        elif trainer.global_step - self._first_step >= self._warmup_steps:
             self._warm = True
             self._start()
 
-    def on_validation_start(self, *args: Any) -> None:
-        self._pause()
-
-    def on_validation_end(self, *args: Any) -> None:
-        self._start()
-
-    def on_save_checkpoint(self, *args: Any) -> None:
-        self._pause()
-
-    def on_train_epoch_end(self, *args: Any) -> None:
-        self._pause()
-
-    def _start(self) -> None:
+    def _start(self, *args: Any, **kwargs: Any) -> None:
         if self._warm and self._mark is None:
             wait_for_device()
             self._mark = time.perf_counter()
 
-    def _pause(self) -> None:
+    def _pause(self, *args: Any, **kwargs: Any) -> None:
         if self._mark is not None:
             wait_for_device()
             self.seconds += time.perf_counter() - self._mark
             self._mark = None
+
+    on_train_epoch_start = on_train_batch_start = on_validation_end = _start
+    on_train_epoch_end = on_save_checkpoint = on_validation_start = _pause
 
 
 def wait_for_device() -> None:
