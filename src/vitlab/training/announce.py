@@ -37,7 +37,7 @@ def announce(session: Session, parts: Components) -> None:
     loaded: Loaded | None = getattr(parts.net, "loaded", None)  # not in a run that resumes
     if loaded:
         _print_rows(screen, loaded.lines())
-    screen.print(_group_table(parts.optimizer.param_groups, parts.net))
+    screen.print(_group_table(parts.task.built_optimizer.param_groups, parts.net))
     for note in _notes(parts, loaded, resumed=session.resumed_at is not None):
         screen.print(f"note: {note}")
 
@@ -90,8 +90,8 @@ def _notes(parts: Components, loaded: Loaded | None, *, resumed: bool) -> Iterat
         yield from parts.teacher.all_notes(config["task"], config["overrides"])
     elif hasattr(parts.net, "notes_without_teacher"):
         yield from parts.net.notes_without_teacher()  # type: ignore[operator]
-    if hasattr(parts.optimizer, "notes"):
-        yield from parts.optimizer.notes()
+    if hasattr(parts.task.built_optimizer, "notes"):
+        yield from parts.task.built_optimizer.notes()
     if not resumed:
         yield from freeze_notes(config["task"]["freeze"], model)
     if loaded:
@@ -148,13 +148,10 @@ def print_results(screen: RunConsole, folder: RunFolder, summary: SummaryData) -
     if folder.figures.exists():
         lines.append(("figures", f"{folder}/figures"))
     if any(folder.path.glob("events.out.tfevents.*")):
-        lines.append(("watch", f"tensorboard --logdir {_watched(folder)}"))
+        shown = Path(str(folder))
+        # The folder above, where TensorBoard compares this run with its neighbours.
+        above = "outputs" if shown.parts[0] == "outputs" else shown.parent
+        lines.append(("watch", f"tensorboard --logdir {above}"))
     lines.append(("summary", f"{folder}/summary.json"))
     screen.print()
     _print_rows(screen, lines)
-
-
-def _watched(folder: RunFolder) -> str:
-    """Return the folder above which TensorBoard compares this run with its neighbours."""
-    shown = Path(str(folder))
-    return "outputs" if shown.parts[0] == "outputs" else str(shown.parent)

@@ -52,17 +52,6 @@ class Components:
     flops: int
     teacher: Teacher | None
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """The one that trains."""
-        return self.task.built_optimizer
-
-    def compile(self) -> None:
-        """Compile the networks in place, which leaves the keys of their states as they are."""
-        self.net.compile(dynamic=False)
-        if self.teacher:
-            self.teacher.net.compile(dynamic=False)
-
 
 def build(
     config: dict[str, Any], dataset: datasets.Dataset | None = None, plan: Plan | None = None
@@ -93,7 +82,9 @@ def build(
     net = build_net(config)
     flops = flops_per_image(net, data.input_size, config["model"]["channels"])
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
-    step = 3 * flops + (teacher.flops if teacher else 0)  # of an image; backward costs two forwards
+    step = 3 * flops + (
+        teacher.record["flops_per_image"] if teacher else 0
+    )  # of an image; backward costs two forwards
     seen = step * plan.total_steps * plan.effective_batch
     compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
     _check_evaluation(trainer, data, plan)
@@ -175,10 +166,9 @@ def _build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, pr
 
 
 def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callable[[nn.Module], Optimizer]:
-    """Return what builds a network's optimizer, its parameters grouped.
+    """Return what builds a network's optimizer, its parameters grouped, from the ``optimizer`` node.
 
     Args:
-        node: ``optimizer`` of the config.
         precision: resolved, as `Components` has it.
         kind: of the device that will train; the parameters may still be on the CPU.
     """

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor, nn
 
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.plotting import (
@@ -27,7 +27,7 @@ from vitlab.core.seeding import derive_seed
 from vitlab.training.build import Components
 from vitlab.training.tensorboard import RunLogger
 
-GRID = 40  # images in predictions.png
+GRID, COLUMNS = 40, 8  # images in predictions.png, and in a row of it
 SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
 
 
@@ -46,7 +46,7 @@ def draw_augmentations(folder: RunFolder, parts: Components, logger: RunLogger |
     title += f" on {parts.dataset.name}, seed {config['seed']}"
     if smoothing := config["task"]["label_smoothing"]:
         title += f"; targets before label smoothing {smoothing:g}"
-    arrays = [(_to_numpy(pixels), _to_numpy(soft)) for pixels, soft in rows]
+    arrays = [(pixels.cpu().numpy(), soft.cpu().numpy()) for pixels, soft in rows]
     _save(plot_augmentations(arrays, parts.data.classes, title), folder, "augmentations", logger)
 
 
@@ -55,7 +55,8 @@ def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger |
     if (folder.figures / "learning_rate.png").exists():  # of before a resume
         return
     plan, config = parts.plan, parts.config
-    layers = {group["lr"]: group["name"].partition("/")[2] for group in parts.optimizer.param_groups}
+    groups = parts.task.built_optimizer.param_groups
+    layers = {group["lr"]: group["name"].partition("/")[2] for group in groups}
     curves = {layers[lr]: _rates(parts, lr, plan.total_steps) for lr in (max(layers), min(layers))}
     rates = [rate for _, rate in curves[layers[max(layers)]]]
     title = (
@@ -67,13 +68,10 @@ def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger |
 
 
 def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, float], steps: int) -> None:
-    """Write the figures of a run that has finished.
+    """Write the figures of a run that has finished, after so many optimizer steps.
 
     Args:
-        folder: the run.
-        parts: what it consists of.
         metrics: of the test; empty where there was none, and then neither are its figures.
-        steps: optimizer steps done.
     """
     config = parts.config
     title = f"{config['choices']['model']} on {parts.dataset.name}, seed {config['seed']}"
@@ -87,8 +85,13 @@ def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, flo
     # Drawn at random, the same in every run, and not picked by how they turn out: the grid shows
     # mistakes as often as they are made.
     places = torch.randperm(parts.data.num_test, generator=torch.Generator().manual_seed(0))[:GRID]
-    images, labels = parts.data.test_images(places)
-    probabilities = _predict(parts.net, parts.data.preprocess, images)
+    images, labels = parts.data.test_images(places)  # uint8 (N, C, H, W), (N,)
+    weight = next(parts.net.parameters())  # float32, unless trainer.precision is bf16-true or 64-true
+    inputs = parts.data.preprocess.to(weight.device)(images.to(weight.device)).to(weight.dtype)
+    parts.net.eval()
+    with torch.no_grad():
+        # `forward`, not a call: a compiled network would be compiled again for this one batch's shape.
+        probabilities = parts.net.forward(inputs).float().softmax(-1)
     grid = images.cpu().numpy(), labels.tolist(), probabilities.cpu().numpy()
     _save(plot_predictions(*grid, parts.data.classes, title), folder, "predictions")
 
@@ -109,27 +112,12 @@ def _rates(parts: Components, peak: float, steps: int) -> list[tuple[float, floa
     return [((s + 1) * parts.plan.epochs / total, peak * parts.task.schedule(s, total)) for s in shown]
 
 
-@torch.no_grad()
-def _predict(net: nn.Module, preprocess: nn.Module, images: Tensor) -> Tensor:
-    """Return the probabilities (N, K) of images, uint8 (N, C, H, W)."""
-    net.eval()
-    device = next(net.parameters()).device
-    # `forward`, not a call: a compiled network would be compiled again for this one batch's shape.
-    return net.forward(preprocess.to(device)(images.to(device))).float().softmax(-1)
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    # NumPy has no bfloat16.
-    return (values.float() if values.is_floating_point() else values).cpu().numpy()
-
-
 def plot_history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, float]], title: str) -> Figure:
     """Draw loss, accuracy and learning rate over the epochs.
 
     Args:
         rows: of ``metrics.csv``.
         rate: (epoch, learning rate) along the run.
-        title: says what was trained on what.
     """
     figure = new_figure(width=12, height=3.6)
     loss, accuracy, learning_rate = figure.subplots(1, 3)
@@ -137,26 +125,18 @@ def plot_history(rows: Sequence[dict[str, Any]], rate: Sequence[tuple[float, flo
         for split, colour in (("train", TRAIN), ("val", VAL)):
             points = [(r["epoch"], r[f"{split}/{name}"]) for r in rows if f"{split}/{name}" in r]
             if points:
-                marker = "o" if len(points) < 30 else ""
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=colour,
-                    label=split,
-                    marker=marker,
-                    markersize=3,
-                )
+                style = {"label": split, "marker": "o" if len(points) < 30 else "", "markersize": 3}
+                axes.plot(*zip(*points, strict=True), color=colour, **style)
         axes.set(xlabel="epoch", ylabel=name)
         axes.legend(frameon=False)
-    if any("val/accuracy" in r for r in rows):
-        best = max((r for r in rows if "val/accuracy" in r), key=lambda r: r["val/accuracy"])
+    if validated := [r for r in rows if "val/accuracy" in r]:
+        best = max(validated, key=lambda r: r["val/accuracy"])
         accuracy.plot(best["epoch"], best["val/accuracy"], "*", color=VAL, markersize=11)
         accuracy.set_title(f"best val {best['val/accuracy']:.1%} at epoch {best['epoch']}", fontsize=9)
     # Training accuracy is measured on augmented images and with dropout: it can lie under validation.
     loss.set_title("train: augmented, smoothed targets", fontsize=9)
     learning_rate.plot(*zip(*rate, strict=True), color=RATE)
-    learning_rate.set(xlabel="epoch", ylabel="learning rate")
-    learning_rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    learning_rate.set_ylim(bottom=0)
+    _label_rate(learning_rate)
     for axes in figure.axes:
         style_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -180,16 +160,20 @@ def plot_learning_rate(
     for (name, points), colour in zip(curves.items(), (RATE, TRAIN), strict=False):
         label = f"{name}, peak {max(rate for _, rate in points):.3g}" if len(curves) > 1 else None
         axes.plot(*zip(*points, strict=True), color=colour, label=label)
-    axes.set(xlabel="epoch", ylabel="learning rate")
+    _label_rate(axes)
     axes.set_xlim(0, max(epoch for points in curves.values() for epoch, _ in points))
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     style_axes(axes)
     if warmup or len(curves) > 1:
         axes.legend(frameon=False)
     axes.set_title(title, fontsize=10)
     return figure
+
+
+def _label_rate(axes: Axes) -> None:
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.set_ylim(bottom=0)
 
 
 def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -217,12 +201,7 @@ def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str
 
 
 def plot_predictions(
-    images: np.ndarray,
-    labels: Sequence[int],
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-    title: str,
-    columns: int = 8,
+    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, classes: Sequence[str], title: str
 ) -> Figure:
     """Draw a grid of images (N, C, H, W) uint8 with truth, prediction and confidence; mistakes in red.
 
@@ -230,26 +209,24 @@ def plot_predictions(
         labels: N true classes.
         probabilities: (N, K), the softmax of the logits.
     """
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // COLUMNS)
     classes = [shorten_name(name) for name in classes]
     aspect = images.shape[2] / images.shape[3]
-    figure = new_figure(width=1.6 * columns, height=(1.5 * aspect + 0.5) * rows + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure = new_figure(width=1.6 * COLUMNS, height=(1.5 * aspect + 0.5) * rows + 0.5)
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, image, label, probability in zip(grid, images, labels, probabilities, strict=False):
         predicted = int(probability.argmax())
         right = predicted == label
+        colour = RIGHT if right else WRONG
         axes.axis("on")
         axes.set(xticks=[], yticks=[])
-        gray = image.shape[0] == 1
-        pixels = image[0] if gray else image.transpose(1, 2, 0)
-        axes.imshow(pixels, cmap="gray" if gray else None, vmin=0, vmax=255)
-        for spine in axes.spines.values():
-            spine.set(color=RIGHT if right else WRONG, linewidth=1.5 if right else 3)
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # a map for gray images alone
+        axes.spines[:].set(color=colour, linewidth=1.5 if right else 3)
         text = f"{classes[predicted]} {probability[predicted]:.0%}"
         text += "" if right else f"\n✗ is {classes[label]}"
-        axes.set_title(text, fontsize=8, color=RIGHT if right else WRONG, pad=3)
+        axes.set_title(text, fontsize=8, color=colour, pad=3)
     figure.suptitle(title, fontsize=10)
     return figure
 

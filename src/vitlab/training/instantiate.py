@@ -45,9 +45,7 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     path = node.pop("checkpoint_path", None) if "pretrained" not in node else None
     net = instantiate(node, _convert_="all")
     if path:
-        from vitlab.models.initial_weights import (
-            load_initial_weights,  # timm, half a second that most uses can save
-        )
+        from vitlab.models.initial_weights import load_initial_weights  # timm: half a second for most uses
 
         net.loaded = load_initial_weights(net, Path(path).expanduser())
     return net
@@ -67,7 +65,6 @@ def load_net(path: Path, *, raw: bool = False, digest: str | None = None) -> tup
     read, and the classes it may build are vitlab's own.
 
     Args:
-        path: the file.
         raw: of a run with ``callbacks.ema``, take the weights as the optimizer left them, not their average.
         digest: the file's SHA-256, where that is known already.
 

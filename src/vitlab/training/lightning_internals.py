@@ -5,8 +5,6 @@ finds its place; they have been public attributes of the loops since 1.5 but are
 """
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 
 
 def skip_sigterm_broadcast(trainer: L.Trainer) -> None:
@@ -31,8 +29,3 @@ def batches_done(trainer: L.Trainer) -> int:
 def is_last_batch(trainer: L.Trainer) -> bool:
     """Say whether the current micro-batch is the last of its epoch."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-
-
-def events_writer(logger: TensorBoardLogger) -> SummaryWriter | None:
-    """Return what the logger writes with, once it has opened its file; ``experiment`` would open it."""
-    return logger._experiment

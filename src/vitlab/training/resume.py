@@ -6,9 +6,8 @@ except those that cannot matter any more.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitlab.config import keys, lacking
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
@@ -31,15 +30,8 @@ COMPUTING = ("compile", "trainer.accelerator", "trainer.devices", "trainer.num_n
 MISSING: Any = object()
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """What a run's own checkpoint says of it.
-
-    Attributes:
-        path: of the checkpoint.
-        step: optimizer steps done.
-        meta: as it was when the checkpoint was written.
-    """
+class SavedRun(NamedTuple):
+    """What a run's own checkpoint says of it: the file, the optimizer steps done, and what it carries."""
 
     path: Path
     step: int

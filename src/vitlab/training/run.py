@@ -144,8 +144,10 @@ def train_and_test(
     announce(session, parts)
     for note in notes:
         screen.print(f"note: {note}")
-    if parts.compiled:
-        parts.compile()
+    if parts.compiled:  # in place, which leaves the keys of their states as they are
+        parts.net.compile(dynamic=False)
+        if parts.teacher:
+            parts.teacher.net.compile(dynamic=False)
     logger = RunLogger(folder, session.resumed_at) if config["logger"]["tensorboard"] else None
     if logger:
         logger.begin(parts.config)

@@ -1,6 +1,7 @@
 """The trained network that a student of ``task=distill`` learns from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +19,40 @@ from vitlab.models.flops import count_parameters, flops_per_image, show_flops
 from vitlab.training.instantiate import load_net
 
 
+@dataclass(eq=False)
 class Teacher:
     """A frozen network that is shown the student's batches.
 
     No `nn.Module` on purpose: a module inside the student's LightningModule would go into its checkpoints,
     its averaged weights, its optimizer and its train mode.
 
-    Args:
+    Attributes:
         net: normalised images → logits.
         preprocess: pixels → what ``net`` takes.
-        order: where the student's classes are among the teacher's; None: at the same places.
-        path, checkpoint: as given, and the file.
-        digest: SHA-256 of the file.
-        model: its name.
-        metrics: that are known of it.
-        notes: what the person who starts the run should know.
-
-    Attributes:
         record: what summary.json and the student's checkpoints keep of it.
-        flops: of an image.
+        notes: what the person who starts the run should know.
+        order: where the student's classes are among the teacher's; None: at the same places.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        preprocess: Preprocess,
-        *,
-        order: list[int] | None,
-        path: str,
-        checkpoint: str,
-        digest: str,
-        model: str,
-        metrics: Mapping[str, float],
-        notes: Sequence[str],
-    ) -> None:
-        self.net = net.eval().requires_grad_(False)
-        self.preprocess = preprocess
-        self.order = order
-        self.flops = flops_per_image(net, preprocess.size, len(preprocess.mean))
-        self.record: TeacherRecord = {
-            "path": path,
-            "checkpoint": checkpoint,
-            "sha256": digest,
-            "model": model,
-            "metrics": dict(metrics),
-            "parameters": count_parameters(net),
-            "flops_per_image": self.flops,
-        }
-        self.notes = list(notes)
+    net: nn.Module
+    preprocess: Preprocess
+    record: TeacherRecord
+    notes: list[str]
+    order: list[int] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         return self  # an averaged copy of the student needs no teacher of its own
 
     def undo(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
         """Say how the student's batches are normalised: one value a channel, on the 0..1 scale."""
-        self.mean, self.std = (
-            torch.tensor(list(values), dtype=torch.float32)[:, None, None] for values in (mean, std)
-        )
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the teacher's logits (B, K), in the student's order of classes.
 
-        The one place where images go from the student's normalisation and size to the teacher's.
-
         Args:
-            images: (B, C, H, W) as the student sees them: augmented, mixed and normalised.
+            images: (B, C, H, W) as the student sees them: augmented, mixed, and normalised in its way.
         """
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
@@ -101,13 +70,13 @@ class Teacher:
         return (
             f"{record['path']}: {record['model']}, {record['parameters']:,} parameters, "
             f"{', '.join(accuracy) or 'accuracy unknown'}; sees {height} x {width} pixels at "
-            f"{show_flops(self.flops)} an image"
+            f"{show_flops(record['flops_per_image'])} an image"
         )
 
     def describe_task(self, task: Mapping[str, Any], student_flops: int) -> str:
         """Return how the ``task`` node asks it, and what that costs beside the student's own steps."""
         how = f"soft, temperature {task['temperature']:g}" if task["kind"] == "soft" else "hard"
-        share = self.flops / (3 * student_flops)  # backward costs two forwards
+        share = self.record["flops_per_image"] / (3 * student_flops)  # backward costs two forwards
         cost = f"asking the teacher costs {share:.0%} of the student's own step"
         return f"{how}, weight {task['weight']:g}; {cost}"
 
@@ -142,12 +111,12 @@ def load_teacher(config: dict[str, Any], dataset: Dataset) -> Teacher:
         teacher = _from_timm(given, file, dataset)
     else:
         teacher = _from_run(given, file, config["data"], dataset)
-    channels = len(teacher.preprocess.mean)
-    if channels != dataset.channels:
+    if (channels := len(teacher.preprocess.mean)) != dataset.channels:
         raise UserError(
             f"task.teacher={given} takes images of {channels} channel(s), and {dataset.name} has "
             f"{dataset.channels}. Train a teacher on this data: python train.py model=resnet18 …"
         )
+    teacher.net.eval().requires_grad_(False)
     return teacher
 
 
@@ -155,7 +124,7 @@ def _from_run(given: str, checkpoint: Path, data: dict[str, Any], dataset: Datas
     """Return the network of one of our checkpoints, with what its run folder says, if there is one."""
     digest = sha256(checkpoint)
     net, meta = load_net(checkpoint, digest=digest)
-    notes = []
+    notes: list[str] = []
     metrics: dict[str, float] = {}
     folder = RunFolder(checkpoint.parent.parent)
     if folder.config.is_file():
@@ -172,24 +141,23 @@ def _from_run(given: str, checkpoint: Path, data: dict[str, Any], dataset: Datas
     if meta["classes"] != list(dataset.classes):
         order = _order(given, meta["classes"], dataset)
         notes.append("the teacher's classes are in another order than the data's; they are matched by name.")
-    config = meta["config"]
-    theirs = config["data"]
+    config, theirs = meta["config"], meta["config"]["data"]
     if theirs["kind"] == data["kind"] and any(theirs[k] != data[k] for k in ("val_size", "split_seed")):
         notes.append(
             "the teacher held out other images (data.val_size, data.split_seed): it has seen some that this "
             "run validates on, so compare val/accuracy with care, or train a teacher on the same split."
         )
-    return Teacher(
-        net,
-        Preprocess(size=meta["input_size"], mean=meta["mean"], std=meta["std"]),
-        order=order,
-        path=given,
-        checkpoint=checkpoint.name,
-        digest=digest,
-        model=config["model"].get("name") or config["choices"]["model"],
-        metrics=metrics,
-        notes=notes,
-    )
+    preprocess = Preprocess(size=meta["input_size"], mean=meta["mean"], std=meta["std"])
+    record: TeacherRecord = {
+        "path": given,
+        "checkpoint": checkpoint.name,
+        "sha256": digest,
+        "model": config["model"].get("name") or config["choices"]["model"],
+        "metrics": metrics,
+        "parameters": count_parameters(net),
+        "flops_per_image": flops_per_image(net, preprocess.size, len(meta["mean"])),
+    }
+    return Teacher(net, preprocess, record, notes, order)
 
 
 def _order(given: str, theirs: list[str], dataset: Dataset) -> list[int]:
@@ -234,19 +202,18 @@ def _from_timm(given: str, file: Path, dataset: Dataset) -> Teacher:
             f"it first (python train.py model=timm_vit_b16 model.name={name} model.checkpoint_path={file}) "
             "and give that run's folder as task.teacher."
         )
-    images = net.loaded.images
     note = (
         f"{file} names no classes: they are taken to be in the data's order, and images are normalised "
         "as timm says of this network. train/teacher_accuracy in metrics.csv tells whether that was so."
     )
-    return Teacher(
-        net,
-        Preprocess(size=size, mean=images.mean, std=images.std),
-        order=None,
-        path=given,
-        checkpoint=str(file),
-        digest=sha256(file),
-        model=name,
-        metrics={},
-        notes=[note],
-    )
+    preprocess = Preprocess(size=size, mean=net.loaded.images.mean, std=net.loaded.images.std)
+    record: TeacherRecord = {
+        "path": given,
+        "checkpoint": str(file),
+        "sha256": sha256(file),
+        "model": name,
+        "metrics": {},
+        "parameters": count_parameters(net),
+        "flops_per_image": flops_per_image(net, preprocess.size, channels),
+    }
+    return Teacher(net, preprocess, record, [note])

@@ -11,30 +11,16 @@ from torch.utils.tensorboard.summary import hparams
 from vitlab.config import keys
 from vitlab.config.labels import label
 from vitlab.core.run_folder import RunFolder, SummaryData
-from vitlab.training.lightning_internals import events_writer
 
 # One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
 # (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
 SWEPT = "swept"
 HPARAMS = (
-    "data.batch_size",
-    "data.image_size",
-    "data.val_size",
-    "model.patch_size",
-    "model.dim",
-    "model.depth",
-    "model.heads",
-    "model.mlp_ratio",
-    "model.pool",
-    "model.dropout",
-    "model.drop_path",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "task.label_smoothing",
-    "callbacks.ema.decay",
-    "trainer.max_epochs",
-    "trainer.accumulate_grad_batches",
-    "seed",
+    *("data.batch_size", "data.image_size", "data.val_size"),
+    *("model.patch_size", "model.dim", "model.depth", "model.heads", "model.mlp_ratio"),
+    *("model.pool", "model.dropout", "model.drop_path"),
+    *("optimizer.lr", "optimizer.weight_decay", "task.label_smoothing", "callbacks.ema.decay"),
+    *("trainer.max_epochs", "trainer.accumulate_grad_batches", "seed"),
 )
 CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
 # TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
@@ -46,25 +32,17 @@ class RunLogger(TensorBoardLogger):
     """Write TensorBoard events into the run folder itself, so a run is named by its path under ``outputs``.
 
     Args:
-        purge_step: of a resumed run, the step it starts at: TensorBoard then hides the events that the
-        run repeats.
+        purge_step: where a resumed run starts: TensorBoard then hides the events that it repeats.
     """
 
     def __init__(self, folder: RunFolder, purge_step: int | None) -> None:
         # Lightning's two minutes between flushes are what a kill -9 would lose.
-        super().__init__(
-            folder.path,
-            name="",
-            version="",
-            default_hp_metric=False,
-            purge_step=purge_step,
-            flush_secs=10,
-        )
+        options: dict[str, Any] = {"purge_step": purge_step, "flush_secs": 10}
+        super().__init__(folder.path, name="", version="", default_hp_metric=False, **options)
 
     def save(self) -> None:
         """Leave out Lightning's hparams.yaml: config.yaml says it."""
-        if writer := events_writer(self):
-            writer.flush()
+        self.experiment.flush()
 
     def finalize(self, status: str) -> None:
         """Keep the file open between training and test: a second one would purge the first once more."""
@@ -74,8 +52,8 @@ class RunLogger(TensorBoardLogger):
     def begin(self, config: Mapping[str, Any]) -> None:
         """Announce the run's hyperparameters and the metrics that it will be compared by."""
         experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
-        shown = [*dict.fromkeys((SWEPT, *_swept(config), *BESIDE))]
-        shown = shown[: max(SHOWN, 1 + len(_swept(config)))]
+        swept = _swept(config)
+        shown = list(dict.fromkeys((SWEPT, *swept, *BESIDE)))[: max(SHOWN, 1 + len(swept))]
         content = experiment.value[0].metadata.plugin_data
         columns = HParamsPluginData.FromString(content.content)
         for info in columns.experiment.hparam_infos:
@@ -107,17 +85,12 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     flat[SWEPT] = label(config.get("overrides", []), _swept(config)) or "-"
     for key in (*HPARAMS, *_swept(config)):
         if key not in flat:
-            flat[key] = config["choices"].get(key) or _scalar(keys.get(config, key))
+            value = config["choices"].get(key) or keys.get(config, key)
+            if not isinstance(value, bool | int | float | str):
+                value = "-" if value is None else str(value)
+            flat[key] = value
     return flat
 
 
 def _swept(config: Mapping[str, Any]) -> list[str]:
     return [key.lstrip("+") for key in config.get("swept", [])]
-
-
-def _scalar(value: Any) -> Any:
-    if value is None:
-        return "-"
-    if isinstance(value, bool | str):
-        return value
-    return value if isinstance(value, int | float) else str(value)

@@ -8,14 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlab.core.errors import UserError
 from vitlab.training.build import Components
-from vitlab.training.callbacks import (
-    EMA,
-    AtomicCheckpointIO,
-    Checkpointing,
-    ProgressLine,
-    Record,
-    StepLoss,
-)
+from vitlab.training.callbacks import EMA, AtomicCheckpointIO, Checkpointing, ProgressLine, Record, StepLoss
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
 from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
@@ -31,27 +24,28 @@ def make_trainer(
     Raises:
         UserError: Lightning refuses the arguments.
     """
-    options = dict(parts.config["trainer"])
+    options, folder = dict(parts.config["trainer"]), session.folder
+    if options["barebones"]:
+        raise UserError(
+            "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
+            "result. For bare speed set logger=none callbacks.figures=false "
+            "trainer.enable_progress_bar=false."
+        )
     checkpointing = Checkpointing(
-        folder=session.folder,
+        folder=folder,
         stop=session.stop,
         every_minutes=parts.config["callbacks"]["checkpoint"]["every_minutes"],
         total_steps=parts.plan.total_steps,
         enabled=options["enable_checkpointing"] is not False and not options["fast_dev_run"],
     )
     step_loss = StepLoss()
-    callbacks: list[L.Callback] = [session.throughput, step_loss]
+    record = Record(folder, session.summary, checkpointing, session.throughput, session.screen)
+    callbacks: list[L.Callback] = [session.throughput, step_loss, record, checkpointing]
     if options["enable_progress_bar"] is not False:
-        callbacks.append(
-            ProgressLine(session.screen, step_loss, parts.plan.epochs, parts.plan.batches_per_epoch)
-        )
-    callbacks += [
-        Record(session.folder, session.summary, checkpointing, session.throughput, session.screen),
-        checkpointing,
-    ]
-    plugins: list[Any] = [AtomicCheckpointIO()]
+        callbacks.insert(2, ProgressLine(session.screen, step_loss, parts.plan))
     if (ema := parts.config["callbacks"]["ema"])["decay"] is not None:
         callbacks.append(EMA(**ema))
+    plugins: list[Any] = [AtomicCheckpointIO()]
     options["precision"] = parts.precision
     if parts.precision == "16-mixed":
         options["precision"] = None  # the plugin says it
@@ -60,17 +54,11 @@ def make_trainer(
     # Counted by us: see `Checkpointing.total_steps`.
     options |= {"max_steps": -1, "max_epochs": parts.plan.epochs, "enable_checkpointing": True}
     options["enable_progress_bar"] = False  # Lightning's; ours is a plain callback
-    if options["barebones"]:
-        raise UserError(
-            "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
-            "result. For bare speed set logger=none callbacks.figures=false "
-            "trainer.enable_progress_bar=false."
-        )
     if parts.kind == "cpu":
         options["devices"] = parts.processes  # Lightning takes no list and no -1 for CPUs
     if options["profiler"] is not None:
-        options["profiler"] = PROFILERS[options["profiler"]](dirpath=session.folder.path, filename="profile")
-    options["default_root_dir"] = options["default_root_dir"] or str(session.folder.path)
+        options["profiler"] = PROFILERS[options["profiler"]](dirpath=folder.path, filename="profile")
+    options["default_root_dir"] = options["default_root_dir"] or str(folder.path)
     if parts.data.num_val == 0:
         options["limit_val_batches"] = 0
     try:

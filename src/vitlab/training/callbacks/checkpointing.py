@@ -99,17 +99,16 @@ class Checkpointing(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         done = batch_idx + 1
-        last = done >= trainer.num_training_batches
-        if done % trainer.accumulate_grad_batches != 0 and not last:
-            return
-        if trainer.global_step >= self.total_steps and not last:
+        if done % trainer.accumulate_grad_batches or done >= trainer.num_training_batches:
+            return  # between two micro-batches of a step, or at the end of an epoch, which saves
+        if trainer.global_step >= self.total_steps:
             trainer.should_stop = True  # validates, ends the epoch, and so saves
             return
-        stop, due = self._agree(trainer)
         # After a batch that is followed by validation the loops do not restart where they were: a
-        # checkpoint there would skip it. The end of the epoch is near, and saves.
-        if last or self._validation_follows(trainer, done):
+        # checkpoint there would skip it. The next step, or the end of the epoch, is near.
+        if self._validation_follows(trainer, done):
             return
+        stop, due = self._agree(trainer)
         if stop or due:
             self._save(trainer, [self.folder.last])
         if stop:
@@ -144,14 +143,13 @@ class Checkpointing(Checkpoint):
         if self.stop.received:
             raise Interrupted(self.stop.received)
 
-    def _agree(self, trainer: L.Trainer) -> tuple[int, bool]:
+    def _agree(self, trainer: L.Trainer) -> list[int]:
         """Return the signal to stop for (0: none) and whether a save is due, the same on every rank."""
         due = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.every_seconds
         flags = torch.tensor([self.stop.received or 0, int(due)])
         if self._group is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
-        stop, save = flags.tolist()
-        return stop, bool(save)
+        return flags.tolist()
 
     def _save(self, trainer: L.Trainer, targets: list[Path]) -> None:
         cast(Classify, trainer.lightning_module).check_finite()

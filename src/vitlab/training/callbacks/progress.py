@@ -7,6 +7,7 @@ import lightning as L
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from vitlab.config.plan import Plan
 from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.training.callbacks.record import StepLoss
@@ -20,14 +21,12 @@ class ProgressLine(L.Callback):
     Args:
         screen: where to write.
         step_loss: has the latest training loss on the host.
-        epochs: of the whole run.
-        batches_per_epoch: micro-batches of an epoch.
+        plan: of the whole run.
     """
 
     screen: RunConsole
     step_loss: StepLoss
-    epochs: int
-    batches_per_epoch: int
+    plan: Plan
     bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,9 +45,9 @@ class ProgressLine(L.Callback):
             transient=True,
             disable=not self.screen.console.is_terminal,
         )
-        done = batches_done_in_epoch(trainer) % self.batches_per_epoch
-        done += trainer.current_epoch * self.batches_per_epoch
-        self.bar.add_task("epoch", total=self.epochs * self.batches_per_epoch, completed=done, status="")
+        each = self.plan.batches_per_epoch
+        done = batches_done_in_epoch(trainer) % each + trainer.current_epoch * each
+        self.bar.add_task("epoch", total=self.plan.epochs * each, completed=done, status="")
         self.bar.start()
 
     def on_train_batch_end(
