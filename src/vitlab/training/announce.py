@@ -46,20 +46,16 @@ def _describe(session: Session, parts: Components) -> Iterator[tuple[str, str]]:
     data, plan, config, processes = parts.data, parts.plan, parts.config, parts.processes
     model, step = session.summary.data["model"], session.resumed_at
     yield "run", str(session.folder) + ("" if step is None else f"  resumed at step {step:,}")
-    yield (
-        "model",
-        f"{model['name']}  {model['parameters']:,} parameters, {show_flops(parts.flops)} an image (forward)",
-    )
+    costs = f"{model['parameters']:,} parameters, {show_flops(parts.flops)} an image (forward)"
+    yield "model", f"{model['name']}  {costs}"
     sizes = f"{data.num_train:,} train, {data.num_val:,} val, {data.num_test:,} test"
     yield "data", f"{parts.dataset.name}  {sizes}; {len(data.classes)} classes"
     yield "images", data.describe_storage()
     batch = f"{plan.effective_batch} = {plan.batch_size} × {plan.accumulate} accumulated"
     yield "effective batch", batch + (f", split over {processes} processes" if processes > 1 else "")
-    yield (
-        "schedule",
-        f"{plan.total_steps:,} optimizer steps in {plan.epochs} epoch(s), {plan.warmup_steps:,} warmup; "
-        f"{config['choices']['optimizer']}, peak learning rate {config['optimizer']['lr']:g}",
-    )
+    steps = f"{plan.total_steps:,} optimizer steps in {plan.epochs} epoch(s), {plan.warmup_steps:,} warmup"
+    peak = f"{config['choices']['optimizer']}, peak learning rate {config['optimizer']['lr']:g}"
+    yield "schedule", f"{steps}; {peak}"
     compiled = str(parts.compiled).lower() + (" (auto)" if config["compile"] == "auto" else "")
     yield "device", f"{hardware.describe_device(parts.kind)}; {parts.precision}; compile {compiled}"
     if parts.teacher:
@@ -118,8 +114,7 @@ def _group_table(groups: Sequence[Mapping[str, Any]], net: nn.Module) -> Table:
     def add(name: str, parameters: Sequence[nn.Parameter], *how: str) -> None:
         table.add_row(name, str(len(parameters)), f"{sum(p.numel() for p in parameters):,}", *how)
 
-    kinds = dict.fromkeys(group["name"].partition("/")[0] for group in groups)
-    for kind in kinds:
+    for kind in dict.fromkeys(group["name"].partition("/")[0] for group in groups):
         alike = [group for group in groups if group["name"].partition("/")[0] == kind]
         rates = sorted(group["lr"] for group in alike)
         text = f"{rates[0]:.3g} to {rates[-1]:.3g}" if rates[0] != rates[-1] else f"{rates[0]:g}"

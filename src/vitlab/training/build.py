@@ -82,10 +82,8 @@ def build(
     net = build_net(config)
     flops = flops_per_image(net, data.input_size, config["model"]["channels"])
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
-    step = 3 * flops + (
-        teacher.record["flops_per_image"] if teacher else 0
-    )  # of an image; backward costs two forwards
-    seen = step * plan.total_steps * plan.effective_batch
+    asked = teacher.record["flops_per_image"] if teacher else 0
+    seen = (3 * flops + asked) * plan.total_steps * plan.effective_batch  # backward costs two forwards
     compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
     _check_evaluation(trainer, data, plan)
     data.setup("fit")  # decodes; whatever can be refused has been by now
@@ -193,6 +191,5 @@ def _schedule(scheduler: dict[str, Any], plan: Plan) -> Any:
     # The three units of a duration have become one number of steps in the plan.
     stated = tuple(f"{name}_{unit}" for name in duration_names(scheduler) for unit in UNITS)
     options = {k: v for k, v in scheduler.items() if k not in stated and not k.startswith("_")}
-    options |= plan.durations
     # Hydra's own partial looks its target up again at every call, and this is called twice a step.
-    return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options)
+    return functools.partial(hydra.utils.get_method(scheduler["_target_"]), **options, **plan.durations)

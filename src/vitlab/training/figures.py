@@ -68,11 +68,7 @@ def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger |
 
 
 def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, float], steps: int) -> None:
-    """Write the figures of a run that has finished, after so many optimizer steps.
-
-    Args:
-        metrics: of the test; empty where there was none, and then neither are its figures.
-    """
+    """Write the figures of a run after so many optimizer steps; with the test's, if it has ``metrics``."""
     config = parts.config
     title = f"{config['choices']['model']} on {parts.dataset.name}, seed {config['seed']}"
     rate = _rates(parts, config["optimizer"]["lr"], steps)
@@ -214,13 +210,12 @@ def plot_predictions(
     aspect = images.shape[2] / images.shape[3]
     figure = new_figure(width=1.6 * COLUMNS, height=(1.5 * aspect + 0.5) * rows + 0.5)
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axes in grid:
+    for axes in grid[len(images) :]:
         axes.axis("off")
     for axes, image, label, probability in zip(grid, images, labels, probabilities, strict=False):
         predicted = int(probability.argmax())
         right = predicted == label
         colour = RIGHT if right else WRONG
-        axes.axis("on")
         axes.set(xticks=[], yticks=[])
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # a map for gray images alone
         axes.spines[:].set(color=colour, linewidth=1.5 if right else 3)

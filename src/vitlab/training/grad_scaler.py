@@ -16,11 +16,9 @@ class CountingScaler(torch.amp.GradScaler):
     float16 (Micikevicius et al. 2018, section 3.2). Where that makes a gradient infinite the weights stay as
     they are, and the scale halves; after 2,000 good steps it doubles. A skipped step counts as a step all the
     same: the learning rates, the order of the images and the length of a run do not depend on the scale.
-
-    Counting reads nothing back; torch itself asks the device once a step whether to skip it.
     """
 
-    skipped: Tensor | float = 0.0  # since the run began; on the device, as reading it makes the host wait
+    skipped: Tensor | float = 0.0  # since the run began; on the device: to read it would make the host wait
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """Step the optimizer, or skip the step and count it."""

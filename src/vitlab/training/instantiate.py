@@ -13,11 +13,7 @@ from vitlab.core.errors import UserError
 
 
 def instantiate(node: dict[str, Any], **options: Any) -> Any:
-    """Build what a config node describes.
-
-    Args:
-        node: with a ``_target_``.
-        **options: of `hydra.utils.instantiate`, or further arguments of the constructor.
+    """Build what a config node describes, with options of `hydra.utils.instantiate` or further arguments.
 
     Raises:
         UserError: its constructor refuses the values.
@@ -77,7 +73,6 @@ def load_net(path: Path, *, raw: bool = False, digest: str | None = None) -> tup
     meta: CheckpointMeta = checkpoint["vitlab"]
     check_targets(meta["config"])
     net = build_net(without_initial_weights(meta["config"]))  # the weights are in the checkpoint
-    prefix = "net."
     weights = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
-    net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
     return net.eval(), meta

@@ -1,7 +1,6 @@
 """What is read of Lightning, or changed in it, that it does not promise: the one place to look at an upgrade.
 
-Each is as in lightning 2.6.6. The counters are those that its checkpoints restore, so that a resumed run
-finds its place; they have been public attributes of the loops since 1.5 but are not documented.
+As in lightning 2.6.6. Its checkpoints restore the counters; they are public, but not documented, since 1.5.
 """
 
 import lightning as L

@@ -1,8 +1,4 @@
-"""What may have changed when a run resumes from its checkpoint, and what not.
-
-It is promised to end as one that never stopped, so every value of config.yaml must be the one it began with,
-except those that cannot matter any more.
-"""
+"""What may have changed when a run resumes, so that it ends as one that never stopped, and what not."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,9 +72,9 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
             with name_deleted_keys(folder, config), plain_errors(), use_devices(folder, config, summary):
                 saved = SavedRun.read(folder.last) if folder.last.exists() else None
                 resumed_at = saved.step if saved else (0 if begun else None)
-                stop = StopSignal(screen.print)
-                session = Session(folder, summary, screen, stop, throughput, resumed_at)
-                train_and_test(session, config, saved, dataset, plan)
+                session = Session(folder, summary, screen, StopSignal(screen.print), throughput, resumed_at)
+                parts = prepare(session, config, saved, dataset, plan)
+                train_and_test(session, parts, folder.last if saved else None)
         except (Interrupted, KeyboardInterrupt) as stopped:
             if rank > 0:
                 return summary.data
@@ -123,15 +124,19 @@ def use_devices(folder: RunFolder, config: dict[str, Any], summary: Summary) -> 
         yield
 
 
-def train_and_test(
+def prepare(
     session: Session,
     config: dict[str, Any],
     saved: SavedRun | None,
     dataset: Dataset | None,
     plan: Plan | None,
-) -> None:
-    """Build the run, train it to its end, test its best weights, and leave its figures and summary."""
-    folder, summary, screen = session.folder, session.summary, session.screen
+) -> Components:
+    """Build what is about to run, put it into the summary, and announce it.
+
+    Raises:
+        UserError: it cannot be built, or a run that resumes is no longer what it was.
+    """
+    folder, summary = session.folder, session.summary
     notes = []
     if saved is None:
         parts = build(config, dataset, plan)
@@ -140,10 +145,37 @@ def train_and_test(
         # The weights come from the run's own checkpoint; nothing is fetched twice.
         parts = build(without_initial_weights(config), dataset, plan)
         saved.check_parts(parts)
-    record_start(session, parts)
+    data = parts.data
+    resumes = [] if session.resumed_at is None else [session.resumed_at]
+    summary.update(
+        model={
+            "name": config["model"].get("name") or config["choices"]["model"],
+            "parameters": count_parameters(parts.net),
+            "trainable_parameters": count_trainable(parts.net),
+            "flops_per_image": parts.flops,
+        },
+        data={
+            "name": parts.dataset.name,
+            "train": data.num_train,
+            "val": data.num_val,
+            "test": data.num_test,
+        },
+        train={"resumed_at": [*summary.data["train"]["resumed_at"], *resumes]},
+        precision=parts.precision,
+        matmul_precision=config["matmul_precision"],
+        compiled=parts.compiled,
+    )
+    if parts.teacher:
+        summary.update(teacher=parts.teacher.record)
     announce(session, parts)
     for note in notes:
-        screen.print(f"note: {note}")
+        session.screen.print(f"note: {note}")
+    return parts
+
+
+def train_and_test(session: Session, parts: Components, last: Path | None) -> None:
+    """Train to the end of the plan, from the checkpoint ``last`` if there is one; test the best weights."""
+    folder, summary, screen, config = session.folder, session.summary, session.screen, parts.config
     if parts.compiled:  # in place, which leaves the keys of their states as they are
         parts.net.compile(dynamic=False)
         if parts.teacher:
@@ -156,7 +188,7 @@ def train_and_test(
         figures.draw_learning_rate(folder, parts, logger)
     trainer, checkpointing = make_trainer(session, parts, logger)
     try:
-        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=folder.last if saved else None)
+        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
         steps, skipped = trainer.global_step, skipped_steps(trainer)
         if steps < parts.plan.total_steps:
             screen.print(f"note: ended early, at step {steps:,} of {parts.plan.total_steps:,}")
@@ -192,43 +224,16 @@ def train_and_test(
             }
         )
     if trainer.is_global_zero:
-        finish(session, parts, tested, measured[0] if measured else {}, steps)
+        finish(session, parts, tested, measured[0] if measured else {})
         if logger:
             logger.end(summary.data, steps)
         print_results(screen, folder, summary.data)
 
 
-def record_start(session: Session, parts: Components) -> None:
-    """Write what is about to run into the summary."""
-    config, data, summary = parts.config, parts.data, session.summary
-    resumes = [] if session.resumed_at is None else [session.resumed_at]
-    summary.update(
-        model={
-            "name": config["model"].get("name") or config["choices"]["model"],
-            "parameters": count_parameters(parts.net),
-            "trainable_parameters": count_trainable(parts.net),
-            "flops_per_image": parts.flops,
-        },
-        data={
-            "name": parts.dataset.name,
-            "train": data.num_train,
-            "val": data.num_val,
-            "test": data.num_test,
-        },
-        train={"resumed_at": [*summary.data["train"]["resumed_at"], *resumes]},
-        precision=parts.precision,
-        matmul_precision=config["matmul_precision"],
-        compiled=parts.compiled,
-    )
-    if parts.teacher:
-        summary.update(teacher=parts.teacher.record)
-
-
-def finish(
-    session: Session, parts: Components, tested: str, metrics: Mapping[str, float], steps: int
-) -> None:
-    """Draw the results after so many optimizer steps, and complete the summary."""
+def finish(session: Session, parts: Components, tested: str, metrics: Mapping[str, float]) -> None:
+    """Draw the results, and complete the summary."""
     if parts.config["callbacks"]["figures"]:
+        steps = session.summary.data["train"]["optimizer_steps"]
         figures.draw_results(session.folder, parts, metrics, steps)
     per_class = {}  # test accuracy, 0..1
     if metrics:

@@ -81,13 +81,9 @@ class Teacher:
         return f"{how}, weight {task['weight']:g}; {cost}"
 
     def all_notes(self, task: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[str]:
-        """Yield its notes, and what in the ``task`` node has no effect.
-
-        Args:
-            task: of the config.
-            overrides: as they were typed: a default that has no effect is no news.
-        """
+        """Yield its notes, and what in the ``task`` node has no effect."""
         yield from self.notes
+        # Where it was typed: a default that has no effect is no news.
         if task["kind"] == "hard" and any(typed.startswith("task.temperature=") for typed in overrides):
             yield "task.temperature has no effect with task.kind=hard."
         if task["weight"] == 0:

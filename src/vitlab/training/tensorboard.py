@@ -65,13 +65,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def end(self, summary: SummaryData, step: int) -> None:
         """Write the final values of ``METRICS``; one that was not measured is left out."""
-        metrics = summary["metrics"]
-        values = (
-            metrics.get("val/accuracy"),
-            metrics.get("test/accuracy"),
-            summary["model"]["parameters"],
-            summary["train"]["images_per_second"],
-        )
+        accuracies = [summary["metrics"].get(f"{split}/accuracy") for split in ("val", "test")]
+        values = (*accuracies, summary["model"]["parameters"], summary["train"]["images_per_second"])
         for name, value in zip(METRICS, values, strict=True):
             if value is not None:
                 self.experiment.add_scalar(name, value, step)

@@ -29,13 +29,7 @@ def describe_average(steps: int, decay: float, warmup: bool) -> str:
 
 
 def ema_notes(ema: Mapping[str, Any], steps: int, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield what is doubtful about the average, or without effect.
-
-    Args:
-        ema: the node of the config.
-        steps: optimizer steps of the run.
-        overrides: as they were typed.
-    """
+    """Yield what is doubtful about the ``ema`` node in a run of so many steps, or without effect."""
     decay = ema["decay"]
     if decay is None:
         if any(typed.startswith("callbacks.ema.warmup") for typed in overrides):

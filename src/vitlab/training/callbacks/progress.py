@@ -16,13 +16,7 @@ from vitlab.training.lightning_internals import batches_done_in_epoch
 
 @dataclass(eq=False)
 class ProgressLine(L.Callback):
-    """A Rich progress bar over the whole run, on a terminal; a log file gets a line an epoch from `Record`.
-
-    Args:
-        screen: where to write.
-        step_loss: has the latest training loss on the host.
-        plan: of the whole run.
-    """
+    """A Rich progress bar over the whole run, on a terminal; log files get a line an epoch from `Record`."""
 
     screen: RunConsole
     step_loss: StepLoss
@@ -70,10 +64,9 @@ class ProgressLine(L.Callback):
             status="  ".join(status) + (f" {rate:,.0f} images/s" if rate else ""),
         )
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def on_exception(self, *args: Any) -> None:
-        self.on_train_end()
+    on_exception = on_train_end
