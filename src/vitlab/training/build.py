@@ -52,6 +52,12 @@ class Components:
     flops: int
     teacher: Teacher | None
 
+    def compile(self) -> None:
+        """Compile the networks in place, which leaves the keys of their states as they are."""
+        self.net.compile(dynamic=False)
+        if self.teacher:
+            self.teacher.net.compile(dynamic=False)
+
 
 def build(
     config: dict[str, Any], dataset: datasets.Dataset | None = None, plan: Plan | None = None

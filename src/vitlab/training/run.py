@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -176,10 +177,8 @@ def prepare(
 def train_and_test(session: Session, parts: Components, last: Path | None) -> None:
     """Train to the end of the plan, from the checkpoint ``last`` if there is one; test the best weights."""
     folder, summary, screen, config = session.folder, session.summary, session.screen, parts.config
-    if parts.compiled:  # in place, which leaves the keys of their states as they are
-        parts.net.compile(dynamic=False)
-        if parts.teacher:
-            parts.teacher.net.compile(dynamic=False)
+    if parts.compiled:
+        parts.compile()
     logger = RunLogger(folder, session.resumed_at) if config["logger"]["tensorboard"] else None
     if logger:
         logger.begin(parts.config)
@@ -189,22 +188,12 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
     trainer, checkpointing = make_trainer(session, parts, logger)
     try:
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
-        steps, skipped = trainer.global_step, skipped_steps(trainer)
-        if steps < parts.plan.total_steps:
-            screen.print(f"note: ended early, at step {steps:,} of {parts.plan.total_steps:,}")
-        if skipped:
-            screen.print(
-                f"note: {skipped:,} of {steps:,} optimizer steps were skipped: their float16 "
-                "gradients overflowed. A few at the start are usual; trainer.precision=bf16-mixed has none."
-            )
-        best_metrics = checkpointing.best_metrics or {}
+        note_skipped(screen, trainer, parts.plan)
+        best = checkpointing.best_metrics or {}
         summary.update(
-            train={"epochs": trainer.current_epoch, "optimizer_steps": steps}, metrics=best_metrics
+            train={"epochs": trainer.current_epoch, "optimizer_steps": trainer.global_step}, metrics=best
         )
-        tested = "last checkpoint"
-        if best_metrics and folder.best.exists():
-            parts.task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
-            tested = "best checkpoint by validation accuracy"
+        tested = load_best(folder, parts) if best else "last checkpoint"
         tested += ", EMA weights" if config["callbacks"]["ema"]["decay"] is not None else ""
         measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)
     except (Exception, SIGTERMException):  # Lightning's, of a SIGTERM before the first batch, is a SystemExit
@@ -226,8 +215,28 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
     if trainer.is_global_zero:
         finish(session, parts, tested, measured[0] if measured else {})
         if logger:
-            logger.end(summary.data, steps)
+            logger.end(summary.data, trainer.global_step)
         print_results(screen, folder, summary.data)
+
+
+def note_skipped(screen: RunConsole, trainer: L.Trainer, plan: Plan) -> None:
+    """Say which optimizer steps of the plan were not made, or had no effect."""
+    steps, skipped = trainer.global_step, skipped_steps(trainer)
+    if steps < plan.total_steps:
+        screen.print(f"note: ended early, at step {steps:,} of {plan.total_steps:,}")
+    if skipped:
+        screen.print(
+            f"note: {skipped:,} of {steps:,} optimizer steps were skipped: their float16 gradients "
+            "overflowed. A few at the start are usual; trainer.precision=bf16-mixed has none."
+        )
+
+
+def load_best(folder: RunFolder, parts: Components) -> str:
+    """Load the weights of the best epoch, where they were kept, and say which are loaded now."""
+    if not folder.best.exists():
+        return "last checkpoint"
+    parts.task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
+    return "best checkpoint by validation accuracy"
 
 
 def finish(session: Session, parts: Components, tested: str, metrics: Mapping[str, float]) -> None:

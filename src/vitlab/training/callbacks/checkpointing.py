@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.tasks.classify import Classify
+from vitlab.tasks.protocol import task_of
 from vitlab.training.lightning_internals import batches_done, is_last_batch, skip_sigterm_broadcast
 
 MONITOR = "val/accuracy"
@@ -149,7 +149,7 @@ class Checkpointing(Checkpoint):
         return flags.tolist()
 
     def _save(self, trainer: L.Trainer, targets: list[Path]) -> None:
-        cast(Classify, trainer.lightning_module).check_finite()
+        task_of(trainer).check_finite()
         self._improved = self._improved and self.folder.best not in targets
         self._saved_at = time.monotonic()
         if not self.enabled:

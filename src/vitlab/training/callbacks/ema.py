@@ -1,14 +1,14 @@
 """An exponential moving average of the weights, which is validated, tested and kept in their place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from vitlab.core.checkpoint import RAW
-from vitlab.tasks.classify import Classify
+from vitlab.tasks.protocol import task_of
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
@@ -75,7 +75,7 @@ class EMA(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now, as the network is on its device. Its tensors stay: steps and loading fill them in place.
-        state: dict[str, Tensor] = cast(Classify, pl_module).net.state_dict(prefix="net.")
+        state: dict[str, Tensor] = task_of(trainer).net.state_dict(prefix="net.")
         weights = {name: value for name, value in state.items() if value.is_floating_point()}
         self._weights = list(weights.values())
         self.average = {

@@ -1,7 +1,7 @@
 """metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,14 +13,14 @@ from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
 from vitlab.core.run_folder import RunFolder, Summary
-from vitlab.tasks.classify import Classify
+from vitlab.tasks.protocol import task_of
 from vitlab.training.callbacks.checkpointing import Checkpointing, collect_metrics
 from vitlab.training.callbacks.throughput import Throughput
 
 
 def learning_rate(trainer: L.Trainer) -> float:
     """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
-    task = cast(Classify, trainer.lightning_module)
+    task = task_of(trainer)
     # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
     peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
     return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)

@@ -1,0 +1,29 @@
+"""What callbacks may ask of a task."""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import lightning as L
+from torch import nn
+
+
+class Task(Protocol):
+    """What callbacks read of the LightningModule that is trained.
+
+    Attributes:
+        net: images (B, C, H, W) → logits (B, K).
+        schedule: (optimizer step, total steps) → multiplier of the learning rate.
+        total_steps: optimizer steps of the whole run.
+    """
+
+    net: nn.Module
+    schedule: Callable[[int, int], float]
+    total_steps: int
+
+    def check_finite(self) -> None:
+        """Raise `Diverged` if a loss of this epoch or a weight is not finite."""
+
+
+def task_of(trainer: L.Trainer) -> Task:
+    """Return the task that a Trainer trains, as what it is here."""
+    return cast(Task, trainer.lightning_module)
