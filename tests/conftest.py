@@ -3,20 +3,32 @@
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import train as train_verb
+from vitlab.core.checkpoint import RAW
+from vitlab.core.signals import Interrupted
+from vitlab.data import datasets
+from vitlab.data.loader import TrainLoader
+
+Train = Callable[..., Path]
 ROOT = Path(__file__).parents[1]
 
-# Eight batches an epoch of a network that has every part: about a second on a CPU.
+# Eight batches an epoch of a network that has every part: about a second on a CPU. Of the six test batches
+# the last has one image.
 TINY = (  # noqa: SIM905
-    "data=shapes data.num_train=80 data.num_test=40 data.val_size=16 data.batch_size=8 data.image_size=16 "
+    "data=shapes data.num_train=80 data.num_test=41 data.val_size=16 data.batch_size=8 data.image_size=16 "
     "model=vit_tiny model.dim=16 model.depth=2 model.heads=2 model.dropout=0.1 trainer=cpu "
     "trainer.precision=32 trainer.max_epochs=2 compile=false callbacks.figures=false logger=none"
 ).split()
@@ -32,19 +44,64 @@ def _few_threads() -> None:
     torch.set_num_threads(1)  # networks this small only wait for each other
 
 
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def train_in(folder: Path, *overrides: str, base: Sequence[str] | None = None) -> Path:
     """Train in this process as ``python train.py`` does and return the run folder."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import train as verb
+    # TINY is looked up here and not in the signature: a test may put another in its place.
+    given = [*(base or TINY), f"hydra.run.dir={folder}", *overrides]
+    train_verb.train(list({o.split("=", 1)[0]: o for o in given}.values()))
+    return folder
 
-    def call(*overrides: str, name: str = "run", base: Sequence[str] | None = None) -> Path:
-        folder = tmp_path / name
-        # TINY is looked up here and not in the signature: a test may put another in its place.
-        arguments = {o.split("=", 1)[0]: o for o in [*(base or TINY), f"hydra.run.dir={folder}", *overrides]}
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments.values()])
-        verb.main()
-        return folder
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """`train_in` a folder of the test's own."""
+    return lambda *overrides, name="run", base=None: train_in(tmp_path / name, *overrides, base=base)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TINY, which no test changes. Its first epoch is better than its second."""
+    return train_in(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to change."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def fresh(train: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Make a run folder without training in it."""
+
+    def make(*overrides: str, name: str = "stopped") -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr("vitlab.training.run.run", lambda *given: None)
+            return train(*overrides, name=name)
+
+    return make
+
+
+@pytest.fixture
+def stopped(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train in this process, which gets a signal as the loader hands out the n-th batch."""
+
+    def call(number: int, *overrides: str, signum: int = signal.SIGINT, **options: Any) -> Path:
+        real, count = TrainLoader.__iter__, 0
+
+        def counting(self: TrainLoader) -> Iterator[Any]:
+            nonlocal count
+            for batch in real(self):
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signum)
+                yield batch
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+            patch.setattr(TrainLoader, "__iter__", counting)
+            train(*overrides, name="stopped", **options)
+        assert stop.value.exit_code == 128 + signum
+        return tmp_path / "stopped"
 
     return call
 
@@ -69,10 +126,29 @@ def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def same_weights(one: Path, other: Path, name: str = "last") -> bool:
-    """Say whether two runs ended with the same weights, bit for bit."""
-    a, b = (checkpoint(folder, name)["state_dict"] for folder in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    """Say whether two runs ended with the same weights, averaged and raw, bit for bit."""
+    a, b = (checkpoint(folder, name) for folder in (one, other))
+    return all(equal(a.get(key, {}), b.get(key, {})) for key in ("state_dict", RAW))
+
+
+def on_test_split(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return what a loaded model says of its test images, logits (N, K), and their labels (N,)."""
+    images, labels = (torch.from_numpy(a) for a in datasets.build(model.config["data"]).load("test"))
+    with torch.no_grad():
+        return model(images), labels
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return as soon as ``condition`` holds; fail where it does not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

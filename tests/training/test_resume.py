@@ -1,18 +1,27 @@
 """A run that was killed or interrupted, and resumed, ends as if it had never stopped, bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning
 import pytest
-import torch
 
-from tests.conftest import ROOT, TINY, checkpoint, same_weights, slow, summary, verb
+from tests.conftest import (
+    ROOT,
+    TINY,
+    Train,
+    checkpoint,
+    same_weights,
+    slow,
+    started,
+    summary,
+    verb,
+    wait_for,
+)
 from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
@@ -20,9 +29,7 @@ from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.training.run import run
 
-Train = Callable[..., Path]
-
-# Dies by SIGKILL, or is sent a signal, when the loader hands out its n-th batch.
+# Gets a signal when the loader hands out its n-th batch.
 DRIVER = """
 import os, sys
 from vitlab.data import loader
@@ -51,52 +58,41 @@ def end_at(folder: Path, batch: int, signum: signal.Signals) -> subprocess.Compl
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
-@pytest.fixture
-def fresh(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Make a run folder without training in it."""
+def assert_alike(whole: Path, resumed: Path) -> None:
+    """Hold what a run leaves that resumed against what one leaves that never stopped."""
+    for name in ("last", "best"):
+        if (whole / "checkpoints" / f"{name}.ckpt").exists():
+            assert same_weights(whole, resumed, name)
+    rows = [read_metrics(RunFolder(folder)) for folder in (whole, resumed)]
+    assert rows[0] == [pytest.approx(row, rel=1e-6) for row in rows[1]]
+    for key in ("status", "metrics", "tested", "per_class"):
+        assert summary(whole)[key] == summary(resumed)[key]
 
-    def make(*overrides: str, name: str = "stopped") -> Path:
-        with monkeypatch.context() as patch:
-            patch.setattr("vitlab.training.run.run", lambda *given: None)
-            return train(*overrides, name=name)
 
-    return make
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return read_metrics(RunFolder(folder))
+EMA = ("callbacks.ema.decay=0.7",)
+KINDS = [("trainer.max_steps=11", "trainer.max_epochs=-1"), ("data.val_size=0",)]
 
 
 # Every save point counts: with so small an interval there is a checkpoint after each optimizer step, so
 # the kill at batch n leaves the state of step n - 1. Two epochs of eight batches; 9 is the first batch
 # of the second.
-@pytest.mark.parametrize("batch", [slow(1), slow(4), 9, slow(14)])
-def test_after_kill_9_the_same_weights(train: Train, fresh: Train, batch: int) -> None:
-    options = ("callbacks.checkpoint.every_minutes=1e-6",)
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        *(slow(1, ()), slow(4, ()), (9, ()), slow(14, ())),
+        *(slow(4, EMA), (9, EMA)),
+        *(slow(10, options) for options in KINDS),
+    ],
+)
+def test_after_kill_9_the_same_weights(
+    train: Train, fresh: Train, batch: int, options: tuple[str, ...]
+) -> None:
+    options += ("callbacks.checkpoint.every_minutes=1e-6",)
     whole, stopped = train(*options, name="whole"), fresh(*options)
     assert end_at(stopped, batch, signal.SIGKILL).returncode == -signal.SIGKILL
     run(RunFolder(stopped))
     assert summary(stopped)["train"]["resumed_at"] == [batch - 1]
-    assert same_weights(whole, stopped)
-    assert same_weights(whole, stopped, "best")
-    assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
-    for key in ("status", "metrics", "tested", "per_class"):
-        assert summary(whole)[key] == summary(stopped)[key]
-
-
-@pytest.mark.parametrize("batch", [slow(4), 9])
-def test_the_average_and_the_raw_weights_go_on(train: Train, fresh: Train, batch: int) -> None:
-    options = ("callbacks.checkpoint.every_minutes=1e-6", "callbacks.ema.decay=0.7")
-    whole, stopped = train(*options, name="whole"), fresh(*options)
-    end_at(stopped, batch, signal.SIGKILL)
-    run(RunFolder(stopped))
-    assert summary(stopped)["train"]["resumed_at"] == [batch - 1]
-    for name in ("last", "best"):
-        assert same_weights(whole, stopped, name)
-        a, b = (checkpoint(folder, name)["raw_state_dict"] for folder in (whole, stopped))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    for key in ("metrics", "tested", "per_class"):
-        assert summary(whole)[key] == summary(stopped)[key]
+    assert_alike(whole, stopped)
 
 
 @pytest.mark.slow
@@ -107,110 +103,90 @@ def test_killed_twice_under_accumulation_between_checkpoints(train: Train, fresh
     end_at(stopped, 7, signal.SIGKILL)
     run(RunFolder(stopped))
     assert summary(stopped)["train"]["resumed_at"] == [3, 3]
-    assert same_weights(whole, stopped)
+    assert_alike(whole, stopped)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [("trainer.max_steps=11", "trainer.max_epochs=-1"), ("data.val_size=0",)])
-def test_kinds_of_run_end(train: Train, fresh: Train, options: tuple[str, ...]) -> None:
-    options += ("callbacks.checkpoint.every_minutes=1e-6",)
-    whole, stopped = train(*options, name="whole"), fresh(*options)
-    end_at(stopped, 10, signal.SIGKILL)
-    run(RunFolder(stopped))
-    assert same_weights(whole, stopped)
-    assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
-    train: Train, fresh: Train, signum: signal.Signals, code: int
+    finished: Path, stopped: Train, signum: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, stopped = train(name="whole"), fresh()
-    ended = end_at(stopped, 4, signum)
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert f"python train.py resume={stopped}" in ended.stdout
-    assert summary(stopped)["status"] == "interrupted"
-    assert checkpoint(stopped)["global_step"] == 4
-    run(RunFolder(stopped))
-    assert summary(stopped)["train"]["resumed_at"] == [4]
-    assert same_weights(whole, stopped)
+    folder = stopped(4, signum=signum)
+    assert f"python train.py resume={folder}" in capsys.readouterr().out
+    assert summary(folder)["status"] == "interrupted"
+    assert checkpoint(folder)["global_step"] == 4
+    run(RunFolder(folder))
+    assert summary(folder)["train"]["resumed_at"] == [4]
+    assert_alike(finished, folder)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
-@pytest.mark.parametrize(("batch", "step"), [(4, 2), slow(8, 3)])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("batch", "step"), [(4, 2), (8, 3)])
 def test_a_signal_under_accumulation_waits_for_the_optimizer_step_or_the_epoch(
-    fresh: Train, signum: signal.Signals, code: int, batch: int, step: int
+    stopped: Train, signum: signal.Signals, batch: int, step: int
 ) -> None:
-    stopped = fresh("trainer.accumulate_grad_batches=3")
-    assert end_at(stopped, batch, signum).returncode == code
-    assert checkpoint(stopped)["global_step"] == step
-    assert summary(stopped)["status"] == "interrupted"
+    folder = stopped(batch, "trainer.accumulate_grad_batches=3", signum=signum)
+    assert checkpoint(folder)["global_step"] == step
+    assert summary(folder)["status"] == "interrupted"
 
 
 def test_killed_before_the_test_tests_without_training_again(
-    train: Train, fresh: Train, monkeypatch: pytest.MonkeyPatch
+    finished: Path, fresh: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning
-
     def killed(*args: object, **kwargs: object) -> None:
         raise Interrupted(signal.SIGTERM)
 
-    whole, stopped = train(name="whole"), fresh()
-    with monkeypatch.context() as patch:
+    folder = fresh()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(lightning.Trainer, "test", killed)
-        with pytest.raises(Interrupted):
-            run(RunFolder(stopped))
-    assert summary(stopped)["status"] == "interrupted"
-    run(RunFolder(stopped))
-    assert summary(stopped)["metrics"] == summary(whole)["metrics"]
-    assert same_weights(whole, stopped)
-
-
-def test_a_finished_run_is_left_alone(train: Train) -> None:
-    folder = train()
-    before = (
-        (folder / "summary.json").read_bytes(),
-        (folder / "checkpoints/last.ckpt").stat().st_mtime_ns,
-    )
+        run(RunFolder(folder))
+    assert summary(folder)["status"] == "interrupted"
     run(RunFolder(folder))
-    after = (
-        (folder / "summary.json").read_bytes(),
-        (folder / "checkpoints/last.ckpt").stat().st_mtime_ns,
-    )
-    assert before == after
+    assert summary(folder)["train"]["resumed_at"] == [16]
+    assert_alike(finished, folder)
 
 
-def test_a_damaged_checkpoint_is_refused_and_kept(fresh: Train) -> None:
-    stopped = fresh()
-    end_at(stopped, 10, signal.SIGKILL)
-    last = stopped / "checkpoints" / "last.ckpt"
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 1
+def test_a_finished_run_is_left_alone(copied: Path) -> None:
+    paths = copied / "summary.json", copied / "checkpoints/last.ckpt"
+    before = [path.stat().st_mtime_ns for path in paths]
+    run(RunFolder(copied))
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (flip, r"last\.ckpt is damaged.*best\.ckpt"),
+        (lambda content: b"", "cannot be read as a checkpoint"),
+        (lambda content: b"PK\x03\x04 cut short", "cannot be read as a checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_kept(
+    copied: Path, spoil: Callable[[bytes], bytes], said: str
+) -> None:
+    (copied / "summary.json").unlink()
+    last = copied / "checkpoints" / "last.ckpt"
+    if spoil is not flip:
+        last.with_name("last.ckpt.sha256").unlink()
+    content = spoil(last.read_bytes())
     last.write_bytes(content)
-    with pytest.raises(UserError, match=r"last\.ckpt is damaged.*best\.ckpt"):
-        run(RunFolder(stopped))
+    with pytest.raises(UserError, match=said):
+        run(RunFolder(copied))
     assert last.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short"])
-def test_what_is_not_a_checkpoint_is_said_plainly(fresh: Train, content: bytes) -> None:
-    stopped = fresh()
-    (stopped / "checkpoints").mkdir()
-    (stopped / "checkpoints" / "last.ckpt").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        run(RunFolder(stopped))
-
-
-def test_resume_takes_nothing_beside_it_and_a_folder_that_exists(fresh: Train) -> None:
-    stopped = fresh()
-    refused = verb(f"resume={stopped}", "optimizer.lr=1")
+def test_resume_takes_nothing_beside_it_and_a_folder_that_exists(finished: Path) -> None:
+    refused = verb(f"resume={finished}", "optimizer.lr=1")
     assert refused.returncode == 1
     assert "optimizer.lr=1" in refused.stderr
-    missing = verb(f"resume={stopped}x")
+    missing = verb(f"resume={finished}x")
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: ")
-    assert str(stopped) in missing.stderr, "the nearest run is named"
+    assert str(finished) in missing.stderr, "the nearest run is named"
 
 
 @pytest.mark.slow
@@ -229,19 +205,10 @@ def test_compiled_and_augmented_the_same_weights(train: Train, fresh: Train) -> 
 @pytest.mark.slow
 def test_ctrl_c_at_the_terminal_and_resume_by_the_printed_line(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = [*TINY, f"hydra.run.dir={folder}", "trainer.max_epochs=2000"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in front
-    out, _ = process.communicate(timeout=60)
+    with started(*TINY, f"hydra.run.dir={folder}", "trainer.max_epochs=2000") as process:
+        wait_for((folder / "metrics.csv").exists)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process in front
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"resume={folder}" in out
-    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert summary(folder)["status"] == "interrupted"
