@@ -97,9 +97,10 @@ def stopped(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
                     os.kill(os.getpid(), signum)
                 yield batch
 
-        with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        with monkeypatch.context() as patch:
             patch.setattr(TrainLoader, "__iter__", counting)
-            train(*overrides, name="stopped", **options)
+            with pytest.raises(Interrupted) as stop:
+                train(*overrides, name="stopped", **options)
         assert stop.value.exit_code == 128 + signum
         return tmp_path / "stopped"
 
@@ -149,6 +150,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def on_two(*options: str) -> list[str]:
+    """Return what is typed to train on two processes what ``options`` train on one."""
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    return [*(o for o in options if o != "trainer=cpu"), *ddp]
 
 
 @contextlib.contextmanager

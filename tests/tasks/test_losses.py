@@ -1,11 +1,15 @@
 """The losses of distillation, against their formulas, torch and other people's code."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.tasks.losses import hard_distillation, soft_distillation
+from tests.models.helpers import SMALL, build
+from vitlab.tasks.distill import Distill
+from vitlab.tasks.losses import hard_distillation, soft_cross_entropy, soft_distillation
 
 K = 7
 
@@ -79,3 +83,50 @@ def test_vit_pytorch_computes_the_same(hard: bool) -> None:
     torch.testing.assert_close(
         wrapper(images, labels), 0.7 * F.cross_entropy(own, labels) + 0.3 * loss, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("model", ["vit_tiny", "vit_distilled_tiny"])
+def test_labels_and_teacher_share_the_loss(kind: str, model: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(32, 10, generator=generator)  # soft, as after mixup
+    images = torch.randn(32, 3, 16, 16, generator=generator)
+    batch = SimpleNamespace(images=images, targets=targets / targets.sum(1, keepdim=True))
+    net = build(f"model={model}", **SMALL)
+    said = torch.randn(32, 10, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+    task = Distill(
+        net=net.eval(),
+        teacher=lambda images: seen.append(images) or said,
+        optimizer=lambda net: torch.optim.SGD(net.parameters()),
+        schedule=lambda step, total: 1.0,
+        total_steps=1,
+        num_classes=10,
+        freeze="none",
+        seed=0,
+        meta={},
+        kind=kind,
+        temperature=3.0,
+        weight=0.3,
+        label_smoothing=0.1,
+    )
+    loss, shown = task.objective(batch)
+    if model == "vit_tiny":
+        labels = taught = net(batch.images)
+    else:
+        labels, taught = net(batch.images, per_head=True).unbind(1)
+    label_loss = soft_cross_entropy(labels, batch.targets, 0.1)
+    teacher_loss = hard_distillation(taught, said) if kind == "hard" else soft_distillation(taught, said, 3.0)
+    torch.testing.assert_close(loss, 0.7 * label_loss + 0.3 * teacher_loss)
+    truth, answers, guesses = (x.argmax(1) for x in (batch.targets, said, (labels + taught) / 2))
+    expected = [
+        (guesses == truth).sum(),
+        32 * label_loss,
+        32 * teacher_loss,
+        (guesses == answers).sum(),
+        (answers == truth).sum(),
+    ]
+    assert [v.item() for v in shown] == pytest.approx([v.item() for v in expected])
+    assert len(Distill.shown) == 1 + len(shown)
+    assert seen[0] is batch.images, "the teacher sees what the student sees"
+    assert not any(value.requires_grad for value in shown)

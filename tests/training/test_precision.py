@@ -1,8 +1,5 @@
 """Float16 recovers from overflows and counts them; float32 products are as precise as asked."""
 
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +7,14 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from tests.conftest import checkpoint, same_weights, summary
+from tests.conftest import Train, checkpoint, same_weights, summary
 from vitlab.core import hardware
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.signals import Interrupted
-from vitlab.data.loader import TrainLoader
 from vitlab.tasks.classify import Classify
 from vitlab.training.grad_scaler import CountingScaler
 from vitlab.training.run import run
 
-Train = Callable[..., Path]
 HUGE = 2.0**30
 
 
@@ -88,15 +82,10 @@ def norms(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> list[floa
         clipped = float(torch.nn.utils.get_total_norm(gradients))
         assert clipped == pytest.approx(0.5, rel=1e-3) or not clipped < float("inf")
 
+    options = ("trainer.gradient_clip_val=0.5", "optimizer=sgd", "optimizer.lr=1e-9", "model.dropout=0")
     with monkeypatch.context() as patch:
         patch.setattr(Classify, "configure_gradient_clipping", spy)
-        train(
-            "trainer.gradient_clip_val=0.5",
-            "optimizer=sgd",
-            "optimizer.lr=1e-9",
-            "model.dropout=0",
-            name=name,
-        )
+        train(*options, name=name)
     return found
 
 
@@ -112,38 +101,22 @@ def test_clipped_are_the_gradients_without_their_scale(
 
 
 @pytest.mark.usefixtures("float16")
-def test_the_scale_and_the_count_survive_a_stop(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    batch = 12  # in the second epoch, while steps are skipped
-
-    def stopping(self: TrainLoader) -> Any:
-        for item in real(self):
-            yield item
-            if (item.epoch * 8 + item.index + 1) == batch - 1:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    real = TrainLoader.__iter__
+def test_the_scale_and_the_count_survive_a_stop(train: Train, stopped: Train) -> None:
     options = ("trainer.max_epochs=3", "callbacks.ema.decay=0.9")
-    whole = train(*options, name="whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "__iter__", stopping)
-        with pytest.raises(Interrupted):
-            train(*options, name="stopped")
-    stopped = tmp_path / "stopped"
-    assert summary(stopped)["train"]["skipped_steps"] == batch
-    run(RunFolder(stopped))
-    assert summary(stopped)["train"]["resumed_at"] == [batch]
-    assert same_weights(whole, stopped)
-    assert checkpoint(whole)["MixedPrecision"] == checkpoint(stopped)["MixedPrecision"]
-    assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(stopped)]
+    # In the second epoch, while steps are skipped.
+    whole, cut = train(*options, name="whole"), stopped(12, *options)
+    assert summary(cut)["train"]["skipped_steps"] == 12
+    run(RunFolder(cut))
+    assert summary(cut)["train"]["resumed_at"] == [12]
+    assert same_weights(whole, cut)
+    assert checkpoint(whole)["MixedPrecision"] == checkpoint(cut)["MixedPrecision"]
+    assert rows(whole) == [pytest.approx(row, rel=1e-6) for row in rows(cut)]
 
 
-def test_without_scaling_nothing_is_counted(train: Train) -> None:
-    folder = train("trainer.max_epochs=1")
-    assert summary(folder)["train"]["skipped_steps"] is None
-    assert "train/skipped_steps" not in rows(folder)[0]
-    assert (summary(folder)["precision"], summary(folder)["matmul_precision"]) == ("32-true", "high")
+def test_without_scaling_nothing_is_counted(finished: Path) -> None:
+    assert summary(finished)["train"]["skipped_steps"] is None
+    assert "train/skipped_steps" not in rows(finished)[0]
+    assert (summary(finished)["precision"], summary(finished)["matmul_precision"]) == ("32-true", "high")
 
 
 def test_matmul_precision_is_set_for_the_run_alone(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,18 +143,14 @@ def test_highest_is_float32_in_convolutions_too() -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
+# Of AVX2 to AVX512-BF16, of AMX, and of AMX-FP16.
 @pytest.mark.parametrize(
-    ("lowest", "notes"),
-    [
-        ("float32", [0, 1, 1]),
-        ("bfloat16", [0, 1, 0]),
-        ("tf32", [0, 0, 0]),
-    ],  # AVX2 to AVX512-BF16; AMX; AMX-FP16
+    ("rounding", "notes"),
+    [((), [0, 1, 1]), (("medium",), [0, 1, 0]), (("medium", "high"), [0, 0, 0])],
 )
 def test_what_does_nothing_on_a_cpu_is_said(
-    monkeypatch: pytest.MonkeyPatch, lowest: str, notes: list[int]
+    monkeypatch: pytest.MonkeyPatch, rounding: tuple[str, ...], notes: list[int]
 ) -> None:
-    rounding = {"float32": (), "bfloat16": ("medium",), "tf32": ("medium", "high")}[lowest]
     monkeypatch.setattr(hardware, "rounds_float32", lambda name: name in rounding)
     assert [len(list(hardware.matmul_notes(name))) for name in ("high", "highest", "medium")] == notes
 

@@ -136,9 +136,10 @@ def test_killed_before_the_test_tests_without_training_again(
         raise Interrupted(signal.SIGTERM)
 
     folder = fresh()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(lightning.Trainer, "test", killed)
-        run(RunFolder(folder))
+        with pytest.raises(Interrupted):
+            run(RunFolder(folder))
     assert summary(folder)["status"] == "interrupted"
     run(RunFolder(folder))
     assert summary(folder)["train"]["resumed_at"] == [16]
