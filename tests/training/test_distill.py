@@ -29,6 +29,7 @@ from vitlab.training.run import run
 from vitlab.training.teacher import Teacher, load_teacher
 
 TOKEN = "model=vit_distilled_tiny"
+TYPED = [TOKEN if o == "model=vit_tiny" else o for o in TINY]
 OPTIONS = ("task=distill", TOKEN, "augment=mixup_cutmix", "task.kind=soft", "task.weight=0.25")
 
 
@@ -143,7 +144,7 @@ def test_compiled_losses_are_the_eager_ones(teacher: Path, tmp_path: Path) -> No
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
         options = ["task=distill", f"task.teacher={teacher}", "model.dropout=0", f"compile={compiled}"]
-        ended = verb(*TINY, TOKEN, *options, f"hydra.run.dir={folder}")
+        ended = verb(*TYPED, *options, f"hydra.run.dir={folder}")
         assert ended.returncode == 0, ended.stderr
         rows = read_metrics(RunFolder(folder))
         losses.append([row[f"train/{key}"] for row in rows for key in ("label_loss", "teacher_loss")])
@@ -153,7 +154,7 @@ def test_compiled_losses_are_the_eager_ones(teacher: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_sweep_over_the_kind_on_two_processes(teacher: Path, tmp_path: Path) -> None:
     options = ["task=distill", f"task.teacher={teacher}", "task.kind=hard,soft", "trainer.max_epochs=1"]
-    ended = verb("-m", *on_two(*TINY, TOKEN, *options), f"hydra.sweep.dir={tmp_path}")
+    ended = verb("-m", *on_two(*TYPED, *options), f"hydra.sweep.dir={tmp_path}")
     assert ended.returncode == 0, ended.stderr
     jobs = ["kind-hard", "kind-soft"]
     assert [summary(tmp_path / job)["status"] for job in jobs] == ["finished"] * 2

@@ -6,8 +6,6 @@ failing test prints them.
 """
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
+from tests.conftest import Train
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
@@ -84,9 +83,9 @@ def plain_loop(config: dict[str, Any]) -> list[float]:
     return losses
 
 
-@pytest.fixture
-def traced(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], dict[str, Any]]:
-    """Return the losses of vitlab's own training and the configuration."""
+def test_twenty_losses_are_the_plain_loops_and_the_recorded_ones(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses: list[float] = []
     step = Classify.training_step
 
@@ -96,14 +95,7 @@ def traced(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> tuple
         return loss
 
     monkeypatch.setattr(Classify, "training_step", recorded)
-    folder = train(*OVERRIDES)
-    return losses, RunFolder(folder).read_config()
-
-
-def test_twenty_losses_are_the_plain_loops_and_the_recorded_ones(
-    traced: tuple[list[float], dict[str, Any]],
-) -> None:
-    losses, config = traced
+    config = RunFolder(train(*OVERRIDES)).read_config()
     assert len(losses) == 20
     assert losses == pytest.approx(plain_loop(config), rel=1e-4)
     assert losses == pytest.approx(GOLDEN, rel=1e-3), "CPUs differ in the last digits, not in the third"

@@ -1,11 +1,8 @@
 """Every recipe trains: found by globbing, a step each of the real thing, on images that are drawn."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from tests.conftest import ROOT, TINY, summary
+from tests.conftest import ROOT, TINY, Train, summary
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
 IMAGES = [o for o in TINY if o.startswith("data") and not o.startswith("data.image_size")]
@@ -14,7 +11,7 @@ WEIGHTS = {"vit_b16_finetune", "vit_b16_finetune_torchvision"}  # they fetch the
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_takes_a_step(recipe: str, train: Callable[..., Path]) -> None:
+def test_a_recipe_takes_a_step(recipe: str, train: Train) -> None:
     quiet = ["trainer.accelerator=cpu", "callbacks.figures=false", "compile=false"]
     given = [f"experiment={recipe}", *quiet]
     if recipe in WEIGHTS:

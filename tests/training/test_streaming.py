@@ -4,28 +4,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY, same_weights, slow, summary, verb
+from tests.conftest import ROOT, TINY, Train, on_two, same_weights, slow, summary, verb, wait_for
 from tests.data.helpers import image_tree
-from tests.training.test_resume import DRIVER, fresh
+from tests.training.test_resume import DRIVER
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.run import run
 
-__all__ = ["fresh"]  # a fixture
-Train = Callable[..., Path]
-
 # The signal goes to every process in front, as from a terminal or a scheduler.
 GROUP_DRIVER = DRIVER.replace("os.kill(os.getpid(), signum)", "os.killpg(0, signum)")
 STREAMED = ("data.in_memory=false", "data.num_workers=2", "augment=basic")
-DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 def of_files(root: Path, cache: Path | None) -> list[str]:
@@ -84,10 +79,7 @@ def test_a_signal_to_all_processes_stops_at_the_next_step_with_a_checkpoint(
     assert process.returncode == code, out + err
     assert err == "", "no word of a worker"
     assert out.count("stopping at the next optimizer step") == 1
-    deadline = time.monotonic() + 10
-    while _group_lives(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _group_lives(process.pid), "no worker is left"
+    wait_for(lambda: not _group_lives(process.pid), 10)  # no worker is left
     run(RunFolder(stopped))
     assert summary(stopped)["train"]["resumed_at"] == [4]
     assert same_weights(whole, stopped)
@@ -125,9 +117,9 @@ def test_a_run_from_before_there_was_a_choice_goes_on(fresh: Train) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stream_what_one_holds(train: Train, tmp_path: Path) -> None:
-    changes = ("augment=none", "model.dropout=0", "data.num_test=41")  # an odd one out
+    changes = ("augment=none", "model.dropout=0")
     one, two = train(*changes, "data.in_memory=true", name="one"), tmp_path / "two"
-    options = {o.split("=")[0]: o for o in [*TINY, *changes, *DDP]}.values()
+    options = on_two(*TINY, *changes)
     ended = verb(*options, "data.in_memory=false", "data.num_workers=1", f"hydra.run.dir={two}")
     assert ended.returncode == 0, ended.stderr
     for key in ("epoch", "step", "train/loss", "val/loss", "val/accuracy"):

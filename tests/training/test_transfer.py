@@ -1,10 +1,8 @@
 """A run that starts from weights in a file: what it says, trains and resumes; and a run as such a file."""
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,52 +11,18 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import vitlab
-from tests.conftest import ROOT, TINY, checkpoint, same_weights, summary
+from tests.conftest import TINY, Train, checkpoint, same_weights, summary
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.run import run
 
-Start = Callable[..., Path]
-Stopped = Callable[[], AbstractContextManager[None]]
-BASE = [o for o in TINY if not o.startswith("model")]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Train timm's smallest ViT, in this process, in a folder of its own."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import train as verb
-
-    def call(*overrides: str, name: str = "run") -> Path:
-        folder = tmp_path / name
-        small = ["model=timm_vit_b16", "model.name=test_vit", "model.image_size=32", "trainer.max_epochs=1"]
-        given = [*BASE, *small, f"hydra.run.dir={folder}", *overrides]
-        arguments = {o.split("=", 1)[0]: o for o in given}
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments.values()])
-        verb.main()
-        return folder
-
-    return call
-
-
-@pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Stopped:
-    """A context in which a run ends at its first optimizer step, as by Ctrl-C."""
-    install = StopSignal.install
-
-    def install_and_receive(self: StopSignal) -> None:
-        install(self)
-        self.received = 2
-
-    @contextmanager
-    def context() -> Iterator[None]:
-        with monkeypatch.context() as patched:
-            patched.setattr(StopSignal, "install", install_and_receive)
-            with pytest.raises(Interrupted):
-                yield
-
-    return context
+# timm's smallest ViT
+TIMM: dict[str, Any] = {
+    "base": [
+        *(o for o in TINY if not o.startswith("model")),
+        *("model=timm_vit_b16", "model.name=test_vit", "model.image_size=32", "trainer.max_epochs=1"),
+    ]
+}
 
 
 @pytest.fixture
@@ -73,8 +37,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("freeze", ["head_only", "first_3"])
-def test_a_linear_probe_and_a_partly_frozen_network(start: Start, weights: Path, freeze: str) -> None:
-    folder = start(f"model.checkpoint_path={weights}", f"task.freeze={freeze}", "optimizer.layer_decay=0.7")
+def test_a_linear_probe_and_a_partly_frozen_network(train: Train, weights: Path, freeze: str) -> None:
+    options = (f"model.checkpoint_path={weights}", f"task.freeze={freeze}", "optimizer.layer_decay=0.7")
+    folder = train(*options, **TIMM)
     log = (folder / "train.log").read_text()
     assert f"{weights}/model.safetensors" in log
     assert "pos_embed (1, 17, 64) → (1, 5, 64)" in log
@@ -97,22 +62,19 @@ def test_a_linear_probe_and_a_partly_frozen_network(start: Start, weights: Path,
 
 
 def test_a_run_goes_on_without_the_file_and_is_a_file_itself(
-    start: Start, stopped: Stopped, weights: Path, tmp_path: Path
+    train: Train, stopped: Train, weights: Path
 ) -> None:
-    whole = start(f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7", name="whole")
-    with stopped():
-        start(f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7", name="cut")
-    cut = tmp_path / "cut"
+    options = (f"model.checkpoint_path={weights}", "optimizer.layer_decay=0.7")
+    whole, cut = train(*options, **TIMM, name="whole"), stopped(1, *options, **TIMM)
     assert (cut / "train.log").read_text().count("resized") == 1
     (weights / "model.safetensors").unlink()
     run(RunFolder(cut))
     assert (cut / "train.log").read_text().count("resized") == 1  # no table: its own checkpoint counts
-    one, other = (checkpoint(folder)["state_dict"] for folder in (whole, cut))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_weights(whole, cut)
     assert vitlab.load(cut)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 10)
 
     # The run's folder stands for its best checkpoint, with the head, since the classes are as many.
-    next_run = start(f"model.checkpoint_path={whole}", "optimizer.lr=1e-12", name="next")
+    next_run = train(f"model.checkpoint_path={whole}", "optimizer.lr=1e-12", **TIMM, name="next")
     log = (next_run / "train.log").read_text()
     assert f"{whole}/checkpoints/best.ckpt" in log
     assert "  new " not in log
@@ -124,34 +86,32 @@ def test_a_run_goes_on_without_the_file_and_is_a_file_itself(
 
 
 def test_torchvisions_network_starts_from_a_file_and_is_loaded_without_it(
-    start: Start, tmp_path: Path
+    train: Train, tmp_path: Path
 ) -> None:
     given = models.shufflenet_v2_x0_5(num_classes=10).state_dict()
     torch.save(given, tmp_path / "w.pth")
-    folder = start(
-        *("model=torchvision_vit_b16", "model.name=shufflenet_v2_x0_5", "data.channels=1"),
-        *(f"model.checkpoint_path={tmp_path}/w.pth", "task.freeze=head_only"),
-    )
+    network = ("model=torchvision_vit_b16", "model.name=shufflenet_v2_x0_5", "data.channels=1")
+    folder = train(*network, f"model.checkpoint_path={tmp_path}/w.pth", "task.freeze=head_only", **TIMM)
     assert "conv1.0.weight (24, 3, 3, 3) → (24, 1, 3, 3)" in (folder / "train.log").read_text()
     (tmp_path / "w.pth").unlink()
     net = vitlab.load(folder).net
     assert torch.equal(net.net.stage2[0].branch1[0].weight, given["stage2.0.branch1.0.weight"])
 
 
-def test_what_is_not_there_is_said_before_anything_else(start: Start, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said_before_anything_else(train: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_path=nothing.pth: .*looked for /.*/nothing.pth"):
-        start("model.checkpoint_path=nothing.pth", "data.num_train=100000000")
+        train("model.checkpoint_path=nothing.pth", "data.num_train=100000000", **TIMM)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("pool", ["cls", "sequence"])
+@pytest.mark.parametrize("pool", ["mean", "sequence"])
 def test_our_own_network_is_pretrained_and_fine_tuned(
-    train: Start, stopped: Stopped, tmp_path: Path, pool: str
+    train: Train, copied: Path, stopped: Train, pool: str
 ) -> None:
-    first = train(f"model.pool={pool}", "trainer.max_epochs=1", name="first")
+    first = copied if pool == "mean" else train(f"model.pool={pool}", "trainer.max_epochs=1", name="first")
     options = (f"model.pool={pool}", f"model.checkpoint_path={first}", "data.image_size=32")
-    options += ("data.val_size=20", "optimizer.lr=1e-12")
-    whole = train(*options, name="whole")
+    options += ("data.val_size=20", "optimizer.lr=1e-12", "trainer.max_epochs=1")
+    whole, cut = train(*options, name="whole"), stopped(1, *options)
     log = (whole / "train.log").read_text()
     assert f"{first}/checkpoints/best.ckpt" in log
     assert "position.table (1, 1" in log
@@ -160,10 +120,7 @@ def test_our_own_network_is_pretrained_and_fine_tuned(
     for name in ("blocks.1.attention.qkv.weight", "head.weight"):  # the classes are the same
         torch.testing.assert_close(last[f"net.{name}"], best[f"net.{name}"])
 
-    with stopped():
-        train(*options, name="cut")
     shutil.rmtree(first)
-    cut = tmp_path / "cut"
     run(RunFolder(cut))
     assert same_weights(whole, cut)
     assert vitlab.load(cut)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 10)
