@@ -9,28 +9,18 @@ import pytest
 import torch
 
 import vitlab
-from tests.conftest import (
-    TINY,
-    Train,
-    checkpoint,
-    on_test_split,
-    on_two,
-    same_weights,
-    summary,
-    train_in,
-    verb,
-)
+from tests.conftest import Train, checkpoint, on_test_split, same_weights, summary, train_in
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
-from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.run import run
 from vitlab.training.teacher import Teacher, load_teacher
 
-TOKEN = "model=vit_distilled_tiny"
-TYPED = [TOKEN if o == "model=vit_tiny" else o for o in TINY]
-OPTIONS = ("task=distill", TOKEN, "augment=mixup_cutmix", "task.kind=soft", "task.weight=0.25")
+OPTIONS = (
+    *("task=distill", "model=vit_distilled_tiny", "augment=mixup_cutmix"),
+    *("task.kind=soft", "task.weight=0.25"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,28 +125,3 @@ def test_a_network_of_timms_teaches(train: Train, timm_file: Path) -> None:
     assert record["path"] == "timm/test_resnet"
     assert record["sha256"] == sha256(timm_file)
     assert "teacher_accuracy" in (folder / "train.log").read_text(), "a note about the teacher"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
-def test_compiled_losses_are_the_eager_ones(teacher: Path, tmp_path: Path) -> None:
-    losses = []
-    for compiled in ("false", "true"):
-        folder = tmp_path / compiled
-        options = ["task=distill", f"task.teacher={teacher}", "model.dropout=0", f"compile={compiled}"]
-        ended = verb(*TYPED, *options, f"hydra.run.dir={folder}")
-        assert ended.returncode == 0, ended.stderr
-        rows = read_metrics(RunFolder(folder))
-        losses.append([row[f"train/{key}"] for row in rows for key in ("label_loss", "teacher_loss")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_a_sweep_over_the_kind_on_two_processes(teacher: Path, tmp_path: Path) -> None:
-    options = ["task=distill", f"task.teacher={teacher}", "task.kind=hard,soft", "trainer.max_epochs=1"]
-    ended = verb("-m", *on_two(*TYPED, *options), f"hydra.sweep.dir={tmp_path}")
-    assert ended.returncode == 0, ended.stderr
-    jobs = ["kind-hard", "kind-soft"]
-    assert [summary(tmp_path / job)["status"] for job in jobs] == ["finished"] * 2
-    kinds = [RunFolder(tmp_path / job).read_config()["task"]["kind"] for job in jobs]
-    assert kinds == ["hard", "soft"]

@@ -143,3 +143,8 @@ def test_a_key_that_was_deleted_before_the_first_checkpoint_is_named(copied: Pat
         with pytest.raises(UserError) as refused:
             run(RunFolder(copied))
         assert str(refused.value).startswith(f"{RunFolder(copied).config} has no {key}")
+    # One that came later has a default, for runs from before.
+    (copied / "config.yaml").write_text(before)
+    edit(copied, {"data.in_memory": DELETED})
+    assert run(RunFolder(copied))["status"] == "finished"
+    assert "free; auto)" in (copied / "train.log").read_text()

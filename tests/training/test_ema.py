@@ -1,25 +1,20 @@
 """The average of the weights: what it is, and that it is what a run validates, tests and keeps."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import vitlab
-from tests.conftest import TINY, Train, checkpoint, equal, on_test_split, on_two, summary, train_in, verb
+from tests.conftest import Train, checkpoint, equal, on_test_split, summary, train_in
 from vitlab.core.checkpoint import RAW
-from vitlab.core.run_folder import RunFolder
-from vitlab.core.signals import Interrupted
 from vitlab.tasks.classify import Classify
 from vitlab.training.callbacks import EMA, Checkpointing
 from vitlab.training.callbacks.ema import decay_at, describe_average, ema_notes
-from vitlab.training.run import run
 
 # BatchNorm in the stem: float statistics, and a counter. Two micro-batches a step, 8 steps; the average is
 # swapped in and out three times an epoch, between micro-batches too.
@@ -109,23 +104,8 @@ def test_raw_is_the_same_where_nothing_is_averaged(finished: Path) -> None:
     assert equal(vitlab.load(finished).state_dict(), vitlab.load(finished, raw=True).state_dict())
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_without_validation_the_last_average_is_tested(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies: bool
-) -> None:
-    options, folder = ("callbacks.ema.decay=0.8", "data.val_size=0", "optimizer.lr=0.01"), tmp_path / "run"
-    if dies:  # before the test; what resumes has nothing to train
-
-        def killed(*args: object, **kwargs: object) -> None:
-            raise Interrupted(signal.SIGTERM)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(L.Trainer, "test", killed)
-            with pytest.raises(Interrupted):
-                train(*options)
-        run(RunFolder(folder))
-    else:
-        train(*options)
+def test_without_validation_the_last_average_is_tested(train: Train) -> None:
+    folder = train("callbacks.ema.decay=0.8", "data.val_size=0", "optimizer.lr=0.01")
     loss = F.cross_entropy(*on_test_split(vitlab.load(folder))).item()
     assert summary(folder)["tested"] == "last checkpoint, EMA weights"
     assert summary(folder)["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-5)
@@ -137,22 +117,6 @@ def test_of_bfloat16_weights_the_average_is_float32(train: Train) -> None:
     kept = state(folder)["net.head.weight"]
     assert kept.dtype == torch.float32
     assert not torch.equal(kept, kept.bfloat16().float()), "steps of 0.1 % would be rounded away"
-
-
-@pytest.mark.slow
-def test_two_processes_average_and_accumulate_as_one(train: Train, tmp_path: Path) -> None:
-    options = [
-        *("callbacks.ema.decay=0.9", "trainer.accumulate_grad_batches=3", "model.dropout=0", "augment=none"),
-        *("trainer.gradient_clip_val=0.1", "optimizer=sgd", "optimizer.lr=0.1"),
-    ]
-    one, two = train(*options, name="one"), tmp_path / "two"
-    ended = verb(*on_two(*TINY, *options), f"hydra.run.dir={two}")
-    assert ended.returncode == 0, ended.stderr
-    for key in ("state_dict", RAW):
-        for name, value in state(one, key).items():
-            torch.testing.assert_close(state(two, key)[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    for key, value in summary(one)["metrics"].items():
-        assert summary(two)["metrics"][key] == pytest.approx(value, rel=1e-4), key
 
 
 def test_the_warmup_of_the_decay_is_announced_where_the_run_ends_in_it() -> None:

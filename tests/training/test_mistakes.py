@@ -8,12 +8,18 @@ from urllib.error import URLError
 
 import pytest
 
-from tests.conftest import ROOT, TINY, Train, checkpoint, started, summary, verb, wait_for
+from tests.conftest import ROOT, TINY, Train, checkpoint, summary
 from vitlab.config.arguments import check_folder
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.training.run import run
+
+CALLS = [
+    ("--help", "Parts"),
+    ("model=vit_smal", "did you mean vit_small"),
+    ("resume=outputs/nowhere", "error: resume=outputs/nowhere: outputs/nowhere does not exist"),
+]
 
 
 def test_help_and_typos_answer_without_torch() -> None:
@@ -22,7 +28,7 @@ def test_help_and_typos_answer_without_torch() -> None:
         "try: runpy.run_path('train.py', run_name='__main__')\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
-    for argument, said in (("--help", "Parts"), ("model=vit_smal", "did you mean vit_small")):
+    for argument, said in CALLS:
         ended = subprocess.run(
             [sys.executable, "-c", code, argument], cwd=ROOT, capture_output=True, text=True, timeout=60
         )
@@ -115,15 +121,3 @@ def test_a_lost_summary_is_made_again(copied: Path) -> None:
     run(RunFolder(copied))
     assert summary(copied)["metrics"] == before
     assert summary(copied)["train"]["resumed_at"] == [16]
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with started(*TINY, "trainer.max_epochs=2000", f"hydra.run.dir={folder}") as process:
-        wait_for((folder / "metrics.csv").exists)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-    assert summary(folder)["status"] in ("running", "interrupted")
-    assert verb(f"resume={tmp_path}/elsewhere").returncode == 1

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import ROOT, TINY, Train, on_two, same_weights, slow, summary, verb, wait_for
+from tests.conftest import ROOT, TINY, Train, same_weights, slow, summary, wait_for
 from tests.data.helpers import image_tree
 from tests.training.test_resume import DRIVER
 from vitlab.core.errors import UserError
-from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.run import run
 
@@ -23,22 +21,15 @@ GROUP_DRIVER = DRIVER.replace("os.kill(os.getpid(), signum)", "os.killpg(0, sign
 STREAMED = ("data.in_memory=false", "data.num_workers=2", "augment=basic")
 
 
-def of_files(root: Path, cache: Path | None) -> list[str]:
-    """Return the overrides for a run on 96 files: 80 to train on, of which 16 are held out, and 16."""
-    if not root.exists():
-        image_tree(root, {"train/a": 40, "train/b": 40, "test/a": 8, "test/b": 8})
-    removed = ("data=", "data.num_train", "data.num_test")
-    options = [o for o in TINY if not o.startswith(removed)]
-    return ["data=image_folder", f"data.root={root}", f"data.cache={cache or 'null'}", *options]
-
-
 @pytest.fixture
 def on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let `train` and `fresh` run on files."""
+    """Let `train` and `fresh` run on 96 files: 80 to train on, of which 16 are held out, and 16."""
 
     def use(cache: bool) -> None:
-        options = of_files(tmp_path / "set", tmp_path / "cache" if cache else None)
-        monkeypatch.setattr("tests.conftest.TINY", options)
+        root = image_tree(tmp_path / "set", {"train/a": 40, "train/b": 40, "test/a": 8, "test/b": 8})
+        options = [o for o in TINY if not o.startswith(("data=", "data.num_train", "data.num_test"))]
+        options += [f"data.root={root}", f"data.cache={tmp_path / 'cache' if cache else 'null'}"]
+        monkeypatch.setattr("tests.conftest.TINY", ["data=image_folder", *options])
 
     return use
 
@@ -103,27 +94,3 @@ def test_a_broken_file_ends_the_run_with_its_name(
         run(RunFolder(folder))
     assert "Traceback" not in str(error.value)
     assert summary(folder)["status"] == "failed"
-
-
-def test_a_run_from_before_there_was_a_choice_goes_on(fresh: Train) -> None:
-    folder = fresh("trainer.max_epochs=1")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["data"]["in_memory"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run(RunFolder(folder))
-    assert summary(folder)["status"] == "finished"
-    assert "free; auto)" in (folder / "train.log").read_text()
-
-
-@pytest.mark.slow
-def test_two_processes_stream_what_one_holds(train: Train, tmp_path: Path) -> None:
-    changes = ("augment=none", "model.dropout=0")
-    one, two = train(*changes, "data.in_memory=true", name="one"), tmp_path / "two"
-    options = on_two(*TINY, *changes)
-    ended = verb(*options, "data.in_memory=false", "data.num_workers=1", f"hydra.run.dir={two}")
-    assert ended.returncode == 0, ended.stderr
-    for key in ("epoch", "step", "train/loss", "val/loss", "val/accuracy"):
-        a, b = ([row[key] for row in read_metrics(RunFolder(f))] for f in (one, two))
-        assert a == pytest.approx(b, rel=1e-4), key
-    for key, value in summary(one)["metrics"].items():
-        assert summary(two)["metrics"][key] == pytest.approx(value, rel=1e-4), key
