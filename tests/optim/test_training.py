@@ -115,7 +115,7 @@ def job(*overrides: str) -> Any:
 
 def test_a_linear_probe_trains_the_last_layer_alone() -> None:
     some = job("task.freeze=head_only", "optimizer=muon")
-    names = {name for group in some.optimizer.param_groups for name in group["names"]}
+    names = {name for group in some.task.built_optimizer.param_groups for name in group["names"]}
     assert names == {"pool.norm.weight", "pool.norm.bias", "head.weight", "head.bias"}
     assert names == {name for name, p in some.net.named_parameters() if p.requires_grad}
 
@@ -130,7 +130,7 @@ def test_frozen_layers_rest_whoever_calls_train() -> None:
 
 def table(some: Any) -> list[list[str]]:
     """Return the cells of the table that a run starts with."""
-    found = announce._group_table(some.optimizer.param_groups, some.net)
+    found = announce._group_table(some.task.built_optimizer.param_groups, some.net)
     return [list(row) for row in zip(*(column.cells for column in found.columns), strict=True)]
 
 

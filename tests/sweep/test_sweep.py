@@ -218,7 +218,7 @@ def test_the_record_says_what_to_run_and_not_how(call: Calls, tmp_path: Path) ->
     [
         (["sweep.resume=nowhere"], "expected the folder of a sweep"),
         (["sweep.resume=damaged"], r"sweep.json cannot be read"),
-        (["sweep.resume="], "needs the folder of a sweep"),
+        (["sweep.resume="], "sweep.resume= needs the name of a folder"),
         (["sweep.new=true", "seed=1"], "belongs to a sweep: add -m"),
         (["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0"),
         (["-m", "seed=1,2", "sweep.nw=true"], "did you mean sweep.new?"),
