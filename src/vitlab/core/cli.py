@@ -1,11 +1,23 @@
-"""What the verbs share: how they end."""
+"""What the verbs share: how they read their arguments, and how they end."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from vitlab.core.console import printable
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows a docstring as it is written, and says mistakes as all verbs do."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See python {self.prog} --help.")
 
 
 def finish(work: Callable[[], object]) -> int:

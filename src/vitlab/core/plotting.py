@@ -1,6 +1,8 @@
 """What the figures of every room share: how they are made, their colours and their style."""
 
 import math
+import warnings
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -27,6 +29,13 @@ def rasterize(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
+        figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def hide_spines(axes: Axes) -> None:

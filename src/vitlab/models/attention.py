@@ -177,3 +177,8 @@ class LinformerAttention(Attention):
         queries, keys, values = super().queries_keys_values(tokens)
         # (M, N) @ (B, heads, N, head_dim), for M = projection_length
         return queries, self.project_keys.weight @ keys, self.project_values.weight @ values
+
+    def weights_to_tokens(self, weights: Tensor) -> Tensor:
+        """Return attention over the tokens, ``(B, heads, N, M) -> (B, heads, N, N)``: see `to_tokens`."""
+        shares = self.project_values.weight.abs()  # (M, N)
+        return weights @ (shares / shares.sum(-1, keepdim=True))

@@ -14,6 +14,7 @@ from torch import nn
 
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
+from vitlab.models.attention_weights import TokenLayout
 from vitlab.models.hub import fetch_from_hub, fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, load_pretrained
 from vitlab.models.wrapper import SHARED_KEYS, LibraryModel
@@ -94,6 +95,22 @@ class TimmModel(LibraryModel):
             stems=names(config["first_conv"] or ()),
             images=Images(config["mean"], config["std"], config["input_size"][1:]),
             fetched=f"{config.get('hf_hub_id') or config.get('url')} ({path.name})" if fetched else None,
+        )
+
+    def token_layout(self) -> TokenLayout | None:
+        """Return how the tokens of a ViT or one of its kin lie; None for other networks."""
+        net: Any = self.net
+        blocks = list(getattr(net, "blocks", []))
+        if not hasattr(net, "num_prefix_tokens") or not all(hasattr(block, "attn") for block in blocks):
+            return None
+        heads = 2 if hasattr(net, "head_dist") else 1  # DeiT's reads its distillation token too
+        return TokenLayout(
+            grid=net.patch_embed.grid_size,
+            prefix=net.num_prefix_tokens,
+            read=heads if net.global_pool == "token" else 0,
+            blocks=blocks,
+            attentions=[block.attn for block in blocks],
+            norms=[block.norm1 for block in blocks],
         )
 
     def groups(self) -> list[list[str]]:

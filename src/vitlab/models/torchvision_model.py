@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
+from vitlab.models.attention_weights import TokenLayout
 from vitlab.models.hub import fetch_from_url
 from vitlab.models.pretrained import Images, Loaded, Weights, fit_channels, load_pretrained
 from vitlab.models.wrapper import SHARED_KEYS, LibraryModel
@@ -108,6 +109,21 @@ class TorchvisionModel(LibraryModel):
             stems=[find_stem(net)[0]],
             images=Images(tuple(preset.mean), tuple(preset.std), (side, side)),
             fetched=f"torchvision's {self.source} ({path.name})" if fetched else None,
+        )
+
+    def token_layout(self) -> TokenLayout | None:
+        """Return how the tokens of a ViT lie; None for other networks."""
+        if not isinstance(self.net, VisionTransformer):
+            return None
+        side = self.net.image_size // self.net.patch_size
+        blocks: list[Any] = list(self.net.encoder.layers)
+        return TokenLayout(
+            grid=(side, side),
+            prefix=1,
+            read=1,
+            blocks=blocks,
+            attentions=[block.self_attention for block in blocks],
+            norms=[block.ln_1 for block in blocks],
         )
 
     def groups(self) -> list[list[str]]:

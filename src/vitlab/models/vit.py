@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
+from vitlab.models.attention_weights import TokenLayout
 from vitlab.models.initialization import INITS
 from vitlab.models.layers import MLP, Block, Size, choose, pair
 from vitlab.models.pooling import POOLINGS
@@ -121,6 +122,18 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.pool(self.encode(images)))  # (B, num_classes)
+
+    def token_layout(self) -> TokenLayout:
+        """Return how the tokens lie."""
+        prefix = self.own_tokens + self.pool.prefix
+        return TokenLayout(
+            grid=self.tokenizer.grid,
+            prefix=prefix,
+            read=prefix if self.pool.prefix else 0,
+            blocks=list(self.blocks),
+            attentions=[block.attention for block in self.blocks],
+            norms=[block.norm1 for block in self.blocks],
+        )
 
     def layers(self) -> list[tuple[str, list[str]]]:
         """The stem, each block, the head or heads."""

@@ -1,0 +1,133 @@
+"""Where the tokens of a network look: the weights of its attention, whichever kernel computes them."""
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.core.errors import UserError
+
+# One thread at a time puts its own function in the place of torch's.
+_RECORDING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How the tokens of a transformer lie: learnable ones first, then the patches of the image, row by row.
+
+    Attributes:
+        grid: patches (down, across).
+        prefix: tokens before those of the image.
+        read: how many of these the prediction is read from, such as 1 for a class token; 0: from the patches.
+        blocks: in order.
+        attentions: of the blocks, one each.
+        norms: what comes before each attention, ``(B, prefix + N, dim)``.
+    """
+
+    grid: tuple[int, int]
+    prefix: int
+    read: int
+    blocks: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    norms: Sequence[nn.Module]
+
+    @property
+    def num_tokens(self) -> int:
+        """All of them."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def row(self, weights: Tensor) -> Tensor:
+        """Return what the prediction's tokens see of the patches, their mean: ``(…, N, N) -> (…, h, w)``."""
+        queries = weights[..., : self.read, :] if self.read else weights[..., self.prefix :, :]
+        return queries.mean(-2)[..., self.prefix :].unflatten(-1, self.grid)
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """Return the patches of tokens as an image: ``(B, prefix + N, dim) -> (B, dim, h, w)``."""
+        return tokens[:, self.prefix :].transpose(1, 2).unflatten(-1, self.grid)
+
+
+def token_layout(net: nn.Module) -> TokenLayout | None:
+    """Return how the tokens of ``net`` lie; None where all tokens do not attend to all (CNNs, windows)."""
+    describe = getattr(net, "token_layout", None)
+    return describe() if describe else None
+
+
+def eager_copy(net: nn.Module) -> nn.Module:
+    """Return a float32 copy of ``net`` in eval mode, not compiled: a compiled network ignores new hooks."""
+    copied = copy.deepcopy(net).float().eval()
+    for module in copied.modules():
+        if hasattr(module, "fused_attn"):  # timm's switch, which the environment can turn off
+            module.fused_attn = True
+    return copied
+
+
+def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits ``(B, K)`` of images, and the attention weights of every block.
+
+    The weights are softmax(Q Kᵀ · scale) as the network uses them, ``(B, heads, N, N)``, in autograd's
+    graph; ``(B, heads, N, M)`` where keys are mixed, see `to_tokens`.
+
+    Every library calls the same function of torch for them, and it keeps none: here it is written out for the
+    time of this call.
+
+    Args:
+        net: an `eager_copy`.
+        images: ``(B, C, H, W)``, normalised.
+
+    Raises:
+        UserError: the network is no transformer whose tokens all attend to each other.
+    """
+    layout = token_layout(net)
+    recorded: list[Tensor] = []
+
+    def attend(
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **_: Any,
+    ) -> Tensor:
+        scores = queries @ keys.transpose(-2, -1) * (scale or queries.shape[-1] ** -0.5)
+        if attn_mask is not None:
+            hides = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -torch.inf) if hides else scores + attn_mask
+        recorded.append(scores.softmax(-1))
+        return recorded[-1] @ values
+
+    # With gradients: without them torch's MultiheadAttention takes a way of its own.
+    with _RECORDING, patch.object(F, "scaled_dot_product_attention", attend), torch.enable_grad():
+        logits = net(images)
+    depth = len(layout.blocks) if layout else 0
+    # Attention that pools comes after the blocks.
+    if layout is None or len(recorded) < depth or recorded[0].shape[-2] != layout.num_tokens:
+        raise UserError(
+            f"{describe_kind(net)} has no attention of all tokens to all, which attention and rollout need: "
+            "choose gradcam, integrated_gradients or occlusion."
+        )
+    return logits, recorded[:depth]
+
+
+def to_tokens(layout: TokenLayout, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return weights over the tokens themselves, ``(B, heads, N, N)``, rows that sum to one.
+
+    They are so already but for Linformer's, which are over M mixtures of the tokens: each is divided over the
+    tokens by the magnitudes of its projection's weights, which can be negative.
+    """
+    return [
+        getattr(attention, "weights_to_tokens", lambda own: own)(own)
+        for attention, own in zip(layout.attentions, weights, strict=True)
+    ]
+
+
+def describe_kind(net: nn.Module) -> str:
+    """Return what a network is called, such as ``SwinTransformer``: the library's name, not our wrapper's."""
+    return type(getattr(net, "net", net)).__name__
