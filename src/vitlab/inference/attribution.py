@@ -79,6 +79,7 @@ def class_activation_map(kind: str) -> Method:
     def method(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         extractor = getattr(_library("torchcam.methods"), kind)
         layout = token_layout(net)
+        to_image: Callable[[Tensor], Tensor]
         if layout is not None:
             # The norm before the last attention: after it a class token alone has gradients.
             layer, to_image = layout.norms[-1], layout.patches

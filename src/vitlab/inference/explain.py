@@ -49,6 +49,7 @@ from vitlab.training.instantiate import build_net, without_initial_weights
 BATCH = 16  # images explained at a time
 DRAWN = 4  # of the test images so many that are classified right, and so many wrong, are drawn
 OVERVIEW = 12  # images in overview.png
+VERDICTS = {True: "yes", False: "no", None: "too few images"}
 COARSE = 8  # places on a side of a random map, where the network has no tokens
 
 
@@ -274,11 +275,12 @@ def make_table(methods: Sequence[str], areas: dict[tuple[str, str], Areas], scor
             f"{own['insertion']:.3f}",
             show_difference(own),
             show_difference(control) if control else "",
-            "" if control is None else "yes" if beats_controls(method, areas) else "no",
+            "" if control is None else VERDICTS[beats_controls(method, areas)],
         )
     return table
 
 
 def show_difference(row: Score) -> str:
-    """Return insertion - deletion with its interval."""
-    return f"{row['insertion'] - row['deletion']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    """Return insertion - deletion, with its interval where there is one."""
+    text = f"{row['insertion'] - row['deletion']:+.3f}"
+    return text if row["low"] is None else f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]"

@@ -23,6 +23,7 @@ STEPS = 20  # points of a curve, after its first
 BATCH = 256  # images in one forward pass
 RANDOM = "random"  # the method whose maps are noise, and the network whose weights are
 TRAINED = "trained"
+FEWEST = 8  # images of which an interval is given: a bootstrap of fewer is too narrow
 
 
 class Score(TypedDict):
@@ -32,7 +33,7 @@ class Score(TypedDict):
         method: its name; ``random`` for maps of noise.
         network: which drew the maps, ``trained`` or ``random``; the trained one is always scored.
         deletion, insertion: areas under the curves, 0..1.
-        low, high: 95 % interval of insertion - deletion.
+        low, high: 95 % interval of insertion - deletion; None of too few images.
         n: images.
     """
 
@@ -40,8 +41,8 @@ class Score(TypedDict):
     network: str
     deletion: float
     insertion: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -107,7 +108,7 @@ def join(batches: Sequence[Areas]) -> Areas:
 
 def score(method: str, network: str, areas: Areas) -> Score:
     """Return a row of the table."""
-    low, high = interval(areas.difference)
+    low, high = interval(areas.difference) or (None, None)
     return {
         "method": method,
         "network": network,
@@ -119,18 +120,24 @@ def score(method: str, network: str, areas: Areas) -> Score:
     }
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return a 95 % interval of the mean, by the percentiles of 2,000 bootstrap samples; (N,) values."""
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """Return a 95 % interval of the mean of values (N,), by 2,000 bootstrap samples; None of too few."""
+    if len(values) < FEWEST:
+        return None
     drawn = np.random.default_rng(seed).choice(values, (2000, len(values)))
     low, high = np.quantile(drawn.mean(1), [0.025, 0.975])
     return float(low), float(high)
 
 
-def beats_controls(method: str, areas: Mapping[tuple[str, str], Areas]) -> bool:
-    """Say whether a method does better than both controls, image by image: the 95 % intervals lie above 0."""
+def beats_controls(method: str, areas: Mapping[tuple[str, str], Areas]) -> bool | None:
+    """Say whether a method does better than both controls, image by image; None of too few images to tell.
+
+    Better: a 95 % interval of the differences lies above 0.
+    """
     own = areas[method, TRAINED].difference
     controls = (areas[RANDOM, TRAINED], areas[method, RANDOM])
-    return all(interval(own - control.difference)[0] > 0 for control in controls)
+    intervals = [interval(own - control.difference) for control in controls]
+    return None if None in intervals else all(found[0] > 0 for found in intervals if found)
 
 
 def to_csv(scores: Sequence[Score]) -> str:

@@ -5,6 +5,7 @@ here but classes in ``tokenizers.py``, ``positions.py``, ``attention.py`` and ``
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +127,14 @@ class ViT(nn.Module):
     def token_layout(self) -> TokenLayout:
         """Return how the tokens lie."""
         prefix = self.own_tokens + self.pool.prefix
+        blocks: list[Any] = list(self.blocks)
         return TokenLayout(
             grid=self.tokenizer.grid,
             prefix=prefix,
             read=prefix if self.pool.prefix else 0,
-            blocks=list(self.blocks),
-            attentions=[block.attention for block in self.blocks],
-            norms=[block.norm1 for block in self.blocks],
+            blocks=blocks,
+            attentions=[block.attention for block in blocks],
+            norms=[block.norm1 for block in blocks],
         )
 
     def layers(self) -> list[tuple[str, list[str]]]:
