@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.helpers import build, small_vit
 from vitlab.core.errors import UserError
 from vitlab.models.attention import Attention
-from vitlab.models.attention_weights import eager_copy, record_attention, to_tokens, token_layout
+from vitlab.models.attention_weights import eager_copy, record_attention, token_layout, weights_over_tokens
 
 SIZE = 32
 TIMM = ("model=timm_vit_b16", "model.image_size=32", "+model.kwargs.patch_size=8", "+model.kwargs.depth=2")
@@ -92,7 +93,9 @@ def test_the_weights_are_those_of_an_explicit_softmax(net: nn.Module, images: Te
 
 def test_weights_over_tokens_are_shares(net: nn.Module, images: Tensor) -> None:
     layout = token_layout(net)
-    for weights in to_tokens(layout, record_attention(net, images)[1]):
+    recorded = record_attention(net, images)[1]
+    for attention, own in zip(layout.attentions, recorded, strict=True):
+        weights = weights_over_tokens(attention, own)
         assert weights.shape[-2:] == (layout.num_tokens, layout.num_tokens)
         assert weights.min() >= 0
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
@@ -131,7 +134,8 @@ def test_networks_without_such_attention_are_refused_by_name(name: str) -> None:
         record_attention(net, torch.randn(1, 3, 224, 224))
 
 
-def test_torch_gets_its_function_back() -> None:
-    before = torch.nn.functional.scaled_dot_product_attention
+def test_torch_gets_its_functions_back() -> None:
+    before = F.scaled_dot_product_attention, F.gelu
     record_attention(eager_copy(small_vit()), torch.randn(1, 3, 16, 16))
-    assert torch.nn.functional.scaled_dot_product_attention is before
+    assert (F.scaled_dot_product_attention, F.gelu) == before
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
 from vitlab.inference.methods import CAMS
-from vitlab.models.attention_weights import TokenLayout, record_attention, to_tokens, token_layout
+from vitlab.models.attention_weights import TokenLayout, record_attention, token_layout, weights_over_tokens
 
 Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
 # Integrated gradients' points between no image and the image: enough that its sum is the logit's rise within
@@ -68,8 +68,8 @@ def gradient_rollout(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         helpful = [(own * slope).clamp(min=0) for own, slope in zip(weights, gradients, strict=True)]
         identity = torch.eye(layout.num_tokens, device=images.device)
         flow = identity
-        for own in to_tokens(layout, helpful):
-            flow = flow + own.mean(1) @ flow  # (B, N, N)
+        for module, own in zip(layout.attentions, helpful, strict=True):
+            flow = flow + weights_over_tokens(module, own).mean(1) @ flow  # (B, N, N)
         return layout.row(flow - identity)  # what each patch starts with is the same for all
 
 
@@ -142,10 +142,11 @@ def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def _weights(net: nn.Module, images: Tensor) -> tuple[TokenLayout, list[Tensor]]:
     """Return the layout, and the attention over tokens of each block, without gradients."""
-    weights = [own.detach() for own in record_attention(net, images)[1]]
+    _, recorded = record_attention(net, images)
     layout = token_layout(net)
     assert layout is not None
-    return layout, to_tokens(layout, weights)
+    pairs = zip(layout.attentions, recorded, strict=True)
+    return layout, [weights_over_tokens(module, own.detach()) for module, own in pairs]
 
 
 def _logits_of(logits: Tensor, classes: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class LinformerAttention(Attention):
         # (M, N) @ (B, heads, N, head_dim), for M = projection_length
         return queries, self.project_keys.weight @ keys, self.project_values.weight @ values
 
-    def weights_to_tokens(self, weights: Tensor) -> Tensor:
-        """Return attention over the tokens, ``(B, heads, N, M) -> (B, heads, N, N)``: see `to_tokens`."""
+    def weights_over_tokens(self, weights: Tensor) -> Tensor:
+        """Return attention over the tokens, ``(B, heads, N, M) -> (B, heads, N, N)``."""
         shares = self.project_values.weight.abs()  # (M, N)
         return weights @ (shares / shares.sum(-1, keepdim=True))

@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
 
-# One thread at a time puts its own function in the place of torch's.
-_RECORDING = threading.Lock()
+# One thread at a time puts its own functions in the place of torch's.
+_WATCHING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,19 @@ def eager_copy(net: nn.Module) -> nn.Module:
     return copied
 
 
-def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the logits ``(B, K)`` of images, and the attention weights of every block.
+@contextmanager
+def watch(
+    on_attention: Callable[[Tensor, Tensor], object], on_gelu: Callable[[Tensor], object] | None = None
+) -> Iterator[None]:
+    """Show what is computed inside the networks that run meanwhile, block after block.
 
-    The weights are softmax(Q Kᵀ · scale) as the network uses them, ``(B, heads, N, N)``, in autograd's
-    graph; ``(B, heads, N, M)`` where keys are mixed, see `to_tokens`.
-
-    Every library calls the same function of torch for them, and it keeps none: here it is written out for the
-    time of this call.
+    Every library calls the same two functions of torch, and neither keeps what it had inside: here they are
+    written out.
 
     Args:
-        net: an `eager_copy`.
-        images: ``(B, C, H, W)``, normalised.
-
-    Raises:
-        UserError: the network is no transformer whose tokens all attend to each other.
+        on_attention: called with the scores Q Kᵀ · scale, masked, and their softmax, ``(B, heads, N, M)``.
+        on_gelu: called with the output of a GELU.
     """
-    layout = token_layout(net)
-    recorded: list[Tensor] = []
 
     def attend(
         queries: Tensor,
@@ -100,11 +96,41 @@ def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tenso
         if attn_mask is not None:
             hides = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -torch.inf) if hides else scores + attn_mask
-        recorded.append(scores.softmax(-1))
-        return recorded[-1] @ values
+        weights = scores.softmax(-1)
+        on_attention(scores, weights)
+        return weights @ values
 
-    # With gradients: without them torch's MultiheadAttention takes a way of its own.
-    with _RECORDING, patch.object(F, "scaled_dot_product_attention", attend), torch.enable_grad():
+    def gelu(values: Tensor, approximate: str = "none") -> Tensor:
+        activated = plain_gelu(values, approximate=approximate)
+        if on_gelu:
+            on_gelu(activated)
+        return activated
+
+    plain_gelu, fast = F.gelu, torch.backends.mha.get_fastpath_enabled()
+    with _WATCHING, patch.multiple(F, scaled_dot_product_attention=attend, gelu=gelu):
+        torch.backends.mha.set_fastpath_enabled(False)  # MultiheadAttention's, which calls neither
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits ``(B, K)`` of images, and the attention weights of every block.
+
+    The weights are softmax(Q Kᵀ · scale) as the network uses them, ``(B, heads, N, N)``, in autograd's
+    graph; ``(B, heads, N, M)`` where keys are mixed, see `weights_over_tokens`.
+
+    Args:
+        net: an `eager_copy`.
+        images: ``(B, C, H, W)``, normalised.
+
+    Raises:
+        UserError: the network is no transformer whose tokens all attend to each other.
+    """
+    layout = token_layout(net)
+    recorded: list[Tensor] = []
+    with watch(lambda scores, weights: recorded.append(weights)):
         logits = net(images)
     depth = len(layout.blocks) if layout else 0
     # Attention that pools comes after the blocks.
@@ -116,16 +142,14 @@ def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tenso
     return logits, recorded[:depth]
 
 
-def to_tokens(layout: TokenLayout, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return weights over the tokens themselves, ``(B, heads, N, N)``, rows that sum to one.
+def weights_over_tokens(attention: nn.Module, weights: Tensor) -> Tensor:
+    """Return recorded weights as weights over the tokens, ``(B, heads, N, N)``, in rows that sum to one.
 
     They are so already but for Linformer's, which are over M mixtures of the tokens: each is divided over the
     tokens by the magnitudes of its projection's weights, which can be negative.
     """
-    return [
-        getattr(attention, "weights_to_tokens", lambda own: own)(own)
-        for attention, own in zip(layout.attentions, weights, strict=True)
-    ]
+    over_tokens: Callable[[Tensor], Tensor] | None = getattr(attention, "weights_over_tokens", None)
+    return over_tokens(weights) if over_tokens else weights
 
 
 def describe_kind(net: nn.Module) -> str:
