@@ -189,6 +189,9 @@ RULES: dict[str, Constraint] = {
     ),
     # callbacks
     "callbacks.ema.decay": either(NULL, _drop),
+    "callbacks.early_stopping.patience": either(NULL, whole(1, 1_000_000)),
+    "callbacks.early_stopping.monitor": one_of("val/accuracy", "val/loss"),
+    "callbacks.diagnostics.every_epochs": either(NULL, whole(1, 1_000_000)),
     "callbacks.checkpoint.every_minutes": real(0, 100_000, above=True),
     # trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),

@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration, the whole input of `vitlab.training.run.run`
 summary.json    status, metrics, cost, provenance (see `Summary`)
 metrics.csv     one row an epoch
+diagnostics.csv one row a measure, layer and head, with callbacks=diagnostics
 checkpoints/    best.ckpt, last.ckpt, each with a .sha256 beside it
 figures/        history.png, confusion_matrix.png, predictions.png
 train.log, events.out.tfevents.*
@@ -54,6 +55,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.summary = self.path / "summary.json"
         self.metrics = self.path / "metrics.csv"
+        self.diagnostics = self.path / "diagnostics.csv"
         self.log = self.path / "train.log"
         self.figures = self.path / "figures"
         self.checkpoints = self.path / "checkpoints"
@@ -278,6 +280,13 @@ class TeacherRecord(TypedDict):
     flops_per_image: int
 
 
+class Turned(TypedDict):
+    """The epochs at which validation had its lowest loss and its best accuracy; None without validation."""
+
+    loss_epoch: int | None
+    accuracy_epoch: int | None
+
+
 class SummaryData(TypedDict, total=False):
     """The keys of ``summary.json``."""
 
@@ -301,6 +310,8 @@ class SummaryData(TypedDict, total=False):
     compiled: bool
     tested: str  # which weights were tested
     per_class: dict[str, float]  # the test accuracy of each class, 0..1
+    turned: Turned
+    alarms: list[Any]  # what looks like a fault, see `vitlab.training.alarms.Alarm`
 
 
 class Summary:
@@ -337,6 +348,8 @@ class Summary:
             device=None,
             versions=versions,
             commit=commit,
+            turned={"loss_epoch": None, "accuracy_epoch": None},
+            alarms=[],
         )
 
     def update(self, **changes: Any) -> None:

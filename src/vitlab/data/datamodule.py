@@ -189,6 +189,12 @@ class ImageData(lightning.LightningDataModule):
         """Return the stored test images and labels at ``indices``, for figures after the test."""
         return self._read("test", indices)
 
+    def some_images(self, number: int) -> Tensor:
+        """Return stored validation images, uint8 (n, C, H, W); training images where none are held out."""
+        split = "val" if self.num_val else "train"
+        total = self.num_val or self.num_train
+        return self._read(split, torch.linspace(0, total - 1, min(number, total)).long())[0]
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Return float32 (B, C, H', W') and targets float32 (B, K), augmented in training."""
         images = batch.images

@@ -166,8 +166,8 @@ class Classify(L.LightningModule):
 
     # evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_metrics)  # for callbacks
 
     def on_validation_epoch_end(self) -> None:
         self._report(self.val_metrics)

@@ -8,7 +8,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlab.core.errors import UserError
 from vitlab.training.build import Components
-from vitlab.training.callbacks import EMA, AtomicCheckpointIO, Checkpointing, ProgressLine, Record, StepLoss
+from vitlab.training.callbacks import (
+    EMA,
+    AtomicCheckpointIO,
+    Checkpointing,
+    Diagnostics,
+    EarlyStopping,
+    ProgressLine,
+    Record,
+    StepLoss,
+)
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
 from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
@@ -45,6 +54,10 @@ def make_trainer(
         callbacks.insert(2, ProgressLine(session.screen, step_loss, parts.plan))
     if (ema := parts.config["callbacks"]["ema"])["decay"] is not None:
         callbacks.append(EMA(**ema))
+    if (stopping := parts.config["callbacks"]["early_stopping"])["patience"] is not None:
+        callbacks.append(EarlyStopping(**stopping))
+    if parts.config["callbacks"]["diagnostics"]["every_epochs"] is not None:
+        callbacks.append(Diagnostics(folder, session.summary, session.screen, parts))
     plugins: list[Any] = [AtomicCheckpointIO()]
     options["precision"] = parts.precision
     if parts.precision == "16-mixed":

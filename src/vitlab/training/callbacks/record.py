@@ -1,5 +1,6 @@
 """metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder, Summary, Turned
 from vitlab.tasks.protocol import task_of
 from vitlab.training.callbacks.checkpointing import Checkpointing, collect_metrics
 from vitlab.training.callbacks.throughput import Throughput
@@ -98,6 +99,7 @@ class Record(Checkpoint):
         if trainer.is_global_zero:
             write_atomic(self.folder.metrics, to_csv(self.rows).encode())
             self.summary.update(
+                turned=find_turns(self.rows),
                 metrics=self.checkpointing.best_metrics or {},
                 train={"epochs": epoch, "optimizer_steps": trainer.global_step},
             )
@@ -106,3 +108,14 @@ class Record(Checkpoint):
         if rate := self.throughput.images_per_second:
             parts.append(f"{rate:,.0f} images/s")
         self.screen.print("  ".join(parts))
+
+
+def find_turns(rows: Sequence[Mapping[str, Any]]) -> Turned:
+    """Return the epochs at which validation was best, by loss and by accuracy; of equals the first."""
+    validated = [row for row in rows if "val/loss" in row]
+    if not validated:
+        return {"loss_epoch": None, "accuracy_epoch": None}
+    return {
+        "loss_epoch": min(validated, key=lambda row: row["val/loss"])["epoch"],
+        "accuracy_epoch": max(validated, key=lambda row: row["val/accuracy"])["epoch"],
+    }

@@ -1,0 +1,124 @@
+"""Alarms: what in a run's diagnostics looks like a fault, said in one line.
+
+The limits are from healthy runs of ours and from broken ones, see experiments/diagnostics.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypedDict
+
+Rows = Sequence[Mapping[str, Any]]
+
+UNIFORM = 0.98  # entropy above which attention tells no tokens apart
+COLLAPSED = 0.05  # entropy under which a head sees one token
+JUMPS = 4.0  # times a norm grows from one measurement to the next
+FALLS, SHRUNK = 3, 0.5  # measurements in a row in which a norm falls, and what is left of its largest
+DEAD = 0.2  # share of units that are near zero at every token
+CLIPPED = 0.95  # share of steps whose gradient is clipped, after warmup
+
+
+NORMS = {"residual_norm": "residual stream", "feature_norm": "feature"}
+
+
+class Alarm(TypedDict):
+    """An entry of ``alarms`` in summary.json.
+
+    Attributes:
+        kind: of fault.
+        epoch: when it was first seen.
+        layer: where; empty for the whole network.
+        value: what was measured.
+        message: all of it, and what to try.
+    """
+
+    kind: str
+    epoch: int
+    layer: str
+    value: float
+    message: str
+
+
+def find_alarms(rows: Rows, warmup_epochs: float) -> list[Alarm]:
+    """Return the alarms of a run, each kind once a layer, when it was first seen.
+
+    Args:
+        rows: of diagnostics.csv, in order.
+        warmup_epochs: how long the rate rises: before its end little has been learned.
+    """
+    found: dict[tuple[str, str], Alarm] = {}
+    for alarm in (*_uniform(rows, warmup_epochs), *_single(rows, warmup_epochs), *_norms(rows)):
+        found.setdefault((alarm["kind"], alarm["layer"]), alarm)
+    return sorted(found.values(), key=lambda alarm: alarm["epoch"])
+
+
+def _uniform(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
+    """Yield the epochs at which no head of any layer tells tokens apart."""
+    least: dict[int, float] = {}
+    for row in rows:
+        if row["measure"] == "entropy" and row["epoch"] > warmup_epochs:
+            least[row["epoch"]] = min(row["value"], least.get(row["epoch"], 1.0))
+    for epoch, value in least.items():
+        if value > UNIFORM:
+            reason = (
+                f"attention is uniform in all layers: the lowest entropy of a head is {value:.3f} of the "
+                f"largest possible, and under {UNIFORM} is usual after warmup. Tokens are only averaged: try "
+                "model.position=learnable, or another optimizer.lr"
+            )
+            yield _alarm("uniform attention", {"epoch": epoch, "layer": "", "value": value}, reason)
+
+
+def _single(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
+    """Yield what is seen in one value alone."""
+    for row in rows:
+        measure, epoch, value = row["measure"], row["epoch"], row["value"]
+        if measure == "entropy" and epoch and value < COLLAPSED:
+            reason = (
+                f"attention has collapsed: a head's entropy is {value:.3f} of the largest possible, and over "
+                f"{COLLAPSED} is usual. Each token sees one other: lower optimizer.lr, lengthen the warmup, "
+                "or try model.attention.qk_norm=true"
+            )
+            yield _alarm("entropy collapse", row, reason)
+        if measure == "dead" and epoch and value > DEAD:
+            reason = (
+                f"{value:.0%} of the MLP's units are near zero at every token of every image, and under "
+                f"{DEAD:.0%} is usual. Lower optimizer.lr or optimizer.weight_decay"
+            )
+            yield _alarm("dead units", row, reason)
+        if measure == "clipped_share" and epoch > max(warmup_epochs, 1) and value > CLIPPED:
+            reason = (
+                f"{value:.0%} of the steps were clipped, and under {CLIPPED:.0%} is usual after warmup. "
+                "Steps are shorter than optimizer.lr says: raise trainer.gradient_clip_val, or lower it"
+            )
+            yield _alarm("clipped steps", row, reason)
+
+
+def _norms(rows: Rows) -> Iterator[Alarm]:
+    """Yield norms that jump from one measurement to the next, or fall steadily."""
+    series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["measure"] in NORMS and row["epoch"]:  # the first epochs leave the random start
+            series.setdefault((row["measure"], row["layer"]), []).append(row)
+    for (measure, _), points in series.items():
+        name, values = NORMS[measure], [point["value"] for point in points]
+        for place in range(1, len(points)):
+            old, new = values[place - 1 : place + 1]
+            if new > JUMPS * old:
+                reason = (
+                    f"the norm of the {name} rose from {old:.3g} to {new:.3g}, and less than {JUMPS:g} times "
+                    "from one measurement to the next is usual. Lower optimizer.lr, or lengthen the warmup"
+                )
+                yield _alarm(f"{name} jumps", points[place], reason)
+            last = values[max(0, place - FALLS) : place + 1]
+            falls = len(last) > FALLS and all(b < a for a, b in pairwise(last))
+            if falls and new < SHRUNK * max(values[: place + 1]):
+                reason = (
+                    f"the norm of the {name} has fallen {FALLS} times in a row, to {new:.3g} from at most "
+                    f"{max(values[: place + 1]):.3g}; it usually grows or stays. Lower optimizer.weight_decay"
+                )
+                yield _alarm(f"{name} falls", points[place], reason)
+
+
+def _alarm(kind: str, row: Mapping[str, Any], reason: str) -> Alarm:
+    epoch, layer = row["epoch"], row["layer"]
+    place = f"{layer}, epoch {epoch}" if layer else f"epoch {epoch}"
+    return Alarm(kind=kind, epoch=epoch, layer=layer, value=row["value"], message=f"{place}: {reason}.")
