@@ -88,7 +88,7 @@ def plot_maps(images: np.ndarray, maps: Mapping[int, Tensor]) -> Figure:
             own = maps[epoch][number][None, None]
             large = F.interpolate(own, pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
             axes.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=255)
-            axes.imshow(large, cmap="viridis", alpha=0.65)
+            axes.imshow(large.numpy(), cmap="viridis", alpha=0.65)
         for axes in line:
             axes.set(xticks=[], yticks=[])
     for axes, epoch in zip(grid[0, 1:], epochs, strict=True):
@@ -108,7 +108,7 @@ def plot_positions(table: Tensor, grid: tuple[int, int]) -> Figure:
     figure = new_figure(width=0.7 * grid[1] + 1, height=0.7 * grid[0] + 0.4)
     panels = figure.subplots(*grid, squeeze=False)
     for axes, own in zip(panels.flatten(), alike, strict=True):
-        drawn = axes.imshow(own, cmap="viridis", vmin=-1, vmax=1)
+        drawn = axes.imshow(own.numpy(), cmap="viridis", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=panels, fraction=0.03, label="cosine similarity")
     figure.suptitle("positions: how alike each is to all others", fontsize=9)

@@ -1,0 +1,63 @@
+"""Alarms, on rows whose fault is known."""
+
+from typing import Any
+
+import pytest
+
+from vitlab.training.alarms import find_alarms
+
+
+def series(measure: str, *values: float, layer: str = "block_0") -> list[dict[str, Any]]:
+    """Return rows of a measure at the epochs 0, 1, 2 …"""
+    return [
+        {"epoch": epoch, "step": 10 * epoch, "measure": measure, "layer": layer, "head": "", "value": value}
+        for epoch, value in enumerate(values)
+    ]
+
+
+HEALTHY = [
+    *series("entropy", 0.99, 0.97, 0.8, 0.7),
+    *series("dead", 0, 0.01, 0.02, 0.02),
+    *series("residual_norm", 10, 30, 60, 80),
+    *series("feature_norm", 3, 30, 40, 35, layer=""),
+    *series("clipped_share", 1, 1, 0.6, 0.3, layer=""),
+]
+
+
+def test_a_healthy_run_has_none() -> None:
+    assert find_alarms(HEALTHY, warmup_epochs=1) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "epoch", "layer"),
+    [
+        (series("entropy", 0.99, 0.99, 0.985, 0.99), "uniform attention", 2, ""),
+        (series("entropy", 0.99, 0.6, 0.01, 0.01), "entropy collapse", 2, "block_0"),
+        (series("dead", 0, 0.1, 0.1, 0.5), "dead units", 3, "block_0"),
+        (series("clipped_share", 1, 1, 0.99, 1, layer=""), "clipped steps", 2, ""),
+        (series("residual_norm", 1, 10, 11, 80), "residual stream jumps", 3, "block_0"),
+        (series("feature_norm", 1, 40, 30, 20, 10, layer=""), "feature falls", 4, ""),
+    ],
+)
+def test_a_fault_is_seen_once_when_it_begins(rows: Any, kind: str, epoch: int, layer: str) -> None:
+    (alarm,) = find_alarms(rows, warmup_epochs=1)
+    assert (alarm["kind"], alarm["epoch"], alarm["layer"]) == (kind, epoch, layer)
+    assert alarm["value"] == rows[epoch]["value"]
+    assert f"epoch {epoch}" in alarm["message"]
+    assert layer in alarm["message"]
+    assert "usual" in alarm["message"]
+
+
+def test_one_head_that_tells_tokens_apart_is_enough() -> None:
+    rows = [*series("entropy", 1, 1, 1), *series("entropy", 1, 0.9, 0.9, layer="block_1")]
+    assert find_alarms(rows, warmup_epochs=0) == []
+
+
+def test_each_layer_has_its_own() -> None:
+    rows = [*series("dead", 0, 0.9), *series("dead", 0, 0.9, layer="block_1")]
+    assert [alarm["layer"] for alarm in find_alarms(rows, 0)] == ["block_0", "block_1"]
+
+
+def test_what_happens_in_the_warmup_is_no_alarm() -> None:
+    rows = [*series("entropy", 1, 1, 1, 0.8), *series("clipped_share", 1, 1, 1, 0.2, layer="")]
+    assert find_alarms(rows, warmup_epochs=2) == []
