@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import explain as verb
 from tests.conftest import ROOT
 from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder
 from vitlab.inference import methods
 from vitlab.inference.faithfulness import Score
 
@@ -20,9 +22,6 @@ from vitlab.inference.faithfulness import Score
 def explain(*arguments: object) -> None:
     """Call the verb in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        import explain as verb
-
         patch.setattr(sys, "argv", ["explain.py", *map(str, arguments)])
         verb.main()
 
@@ -30,6 +29,12 @@ def explain(*arguments: object) -> None:
 def rows(out: Path) -> list[dict[str, str]]:
     with open(out / "scores.csv", newline="") as file:
         return [*csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a finished run, to write into."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("explained") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +129,6 @@ def test_a_mistake_gets_one_sentence(arguments: list[str], said: str, trained: P
 
 
 def test_a_run_that_is_still_training_is_refused(trained: Path, tmp_path: Path) -> None:
-    from vitlab.core.run_folder import RunFolder
-
     shutil.copytree(trained, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     summary = json.loads(folder.summary.read_text())

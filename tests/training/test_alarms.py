@@ -20,12 +20,13 @@ HEALTHY = [
     *series("dead", 0, 0.01, 0.02, 0.02),
     *series("residual_norm", 10, 30, 60, 80),
     *series("feature_norm", 3, 30, 40, 35, layer=""),
-    *series("clipped_share", 1, 1, 0.6, 0.3, layer=""),
+    *series("clipped_share", 1, 1, 1, 0.3, layer=""),
+    *series("gradient_norm", 50, 9, 2, 2, layer=""),
 ]
 
 
 def test_a_healthy_run_has_none() -> None:
-    assert find_alarms(HEALTHY, warmup_epochs=1) == []
+    assert find_alarms(HEALTHY, warmup_epochs=1, clip=1.0) == []
 
 
 @pytest.mark.parametrize(
@@ -34,13 +35,13 @@ def test_a_healthy_run_has_none() -> None:
         (series("entropy", 0.99, 0.99, 0.985, 0.99), "uniform attention", 2, ""),
         (series("entropy", 0.99, 0.6, 0.01, 0.01), "entropy collapse", 2, "block_0"),
         (series("dead", 0, 0.1, 0.1, 0.5), "dead units", 3, "block_0"),
-        (series("clipped_share", 1, 1, 0.99, 1, layer=""), "clipped steps", 2, ""),
+        (series("gradient_norm", 40, 40, 30, 9, layer=""), "clipped steps", 2, ""),
         (series("residual_norm", 1, 10, 11, 80), "residual stream jumps", 3, "block_0"),
         (series("feature_norm", 1, 40, 30, 20, 10, layer=""), "feature falls", 4, ""),
     ],
 )
 def test_a_fault_is_seen_once_when_it_begins(rows: Any, kind: str, epoch: int, layer: str) -> None:
-    (alarm,) = find_alarms(rows, warmup_epochs=1)
+    (alarm,) = find_alarms(rows, warmup_epochs=1, clip=1.0)
     assert (alarm["kind"], alarm["epoch"], alarm["layer"]) == (kind, epoch, layer)
     assert alarm["value"] == rows[epoch]["value"]
     assert f"epoch {epoch}" in alarm["message"]
@@ -59,5 +60,5 @@ def test_each_layer_has_its_own() -> None:
 
 
 def test_what_happens_in_the_warmup_is_no_alarm() -> None:
-    rows = [*series("entropy", 1, 1, 1, 0.8), *series("clipped_share", 1, 1, 1, 0.2, layer="")]
-    assert find_alarms(rows, warmup_epochs=2) == []
+    rows = [*series("entropy", 1, 1, 1, 0.8), *series("gradient_norm", 99, 99, 99, 2, layer="")]
+    assert find_alarms(rows, warmup_epochs=2, clip=1.0) == []

@@ -1,17 +1,17 @@
 """callbacks=diagnostics as a user runs it: what it writes, and that the training does not notice."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import checkpoint, same_weights, started, summary
+from tests.conftest import TINY, Train, checkpoint, same_weights, summary
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.callbacks.diagnostics import read_rows
+from vitlab.training.run import run
 
 ON = ("callbacks=diagnostics", "callbacks.diagnostics.every_epochs=2", "trainer.max_epochs=3")
-Train = Callable[..., Path]
 
 
 def rows(folder: Path) -> list[dict[str, object]]:
@@ -35,8 +35,6 @@ def test_the_network_is_measured_at_the_start_in_between_and_at_the_end(train: T
     for name in ("diagnostics", "attention_over_training", "positions"):
         assert (folder / "figures" / f"{name}.png").exists()
     assert all("usual" in alarm["message"] for alarm in summary(folder)["alarms"])
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(folder))
     events.Reload()
     assert "diagnostics/entropy/block_0" in events.Tags()["scalars"]
@@ -60,16 +58,11 @@ def test_each_part_is_a_switch(train: Train) -> None:
 
 
 def test_a_convolutional_network_has_gradients_and_classes(train: Train) -> None:
-    folder = train(*ON, "model=resnet18", "model.width=4", base=_without_vit())
+    base = [override for override in TINY if not override.startswith("model")]
+    folder = train(*ON, "model=resnet18", "model.width=4", base=base)
     assert {row["measure"] for row in rows(folder)} == {
         *("gradient_norm", "clipped_share", "update_ratio", "class_accuracy")
     }
-
-
-def _without_vit() -> list[str]:
-    from tests.conftest import TINY
-
-    return [override for override in TINY if not override.startswith("model")]
 
 
 def test_class_accuracies_average_to_the_accuracy(train: Train) -> None:
@@ -83,29 +76,16 @@ def test_class_accuracies_average_to_the_accuracy(train: Train) -> None:
     assert sum(shares) / 10 == pytest.approx(accuracy)  # type: ignore[arg-type]
 
 
-def test_a_killed_run_resumes_with_the_same_diagnostics(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_resumes_with_the_same_diagnostics(train: Train, stopped: Train) -> None:
     whole = train(*ON, name="whole")
-    from tests.conftest import TINY
-
-    killed = tmp_path / "killed"
-    with started(*TINY, *ON, f"hydra.run.dir={killed}") as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 2/3"):
-                process.kill()
-                break
-        process.wait()
-    import sys
-
-    with pytest.MonkeyPatch.context() as patch:
-        import train as verb
-
-        patch.setattr(sys, "argv", ["train.py", f"resume={killed}"])
-        verb.main()
-    assert rows(killed) == rows(whole)
+    halves = stopped(12, *ON)  # in the second of three epochs
+    run(RunFolder(halves))
+    assert rows(halves) == rows(whole)
     maps = [
-        next(state["maps"] for name, state in checkpoint(run)["callbacks"].items() if "Diagnostics" in name)
-        for run in (whole, killed)
+        next(
+            state["maps"] for name, state in checkpoint(folder)["callbacks"].items() if "Diagnostics" in name
+        )
+        for folder in (whole, halves)
     ]
     assert maps[0].keys() == maps[1].keys() == {0, 2, 3}
     assert all(torch.equal(maps[0][epoch], maps[1][epoch]) for epoch in maps[0])

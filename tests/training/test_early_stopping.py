@@ -1,22 +1,22 @@
 """Where validation turned, and the end of a run that has not become better for a while."""
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, same_weights, started, summary
+from tests.conftest import Train, same_weights, summary
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.run_folder import RunFolder
+from vitlab.training.callbacks import Checkpointing
 from vitlab.training.callbacks.record import find_turns
+from vitlab.training.run import run
 
-Train = Callable[..., Path]
 # So small a rate that the accuracy stays what it is: no epoch is better than the first.
 STILL = ("optimizer.lr=1e-12", "trainer.max_epochs=8", "callbacks.early_stopping.patience=2")
 
 
 def epochs(folder: Path) -> list[int]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [int(row["epoch"]) for row in csv.DictReader(file)]
+    return [row["epoch"] for row in read_metrics(RunFolder(folder))]
 
 
 def test_the_epochs_at_which_validation_was_best_are_told_apart() -> None:
@@ -31,11 +31,9 @@ def test_the_epochs_at_which_validation_was_best_are_told_apart() -> None:
     assert find_turns([{"epoch": 1}]) == {"loss_epoch": None, "accuracy_epoch": None}
 
 
-def test_every_run_says_where_it_turned(train: Train) -> None:
-    turned = summary(train())["turned"]
-    assert {*turned} == {"loss_epoch", "accuracy_epoch"}
-    assert turned["accuracy_epoch"] in (1, 2)
-    assert summary(train("data.val_size=0", name="all"))["turned"]["loss_epoch"] is None
+def test_every_run_says_where_it_turned(finished: Path, train: Train) -> None:
+    assert summary(finished)["turned"]["accuracy_epoch"] == 1
+    assert summary(train("data.val_size=0", "trainer.max_epochs=1"))["turned"]["loss_epoch"] is None
 
 
 def test_a_run_that_stands_still_ends(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,23 +43,22 @@ def test_a_run_that_stands_still_ends(train: Train, capsys: pytest.CaptureFixtur
     assert "note: ended early" in capsys.readouterr().out
 
 
-def test_a_run_that_was_killed_when_it_had_stopped_stays_stopped(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_ended_after_it_had_stopped_stays_stopped(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(*STILL, name="whole")
-    killed = tmp_path / "killed"
-    with started(*TINY, *STILL, f"hydra.run.dir={killed}") as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 3/8"):
-                break
-        while not (killed / "checkpoints" / "last.ckpt").exists():
-            pass
-        process.kill()
-    import sys
+    real = Checkpointing.on_train_epoch_end
 
-    with pytest.MonkeyPatch.context() as patch:
-        import train as verb
+    def die(self: Checkpointing, *given: object) -> None:
+        real(self, *given)  # type: ignore[arg-type]
+        if given[0].should_stop:  # type: ignore[attr-defined]
+            raise RuntimeError("as if killed, with the checkpoint of the last epoch written")
 
-        patch.setattr(sys, "argv", ["train.py", f"resume={killed}"])
-        verb.main()
-    assert epochs(killed) == epochs(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointing, "on_train_epoch_end", die)
+        with pytest.raises(RuntimeError, match="as if killed"):
+            train(*STILL, name="killed")
+    killed = whole.with_name("killed")
+    run(RunFolder(killed))
+    assert epochs(killed) == epochs(whole) == [1, 2, 3]
     assert same_weights(whole, killed)

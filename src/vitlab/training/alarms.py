@@ -14,7 +14,7 @@ COLLAPSED = 0.05  # entropy under which a head sees one token
 JUMPS = 4.0  # times a norm grows from one measurement to the next
 FALLS, SHRUNK = 3, 0.5  # measurements in a row in which a norm falls, and what is left of its largest
 DEAD = 0.2  # share of units that are near zero at every token
-CLIPPED = 0.95  # share of steps whose gradient is clipped, after warmup
+CLIPPED = 10.0  # times the mean gradient norm, after warmup, is what it is clipped to
 
 
 NORMS = {"residual_norm": "residual stream", "feature_norm": "feature"}
@@ -38,15 +38,16 @@ class Alarm(TypedDict):
     message: str
 
 
-def find_alarms(rows: Rows, warmup_epochs: float) -> list[Alarm]:
+def find_alarms(rows: Rows, warmup_epochs: float, clip: float | None = None) -> list[Alarm]:
     """Return the alarms of a run, each kind once a layer, when it was first seen.
 
     Args:
         rows: of diagnostics.csv, in order.
         warmup_epochs: how long the rate rises: before its end little has been learned.
+        clip: the norm that gradients are clipped to; None where they are not.
     """
     found: dict[tuple[str, str], Alarm] = {}
-    for alarm in (*_uniform(rows, warmup_epochs), *_single(rows, warmup_epochs), *_norms(rows)):
+    for alarm in (*_uniform(rows, warmup_epochs), *_single(rows, warmup_epochs, clip), *_norms(rows)):
         found.setdefault((alarm["kind"], alarm["layer"]), alarm)
     return sorted(found.values(), key=lambda alarm: alarm["epoch"])
 
@@ -67,7 +68,7 @@ def _uniform(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
             yield _alarm("uniform attention", {"epoch": epoch, "layer": "", "value": value}, reason)
 
 
-def _single(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
+def _single(rows: Rows, warmup_epochs: float, clip: float | None) -> Iterator[Alarm]:
     """Yield what is seen in one value alone."""
     for row in rows:
         measure, epoch, value = row["measure"], row["epoch"], row["value"]
@@ -84,10 +85,11 @@ def _single(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
                 f"{DEAD:.0%} is usual. Lower optimizer.lr or optimizer.weight_decay"
             )
             yield _alarm("dead units", row, reason)
-        if measure == "clipped_share" and epoch > max(warmup_epochs, 1) and value > CLIPPED:
+        if measure == "gradient_norm" and epoch > max(warmup_epochs, 1) and clip and value > CLIPPED * clip:
             reason = (
-                f"{value:.0%} of the steps were clipped, and under {CLIPPED:.0%} is usual after warmup. "
-                "Steps are shorter than optimizer.lr says: raise trainer.gradient_clip_val, or lower it"
+                f"most steps are clipped, and hard: the mean gradient norm is {value:.3g} and is clipped to "
+                f"{clip:g}; under {CLIPPED:g} times that is usual after warmup. Lower optimizer.lr, or "
+                "lengthen the warmup"
             )
             yield _alarm("clipped steps", row, reason)
 

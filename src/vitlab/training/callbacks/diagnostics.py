@@ -117,7 +117,9 @@ class Diagnostics(L.Callback):
         if self.confusion is not None:
             counts = trainer.strategy.reduce(self.confusion, reduce_op="sum")  # every rank takes part
             shares = counts.diagonal() / counts.sum(1).clamp(min=1)
-            self._add(trainer, epoch, "class_accuracy", dict(zip(self.parts.data.classes, shares, strict=True)))
+            self._add(
+                trainer, epoch, "class_accuracy", dict(zip(self.parts.data.classes, shares, strict=True))
+            )
         self._measure_gradients(trainer, task.net, epoch)
         self._measure(trainer, task.net, epoch)
 
@@ -129,7 +131,7 @@ class Diagnostics(L.Callback):
         if not trainer.is_global_zero or not self.rows:
             return
         self.folder.figures.mkdir(exist_ok=True)
-        alarms = find_alarms(self.rows, self.warmup_epochs)
+        alarms = find_alarms(self.rows, self.warmup_epochs, self.clip)
         save_figure(plot_diagnostics(self.rows, alarms), self.folder.figures / "diagnostics.png")
         if self.maps:
             figure = plot_maps(self._pictures()[:DRAWN].cpu().numpy(), self.maps)
@@ -192,7 +194,7 @@ class Diagnostics(L.Callback):
                     self._add(trainer, epoch, measure, dict(zip(names, found[measure], strict=True)))
         write_rows(self.folder, self.rows)
         known = {alarm["message"] for alarm in self.summary.data.get("alarms", [])}
-        alarms = find_alarms(self.rows, self.warmup_epochs)
+        alarms = find_alarms(self.rows, self.warmup_epochs, self.clip)
         for alarm in alarms:
             if alarm["message"] not in known:
                 self.screen.print(f"alarm: {alarm['message']}")
