@@ -112,6 +112,10 @@ def test_values_that_fit_pass(problems_with: Check, values: str) -> None:
             "augment.erase.min_area=0.5 is more than augment.erase.max_area",
         ),
         ("augment=mixup_cutmix augment.mix.mixup_alpha=0 augment.mix.cutmix_alpha=null", "are both off"),
+        (
+            "callbacks.early_stopping.patience=3 data.val_size=0",
+            "callbacks.early_stopping.patience=3 needs validation, which data.val_size=0 turns off",
+        ),
         ("augment=randaugment augment.randaugment.fill=[1,2]", "has 2 levels for data.channels=3"),
     ],
 )

@@ -18,6 +18,12 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
                 f"trainer.min_{unit}",
                 f"is more than trainer.max_{unit}={most}: lower the first or raise the second",
             )
+    unvalidated = next((k for k in ("data.val_size", "trainer.limit_val_batches") if read(k) == 0), None)
+    if read("callbacks.early_stopping.patience") is not None and unvalidated:
+        yield (
+            "callbacks.early_stopping.patience",
+            f"needs validation, which {unvalidated}=0 turns off: set one of them to null",
+        )
     yield from _schedule(read)
     yield from _device(read)
     yield from _teacher(read)
