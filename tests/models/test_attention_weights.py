@@ -117,6 +117,12 @@ def test_the_row_of_a_class_token_is_its_view_of_the_patches() -> None:
     assert torch.equal(layout.row(weights), weights.mean(-2).reshape(1, 2, 4, 4))
 
 
+def test_learned_positions_are_found(net: nn.Module) -> None:
+    layout = token_layout(net)
+    if layout.positions is not None:  # not of rotary and fixed ones
+        assert layout.positions.shape[1] in (layout.num_tokens, layout.num_tokens - layout.prefix)
+
+
 def test_compiling_changes_nothing() -> None:
     net = small_vit(pool="cls").eval()
     pictures = torch.randn(2, 3, 16, 16)

@@ -29,7 +29,7 @@ def test_entropy_is_one_for_uniform_rows_and_zero_for_a_single_token() -> None:
 
 
 def test_distance_is_in_patches_and_leaves_the_class_token_out() -> None:
-    layout = TokenLayout(grid=(1, 3), prefix=1, read=1, blocks=(), attentions=(), norms=())
+    layout = TokenLayout(grid=(1, 3), prefix=1, read=1, blocks=(), attentions=(), norms=(), positions=None)
     weights = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.5, 0.5, 0, 0], [0.5, 0, 0, 0.5], [0.2, 0.8, 0, 0]])
     assert distance(weights, layout).tolist() == pytest.approx([0, 1, 2])
 

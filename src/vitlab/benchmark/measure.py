@@ -23,6 +23,7 @@ from vitlab.core.console import make_console
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
+from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive_seed
@@ -237,7 +238,7 @@ class Benchmark:
         choice = self.job.config["choices"]["augment"]
         title = f"{self.record['device']}, {self.job.precision}, augment={choice}, batch {self.batch_size}"
         figure = plot_throughput(layers, title)
-        figure.savefig(self.folder / "benchmark.png", dpi=110, bbox_inches="tight")
+        save_figure(figure, self.folder / "benchmark.png")
 
 
 def measure(

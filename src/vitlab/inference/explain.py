@@ -225,7 +225,6 @@ def draw_by_lot(classifier: Classifier, number: int) -> list[Picture]:
     """
     images, labels = datasets.build(classifier.config["data"]).load("test")
     lot = np.random.default_rng(0).permutation(len(labels))[:number]
-    found = images[np.sort(lot)]  # in order, as they lie on the disk
     return [
         Picture(
             f"test_{place}",
@@ -233,7 +232,7 @@ def draw_by_lot(classifier: Classifier, number: int) -> list[Picture]:
             np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3)),
             int(labels[place]),
         )
-        for place, pixels in zip(np.sort(lot), found, strict=True)
+        for place, pixels in zip(lot, images[lot], strict=True)
     ]
 
 

@@ -29,6 +29,7 @@ class TokenLayout:
         blocks: in order.
         attentions: of the blocks, one each.
         norms: what comes before each attention, ``(B, prefix + N, dim)``.
+        positions: those that are learned, ``(1, N, dim)`` or with the prefix before them; None without any.
     """
 
     grid: tuple[int, int]
@@ -37,6 +38,7 @@ class TokenLayout:
     blocks: Sequence[nn.Module]
     attentions: Sequence[nn.Module]
     norms: Sequence[nn.Module]
+    positions: nn.Parameter | None
 
     @property
     def num_tokens(self) -> int:

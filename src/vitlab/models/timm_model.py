@@ -111,6 +111,7 @@ class TimmModel(LibraryModel):
             blocks=blocks,
             attentions=[block.attn for block in blocks],
             norms=[block.norm1 for block in blocks],
+            positions=getattr(net, "pos_embed", None),
         )
 
     def groups(self) -> list[list[str]]:

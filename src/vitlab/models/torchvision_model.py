@@ -124,6 +124,7 @@ class TorchvisionModel(LibraryModel):
             blocks=blocks,
             attentions=[block.self_attention for block in blocks],
             norms=[block.ln_1 for block in blocks],
+            positions=self.net.encoder.pos_embedding,
         )
 
     def groups(self) -> list[list[str]]:

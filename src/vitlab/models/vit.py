@@ -128,6 +128,7 @@ class ViT(nn.Module):
         """Return how the tokens lie."""
         prefix = self.own_tokens + self.pool.prefix
         blocks: list[Any] = list(self.blocks)
+        table = getattr(self.position, "table", None)
         return TokenLayout(
             grid=self.tokenizer.grid,
             prefix=prefix,
@@ -135,6 +136,7 @@ class ViT(nn.Module):
             blocks=blocks,
             attentions=[block.attention for block in blocks],
             norms=[block.norm1 for block in blocks],
+            positions=table if isinstance(table, nn.Parameter) else None,
         )
 
     def layers(self) -> list[tuple[str, list[str]]]:

@@ -134,6 +134,10 @@ def print_results(screen: RunConsole, folder: RunFolder, summary: SummaryData) -
             which = f"  ({summary['tested']})" if split == "test" else ""
             text = f"accuracy {metrics[f'{split}/accuracy']:.2%}  loss {metrics[f'{split}/loss']:.4f}{which}"
             lines.append((split, text))
+    turned = summary["turned"]
+    if turned["loss_epoch"] != turned["accuracy_epoch"]:
+        text = "val/loss was lowest at epoch {loss_epoch}, val/accuracy best at epoch {accuracy_epoch}"
+        lines.append(("turned", text.format(**turned)))
     rate = train["images_per_second"]
     speed = f"{rate:,.0f} images/s" if rate else "too short to measure"
     text = f"{train['optimizer_steps']:,} steps, {speed}, {duration(train['wall_seconds'])} in all"

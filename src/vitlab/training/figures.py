@@ -1,6 +1,5 @@
 """The figures of a run: which are drawn when (``draw_…``), and what they look like (``plot_…``)."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from vitlab.core.plotting import (
     WRONG,
     new_figure,
     rasterize,
+    save_figure,
     shorten_name,
     style_axes,
 )
@@ -94,9 +94,7 @@ def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, flo
 
 def _save(figure: Figure, folder: RunFolder, name: str, logger: RunLogger | None = None) -> None:
     folder.figures.mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
-        figure.savefig(folder.figures / f"{name}.png", dpi=110, bbox_inches="tight")
+    save_figure(figure, folder.figures / f"{name}.png")
     if logger:
         logger.experiment.add_image(name, rasterize(figure), dataformats="HWC")
 

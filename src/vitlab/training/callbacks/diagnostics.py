@@ -128,20 +128,19 @@ class Diagnostics(L.Callback):
             self._measure(trainer, task_of(trainer).net, trainer.current_epoch)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not self.rows:
+        rows = self.rows or [*read_rows(self.folder)]  # nothing is trained where a run only lacks its end
+        if not trainer.is_global_zero or not rows:
             return
         self.folder.figures.mkdir(exist_ok=True)
-        alarms = find_alarms(self.rows, self.warmup_epochs, self.clip)
-        save_figure(plot_diagnostics(self.rows, alarms), self.folder.figures / "diagnostics.png")
+        alarms = find_alarms(rows, self.warmup_epochs, self.clip)
+        save_figure(plot_diagnostics(rows, alarms), self.folder.figures / "diagnostics.png")
         if self.maps:
             figure = plot_maps(self._pictures()[:DRAWN].cpu().numpy(), self.maps)
             save_figure(figure, self.folder.figures / "attention_over_training.png")
-        table = getattr(getattr(task_of(trainer).net, "position", None), "table", None)
-        if self.options["positions"] and isinstance(table, nn.Parameter):
-            layout = token_layout(task_of(trainer).net)
-            assert layout is not None
-            figure = plot_positions(table.detach()[0, layout.prefix :].float().cpu(), layout.grid)
-            save_figure(figure, self.folder.figures / "positions.png")
+        layout = token_layout(task_of(trainer).net)
+        if self.options["positions"] and layout and layout.positions is not None:
+            of_patches = layout.positions.detach()[0, layout.prefix - layout.num_tokens :].float().cpu()
+            save_figure(plot_positions(of_patches, layout.grid), self.folder.figures / "positions.png")
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
