@@ -18,7 +18,7 @@ from vitlab.training.run import run
 CALLS = [
     ("--help", "Parts"),
     ("model=vit_smal", "did you mean vit_small"),
-    ("resume=outputs/nowhere", "error: resume=outputs/nowhere: outputs/nowhere does not exist"),
+    ("resume=outputs/nowhere", "error: resume=outputs/nowhere does not exist"),
 ]
 
 

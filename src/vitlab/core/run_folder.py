@@ -105,12 +105,12 @@ class RunFolder:
         """Return the run at ``path``: its folder, or the config.yaml, checkpoints or last.ckpt in it.
 
         Args:
-            key: what it was given as, for the message.
+            key: what it was given as, for the message; empty: as an argument of a verb.
 
         Raises:
             UserError: there is no run; names the nearest folder that is one.
         """
-        given = Path(path)
+        given, sign = Path(path), f"{key}=" if key else ""
         # Up from these names alone: a mistyped folder must not be taken for one above it.
         up = {"config.yaml": given.parent, "checkpoints": given.parent, "last.ckpt": given.parent.parent}
         folder = up.get(given.name, given)
@@ -124,7 +124,7 @@ class RunFolder:
             is_sweep = key == "resume" and (given / "sweep.json").is_file()
             whole = f", or resume the sweep with sweep.resume={given}" * is_sweep
             raise UserError(
-                f"{given} holds {len(jobs)} runs; name one of them, such as {key}={jobs[0]}{whole}."
+                f"{given} holds {len(jobs)} runs; name one of them, such as {sign}{jobs[0]}{whole}."
             )
         parent = given.parent if given.parent.is_dir() else Path("outputs")
         runs: list[str] = []
@@ -133,7 +133,7 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 runs += [str(run.parent) for run in parent.glob(pattern)]
         what = "has no config.yaml, so it is not a run folder" if given.exists() else "does not exist"
-        raise UserError(f"{key}={path}: {given} {what}{suggest(str(given), runs)}.")
+        raise UserError(f"{sign}{path} {what}{suggest(str(given), runs)}.")
 
     def is_locked(self) -> bool:
         """Say whether a process trains in this folder."""
@@ -202,21 +202,21 @@ def find_checkpoint(path: str | Path, key: str) -> Path:
     """Return the weights that ``path`` means: a checkpoint file, or of a run folder the best, else the last.
 
     Args:
-        key: what it was given as, for the message.
+        key: what it was given as, for the message; empty: as an argument of a verb.
 
     Raises:
         UserError: there is neither.
     """
-    given = Path(path)
+    given, sign = Path(path), f"{key}=" if key else ""
     if given.is_file() and given.name != "config.yaml":
         return given
     if given.suffix == ".ckpt":
-        raise UserError(f"{key}={path}: there is no such file.")
+        raise UserError(f"{sign}{path}: there is no such file.")
     folder = RunFolder.find(given, key)
     for checkpoint in (folder.best, folder.last):
         if checkpoint.exists():
             return checkpoint
-    raise UserError(f"{key}={path}: {folder} has no checkpoint: that run has not finished an epoch.")
+    raise UserError(f"{sign}{path} has no checkpoint: that run has not finished an epoch.")
 
 
 def wait_for_run(path: str | Path) -> RunFolder:

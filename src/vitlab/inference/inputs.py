@@ -25,7 +25,7 @@ def find_weights(run: str) -> tuple[Path, Path]:
     Raises:
         UserError: there is none, or the run is still training.
     """
-    checkpoint = find_checkpoint(run, "RUN")
+    checkpoint = find_checkpoint(run, "")
     folder = RunFolder(checkpoint.parent.parent)
     if checkpoint.parent != folder.checkpoints or not folder.config.is_file():
         return checkpoint, checkpoint.parent
