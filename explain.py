@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--method",
         metavar="NAME[,NAME]",
-        help=f"of {', '.join(NAMES)}, or all; by default {', '.join(USUAL)}",
+        help=f"of {', '.join(NAMES)}, or all that work; by default {', '.join(USUAL)}",
     )
     parser.add_argument(
         "--layers", metavar="0,3", help="draw the attention of these layers one by one, or of all"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--num-test", type=int, default=32, metavar="N", help="test images to score (32)")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default explain/ in the run folder")
     given = parser.parse_args()
-    methods = parse_methods(given.method) if given.method else None
+    methods = parse_methods(given.method) if given.method else USUAL
     layers, heads = parse_numbers(given.layers, "--layers"), parse_numbers(given.heads, "--heads")
     if given.num_test < 1:
         raise UserError(f"--num-test {given.num_test}: expected 1 or more.")
@@ -55,6 +55,7 @@ def main() -> None:
         files=files,
         num_test=given.num_test,
         methods=methods,
+        strict=given.method not in (None, "all"),
         layers=layers,
         heads=heads,
         one_by_one=bool(given.layers or given.heads),

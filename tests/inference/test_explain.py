@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import explain as verb
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY, Train
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.inference import methods
@@ -90,6 +90,19 @@ def test_a_checkpoint_alone_is_enough(trained: Path, photo: Path, tmp_path: Path
     explain(moved, photo, "--method", "rollout")
     explain(trained, photo, "--method", "rollout", "--out", tmp_path / "other")
     assert rows(tmp_path / "explain") == rows(tmp_path / "other")
+
+
+def test_a_network_without_tokens_has_the_methods_that_work(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [override for override in TINY if not override.startswith("model")]
+    folder = train("model=resnet18", "model.width=4", "trainer.max_epochs=1", base=base)
+    explain(folder, "--num-test", 2, "--method", "all", "--out", tmp_path / "out")
+    assert "note: ResNet has no attention of all tokens to all" in capsys.readouterr().out
+    used = {row["method"] for row in rows(tmp_path / "out")}
+    assert used == {*methods.CAMS, *methods.PIXELS, "random"}
+    with pytest.raises(UserError, match="ResNet has no attention"):
+        explain(folder, "--method", "rollout,gradcam")
 
 
 def test_the_same_again_gives_the_same(trained: Path, tmp_path: Path) -> None:

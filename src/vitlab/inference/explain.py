@@ -41,7 +41,7 @@ from vitlab.inference.faithfulness import (
 )
 from vitlab.inference.inputs import read_both
 from vitlab.inference.load import Classifier, load
-from vitlab.inference.methods import ATTENTION, CAMS, PIXELS, USUAL
+from vitlab.inference.methods import ATTENTION, CAMS, PIXELS
 from vitlab.models.attention_weights import describe_kind, eager_copy, token_layout
 from vitlab.models.layers import pair
 from vitlab.training.instantiate import build_net, without_initial_weights
@@ -61,7 +61,8 @@ class Request:
         checkpoint: of the network.
         files: images; without any, test images are drawn by lot.
         num_test: how many of them.
-        methods: by name; None for the usual ones that work here.
+        methods: by name.
+        strict: whether a method that does not work with this network is an error, and not left out.
         layers, heads: whose attention is drawn one by one; None for all.
         one_by_one: whether it is.
         out: the folder for everything.
@@ -70,7 +71,8 @@ class Request:
     checkpoint: Path
     files: Sequence[Path]
     num_test: int
-    methods: Sequence[str] | None
+    methods: Sequence[str]
+    strict: bool
     layers: Sequence[int] | None
     heads: Sequence[int] | None
     one_by_one: bool
@@ -86,7 +88,7 @@ def explain(request: Request, console: Console) -> list[Score]:
     """
     classifier = load(request.checkpoint)
     net = eager_copy(classifier.net)
-    methods = choose_methods(net, request.methods, console)
+    methods = choose_methods(net, request, console)
     if request.one_by_one:
         check_layers(net, classifier, request)
     pictures = [*read_files(request.files, classifier)] or draw_by_lot(classifier, request.num_test)
@@ -148,11 +150,11 @@ def explain_batch(
         )
 
 
-def choose_methods(net: nn.Module, asked: Sequence[str] | None, console: Console) -> list[str]:
-    """Return the methods to use: those asked for, or the usual ones that work with this network.
+def choose_methods(net: nn.Module, request: Request, console: Console) -> list[str]:
+    """Return the methods that work with this network, and say why others do not.
 
     Raises:
-        UserError: one that was asked for does not.
+        UserError: one does not that must, or none does.
     """
     problems: dict[str, str] = {}
     if token_layout(net) is None:
@@ -168,12 +170,12 @@ def choose_methods(net: nn.Module, asked: Sequence[str] | None, console: Console
                 f"{', '.join(names)} need {library}, which is not installed: .venv/bin/pip install -e "
                 "'.[explain]'",
             )
-    refused = dict.fromkeys(problems[name] for name in asked or USUAL if name in problems)
-    if asked and refused:
+    refused = dict.fromkeys(problems[name] for name in request.methods if name in problems)
+    if request.strict and refused:
         raise UserError("\n".join(f"{reason}." for reason in refused))
     for reason in refused:
         console.print(f"note: {reason}.")
-    methods = [name for name in asked or USUAL if name not in problems]
+    methods = [name for name in request.methods if name not in problems]
     if not methods:
         raise UserError("no method is left for this network.")
     return methods
