@@ -5,30 +5,15 @@ python compare.py outputs/STUDY --baseline patch_size=4 depth=6  differences to 
 python compare.py outputs/STUDY --out experiments/STUDY          what a study keeps
 """
 
-import argparse
 import sys
-from typing import NoReturn
 
 from vitlab.compare import compare
-from vitlab.core.cli import finish
+from vitlab.core.cli import Parser, finish
 from vitlab.core.console import make_console
-from vitlab.core.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says mistakes as the other verbs do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python compare.py --help.")
 
 
 def main() -> None:
-    parser = Parser(
-        prog="compare.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="compare.py", description=__doc__)
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="run folders are found at any depth below it"
     )

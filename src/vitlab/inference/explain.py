@@ -42,7 +42,7 @@ from vitlab.inference.faithfulness import (
 from vitlab.inference.inputs import read_both
 from vitlab.inference.load import Classifier, load
 from vitlab.inference.methods import ATTENTION, CAMS, PIXELS
-from vitlab.models.attention_weights import describe_kind, eager_copy, token_layout
+from vitlab.models.attention_weights import eager_copy, token_layout, why_no_attention
 from vitlab.models.layers import pair
 from vitlab.training.instantiate import build_net, without_initial_weights
 
@@ -92,11 +92,12 @@ def explain(request: Request, console: Console) -> list[Score]:
     if request.one_by_one:
         check_layers(net, classifier, request)
     pictures = [*read_files(request.files, classifier)] or draw_by_lot(classifier, request.num_test)
+    untrained = eager_copy(randomized(classifier.config))
     batches: dict[tuple[str, str], list[Areas]] = defaultdict(list)
     explained: list[Explained] = []
     for start in range(0, len(pictures), BATCH):
         some = pictures[start : start + BATCH]
-        explained += explain_batch(request, classifier, net, methods, some, batches)
+        explained += explain_batch(request, classifier, net, untrained, methods, some, batches)
         console.print(f"{start + len(some)} of {len(pictures)} images explained")
     areas = {key: join(found) for key, found in batches.items()}
     scores = [score(*key, found) for key, found in areas.items()]
@@ -121,12 +122,12 @@ def explain_batch(
     request: Request,
     classifier: Classifier,
     net: nn.Module,
+    untrained: nn.Module,
     methods: Sequence[str],
     pictures: Sequence[Picture],
     areas: dict[tuple[str, str], list[Areas]],
 ) -> Iterator[Explained]:
     """Yield what the methods say of images, and add to ``areas``, by method and network, what it is worth."""
-    untrained = eager_copy(randomized(classifier.config))
     images = classifier.preprocess(torch.from_numpy(np.stack([p.pixels for p in pictures])))  # (B, C, H, W)
     with torch.no_grad():
         probabilities = net(images).softmax(-1)  # (B, K)
@@ -160,8 +161,7 @@ def choose_methods(net: nn.Module, request: Request, console: Console) -> list[s
     if token_layout(net) is None:
         problems |= dict.fromkeys(
             ATTENTION,
-            f"{describe_kind(net)} has no attention of all tokens to all, which {', '.join(ATTENTION)} need: "
-            "choose gradcam, integrated_gradients or occlusion",
+            why_no_attention(net),
         )
     for library, names in (("torchcam", tuple(CAMS)), ("captum", PIXELS)):
         if importlib.util.find_spec(library) is None:

@@ -137,10 +137,7 @@ def record_attention(net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tenso
     depth = len(layout.blocks) if layout else 0
     # Attention that pools comes after the blocks.
     if layout is None or len(recorded) < depth or recorded[0].shape[-2] != layout.num_tokens:
-        raise UserError(
-            f"{describe_kind(net)} has no attention of all tokens to all, which attention and rollout need: "
-            "choose gradcam, integrated_gradients or occlusion."
-        )
+        raise UserError(f"{why_no_attention(net)}.")
     return logits, recorded[:depth]
 
 
@@ -154,6 +151,9 @@ def weights_over_tokens(attention: nn.Module, weights: Tensor) -> Tensor:
     return over_tokens(weights) if over_tokens else weights
 
 
-def describe_kind(net: nn.Module) -> str:
-    """Return what a network is called, such as ``SwinTransformer``: the library's name, not our wrapper's."""
-    return type(getattr(net, "net", net)).__name__
+def why_no_attention(net: nn.Module) -> str:
+    """Return what to say of a network without attention of all tokens to all."""
+    return (
+        f"{type(getattr(net, 'net', net)).__name__} has no attention of all tokens to all, which attention "
+        "and rollout need: choose gradcam, integrated_gradients or occlusion"
+    )

@@ -178,12 +178,13 @@ class Diagnostics(L.Callback):
         )
         if wanted and token_layout(net) is not None:
             device = next(net.parameters()).device
-            images = self.parts.data.preprocess.to(device)(self._pictures().to(device))
+            pictures = self._pictures()
+            images = self.parts.data.preprocess.to(device)(pictures.to(device))
             found = probe_tokens(net, images)
             if self.options["attention"]:
                 self.maps[epoch] = found["maps"][:DRAWN].cpu()
                 for logger in cast(list[RunLogger], trainer.loggers):
-                    figure = plot_maps(self._pictures()[:DRAWN].cpu().numpy(), {epoch: self.maps[epoch]})
+                    figure = plot_maps(pictures[:DRAWN].cpu().numpy(), {epoch: self.maps[epoch]})
                     picture = rasterize(figure)
                     logger.experiment.add_image("attention", picture, trainer.global_step, dataformats="HWC")
             for measure in wanted:
