@@ -1,7 +1,5 @@
 """The comparison as text: on the screen, leaderboard.csv, leaderboard.md and runs.csv."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from rich.text import Text
 from vitlab.compare.groups import SPLITS, Comparison, Group, count_states, row
 from vitlab.compare.read import COSTS, STATES, Run
 from vitlab.compare.statistics import Spread
+from vitlab.core.files import csv_text
 
 NONE = "–"
 WIDEST = 32  # characters of a word before it is broken
@@ -160,11 +159,7 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def _csv(lines: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*lines[0]] if lines else ["group"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_text([*lines[0]] if lines else ["group"], lines)
 
 
 def leaderboard_md(comparison: Comparison) -> str:

@@ -1,9 +1,9 @@
 """metrics.csv: one row an epoch, as it is written and read again."""
 
 import csv
-import io
 from typing import Any
 
+from vitlab.core.files import csv_text
 from vitlab.core.run_folder import RunFolder
 
 # Columns that stand first and in this order; others follow as they come.
@@ -14,11 +14,7 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text, with the columns that people look for first."""
     found = dict.fromkeys(column for row in rows for column in row)
     columns = [c for c in COLUMNS if c in found] + [c for c in found if c not in COLUMNS]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(columns, rows)
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ itself on the same network with random weights, whose maps show nothing that was
 by insertion - deletion: the areas alone also depend on how fine a map is.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitlab.core.files import csv_text
 from vitlab.inference.attribution import enlarge
 
 STEPS = 20  # points of a curve, after its first
@@ -142,8 +141,4 @@ def beats_controls(method: str, areas: Mapping[tuple[str, str], Areas]) -> bool 
 
 def to_csv(scores: Sequence[Score]) -> str:
     """Return the rows as the text of ``scores.csv``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Score.__annotations__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(scores)
-    return text.getvalue()
+    return csv_text(list(Score.__annotations__), scores)

@@ -1,7 +1,6 @@
 """What happens inside the network as it learns: diagnostics.csv, its curves, its figures and its alarms."""
 
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
-from vitlab.core.files import write_atomic
+from vitlab.core.files import csv_text, write_atomic
 from vitlab.core.plotting import rasterize, save_figure
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.models.attention_weights import token_layout
@@ -217,11 +216,7 @@ class Diagnostics(L.Callback):
 
 def write_rows(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``diagnostics.csv``, whole and atomically."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder.diagnostics, text.getvalue().encode())
+    write_atomic(folder.diagnostics, csv_text(COLUMNS, rows).encode())
 
 
 def read_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
