@@ -196,7 +196,7 @@ def test_setup_twice_decodes_once():
 
 def test_too_few_images_for_one_batch_are_refused():
     with pytest.raises(ValueError, match="batch_size 64 is more than the 30"):
-        module(batch_size=64)
+        module(batch_size=64, stage="fit")
 
 
 def test_lightning_trains_and_the_test_images_wait_for_their_turn(tmp_path):
@@ -314,7 +314,7 @@ def test_images_for_figures(in_memory):
     assert not set(found) & set(places(data.val_dataloader())), "none that is held out"
     assert len(data.train_images(100)[0]) == 30
     assert data.dataset.loaded == ["train"]
-    images, labels = data.test_images(torch.tensor([7, 2]))
+    images, labels = data.read("test", torch.tensor([7, 2]))
     assert images[:, 0, 0, 0].tolist() == [7, 2]
     assert labels.tolist() == [1, 0]
 

@@ -23,6 +23,9 @@ class CheckpointMeta(TypedDict):
     mean: list[float]  # of the normalisation, a value a channel, on the 0..1 scale
     std: list[float]
     input_size: list[int]  # height and width of the images that the network takes
+    # How the run computes where it trains and tests; absent from checkpoints that are older than these keys.
+    precision: NotRequired[str]
+    compiled: NotRequired[bool]
     teacher: NotRequired[TeacherRecord]  # that the network learned from, under ``task=distill``
 
 

@@ -88,8 +88,6 @@ class ImageData(lightning.LightningDataModule):
         info = describe(dataset, val_size)
         self.classes = info.classes
         self.num_train, self.num_val, self.num_test = info.num_train, info.num_val, info.num_test
-        if batch_size > self.num_train:
-            raise ValueError(f"batch_size {batch_size} is more than the {self.num_train} training images")
         # Each process has its own tensor: on its GPU, or on the one machine that all share.
         copies = 1 if device.type == "cuda" else processes
         self.in_memory, self._in_memory_reason = decide_in_memory(
@@ -137,6 +135,10 @@ class ImageData(lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Prepare what the stage needs; a second call does nothing. Raises UserError for broken files."""
         if stage == "fit":
+            if self.batch_size > self.num_train:
+                raise ValueError(
+                    f"batch_size {self.batch_size} is more than the {self.num_train} training images"
+                )
             self._part("train")
         if not hasattr(self, "preprocess"):
             if isinstance(self.normalization, Mapping):
@@ -170,11 +172,17 @@ class ImageData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Return the loader of this rank; an empty list if there is nothing to validate on."""
-        return self._eval_loader("val") if self.num_val else []
+        return self.eval_dataloader("val") if self.num_val else []
 
     def test_dataloader(self) -> EvalLoader:
         """Return the loader of this rank."""
-        return self._eval_loader("test")
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, name: str) -> EvalLoader:
+        """Return the loader of this rank for ``train``, ``val`` or ``test``, in a fixed random order."""
+        reader = self._make_reader(name)
+        order = torch.from_numpy(random_order(len(reader), derive_seed(self.split_seed, "order", name)))
+        return EvalLoader(reader, self._share(), order)
 
     def train_images(self, number: int) -> Pair:
         """Return up to ``number`` stored training images and labels, cycling through the classes."""
@@ -183,17 +191,20 @@ class ImageData(lightning.LightningDataModule):
         order = np.argsort(labels, kind="stable")
         labels = labels[order]
         chosen = np.lexsort((labels, rank_in_class(labels)))[:number]
-        return self._read("train", torch.from_numpy(order[chosen]))
+        return self.read("train", torch.from_numpy(order[chosen]))
 
-    def test_images(self, indices: Tensor) -> Pair:
-        """Return the stored test images and labels at ``indices``, for figures after the test."""
-        return self._read("test", indices)
+    def read(self, name: str, indices: Tensor) -> Pair:
+        """Return images and labels of ``train``, ``val`` or ``test``, on the device that holds them."""
+        split, rows = self._part(name)
+        rows = rows[indices]
+        images = torch.as_tensor(split.images[rows.numpy()])
+        return images, split.labels[rows].to(images.device)
 
     def some_images(self, number: int) -> Tensor:
         """Return stored validation images, uint8 (n, C, H, W); training images where none are held out."""
         split = "val" if self.num_val else "train"
         total = self.num_val or self.num_train
-        return self._read(split, torch.linspace(0, total - 1, min(number, total)).long())[0]
+        return self.read(split, torch.linspace(0, total - 1, min(number, total)).long())[0]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Return float32 (B, C, H', W') and targets float32 (B, K), augmented in training."""
@@ -242,13 +253,6 @@ class ImageData(lightning.LightningDataModule):
             self._stream_readers[name] = split.stream(rows, self.num_workers, device.type == "cuda")
         return self._stream_readers[name]
 
-    def _read(self, name: str, indices: Tensor) -> Pair:
-        """Return images and labels of a part, on the device that holds the images."""
-        split, rows = self._part(name)
-        rows = rows[indices]
-        images = torch.as_tensor(split.images[rows.numpy()])
-        return images, split.labels[rows].to(images.device)
-
     def _chunks(self) -> Iterator[Tensor]:
         """Yield the images trained on in chunks of a bounded size, in order."""
         split, rows = self._part("train")
@@ -257,11 +261,6 @@ class ImageData(lightning.LightningDataModule):
         chunks = reader(torch.arange(len(rows)).split(size))
         for images, _ in with_bar(chunks, "Measuring mean and deviation", len(rows), size):
             yield images
-
-    def _eval_loader(self, name: str) -> EvalLoader:
-        reader = self._make_reader(name)
-        order = torch.from_numpy(random_order(len(reader), derive_seed(self.split_seed, "order", name)))
-        return EvalLoader(reader, self._share(), order)
 
     def _share(self) -> Share:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -21,6 +21,7 @@ class Classifier(nn.Module):
     Attributes:
         classes: K names.
         config: the run's resolved configuration.
+        meta: all that the checkpoint says of the network.
         net: the bare network, for normalised images of the size it was trained at.
         preprocess: pixels → what ``net`` takes.
     """
@@ -29,6 +30,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.net = net
         self.preprocess = Preprocess(size=meta["input_size"], mean=meta["mean"], std=meta["std"])
+        self.meta = meta
         self.classes: list[str] = meta["classes"]
         self.config: dict[str, Any] = meta["config"]
 

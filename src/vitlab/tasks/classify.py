@@ -1,21 +1,18 @@
 """Image classification: the LightningModule that trains any `vitlab.models` network."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Self
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import ConfusionMatrix, MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.core.batch import Batch
 from vitlab.core.errors import Diverged
 from vitlab.core.seeding import derive_seed
 from vitlab.optim import freezing
 from vitlab.optim.schedulers import lambda_lr
+from vitlab.tasks.evaluate import Evaluate
 from vitlab.tasks.losses import soft_cross_entropy
 
 
@@ -24,7 +21,7 @@ def num_correct(predictions: Tensor, truth: Tensor) -> Tensor:
     return (predictions.argmax(1) == truth.argmax(1)).sum()
 
 
-class Classify(L.LightningModule):
+class Classify(Evaluate):
     """Train ``net`` with soft-target cross entropy.
 
     Batches are `Batch` after augmentation: images (B, C, H, W) float, targets (B, K)
@@ -60,37 +57,20 @@ class Classify(L.LightningModule):
         seed: int,
         meta: dict[str, Any],
     ) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net, num_classes)
         self.schedule = schedule
         self.total_steps = total_steps
         self.label_smoothing = label_smoothing
         self.seed = seed
         self.meta = meta
-        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
-        metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": accuracy()}
-        if num_classes > 5:  # with five classes or fewer, top-5 is always right
-            metrics["accuracy_top5"] = accuracy(top_k=5)
-        self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
-        self.test_metrics = self.val_metrics.clone(prefix="test/")
-        # Rows are the truth, columns the prediction; its diagonal over its row sums is accuracy per class.
-        self.confusion = ConfusionMatrix("multiclass", num_classes=num_classes, validate_args=False)
         # Sums over the epoch so far: what is `shown`, and images. They stay on the device, and travel in the
         # checkpoint so that an epoch that was interrupted reports what it would have reported.
         self.sums: Tensor | None = None
-        self.confusion_counts: Tensor  # (K, K), after a test
         self.frozen = freezing.freeze(net, freeze)
         freezing.freeze_eval(net, self.frozen)
         # Parameters keep their identity when they move to another device or type, so that an optimizer built
         # here, where a wrong option is found before a run begins, still holds them.
         self.built_optimizer = optimizer(net)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-    def _cast(self, images: Tensor) -> Tensor:
-        # trainer.precision=bf16-true or 64-true changes the weights' type; otherwise both are float32.
-        return images.to(next(self.net.parameters()).dtype)
 
     # training
 
@@ -163,42 +143,6 @@ class Classify(L.LightningModule):
                 "the weights from before.",
                 step=self.global_step,
             )
-
-    # evaluation
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.val_metrics)  # for callbacks
-
-    def on_validation_epoch_end(self) -> None:
-        self._report(self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self._evaluate(batch, self.test_metrics)
-        if batch.valid:
-            self.confusion.update(logits, batch.targets[: batch.valid].argmax(1))
-
-    def on_test_epoch_end(self) -> None:
-        self._report(self.test_metrics)
-        self.confusion_counts = self.confusion.compute()  # here, where every rank takes part
-        self.confusion.reset()
-
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
-        # The rows after `valid` fill the batch up to its static shape and count for nothing.
-        logits = self.net(self._cast(batch.images))[: batch.valid].float()
-        targets = batch.targets[: batch.valid]
-        if batch.valid:
-            labels = targets.argmax(1)
-            for name, metric in metrics.items(keep_base=True):
-                if name == "loss":
-                    # One value an image: with nan_strategy="disable", torchmetrics 1.9 ignores weights.
-                    metric.update(soft_cross_entropy(logits, targets, reduction="none"))
-                else:
-                    metric.update(logits, labels)
-        return logits
-
-    def _report(self, metrics: MetricCollection) -> None:
-        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
-        metrics.reset()
 
     # optimization
 

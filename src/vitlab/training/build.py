@@ -77,7 +77,7 @@ def build(
     precision = hardware.resolve_precision(trainer["precision"], kind)
     dataset = dataset or datasets.build(config["data"])
     config = config | {"model": config["model"] | {"num_classes": len(dataset.classes)}}
-    data = _build_data(config, dataset, kind, processes)
+    data = build_data(config, dataset, kind, processes)
     if config["data"]["batch_size"] % processes:
         raise UserError(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
@@ -99,6 +99,8 @@ def build(
         "mean": list(data.mean),
         "std": list(data.std),
         "input_size": list(data.input_size),
+        "precision": precision,
+        "compiled": compiled,
     }
     if teacher:
         teacher.undo(mean=data.mean, std=data.std)
@@ -144,7 +146,7 @@ def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> N
         )
 
 
-def _build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, processes: int) -> ImageData:
+def build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, processes: int) -> ImageData:
     """Build the data module of a run, its augmentation included."""
     options = config["data"]
     device = torch.device(kind if kind in ("cuda", "mps") else "cpu")

@@ -81,7 +81,7 @@ def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, flo
     # Drawn at random, the same in every run, and not picked by how they turn out: the grid shows
     # mistakes as often as they are made.
     places = torch.randperm(parts.data.num_test, generator=torch.Generator().manual_seed(0))[:GRID]
-    images, labels = parts.data.test_images(places)  # uint8 (N, C, H, W), (N,)
+    images, labels = parts.data.read("test", places)  # uint8 (N, C, H, W), (N,)
     weight = next(parts.net.parameters())  # float32, unless trainer.precision is bf16-true or 64-true
     inputs = parts.data.preprocess.to(weight.device)(images.to(weight.device)).to(weight.dtype)
     parts.net.eval()
