@@ -8,10 +8,13 @@ import io
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from vitlab.core.errors import UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -29,6 +32,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder for results if need be, and return it; called before what takes long.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written to the folder {path}: {error.strerror}.") from error
+    return path
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
