@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--num-test", type=int, default=32, metavar="N", help="test images to score (32)")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default explain/ in the run folder")
     given = parser.parse_args()
-    methods = parse_methods(given.method) if given.method else USUAL
+    methods = parse_methods(given.method, "--method") if given.method else USUAL
     layers, heads = parse_numbers(given.layers, "--layers"), parse_numbers(given.heads, "--heads")
     if given.num_test < 1:
         raise UserError(f"--num-test {given.num_test}: expected 1 or more.")

@@ -1,6 +1,7 @@
 """What the verbs share: how they read their arguments, and how they end."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -36,4 +37,7 @@ def finish(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:  # before or after training, where there is nothing to keep
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        return 1
     return 0

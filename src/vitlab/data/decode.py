@@ -70,16 +70,42 @@ def list_problems(title: str, problems: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _read_chunk(paths: Sequence[Path], shape: tuple[int, int], channels: int) -> tuple[np.ndarray, list[str]]:
-    """Return uint8 (n, channels, height, width), and which files cannot be read, and why."""
+def _read_chunk(
+    paths: Sequence[Path], shape: tuple[int, int], channels: int
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return uint8 (n, channels, height, width), and of each row that cannot be read which file and why."""
     pixels = np.zeros((len(paths), channels, *shape), dtype=np.uint8)
-    broken = []
+    broken = {}
     for row, path in enumerate(paths):
         try:
             pixels[row] = read_image(path, shape, channels)
         except Exception as error:  # PIL raises many kinds for a broken file
-            broken.append(f"{path}: {error}")
+            broken[row] = f"{path}: {error}"
     return pixels, broken
+
+
+def decode_files(
+    paths: Sequence[Path], shape: tuple[int, int], channels: int, num_workers: int | None = None
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Decode files in parallel, and yield what `_read_chunk` returns of each `CHUNK` of them, in order.
+
+    In processes: PIL holds the interpreter lock for most of the time that a small image takes, so threads
+    would be slower than one.
+
+    Args:
+        num_workers: see `ImageFiles`.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    from vitlab.data.workers import Workers  # here, as it brings torch
+
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    read = functools.partial(_read_chunk, shape=shape, channels=channels)
+    num_workers = min(len(chunks), count_cores() if num_workers is None else num_workers)
+    with contextlib.closing(Workers(read, num_workers if num_workers > 1 else 0)) as workers:
+        for pixels, broken in workers(chunks):
+            yield pixels.numpy(), broken
 
 
 def _refuse(broken: Sequence[str]) -> None:
@@ -124,7 +150,7 @@ class ImageFiles(LazyImages):
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         # In this process: whoever reads a few at a time has a process for each core.
         pixels, broken = _read_chunk([self.paths[row] for row in rows], self.shape[2:], self.shape[1])
-        _refuse(broken)
+        _refuse([*broken.values()])
         return pixels
 
     def decode_all(self) -> np.ndarray:
@@ -137,22 +163,12 @@ class ImageFiles(LazyImages):
         return out
 
     def decode(self) -> Iterator[np.ndarray]:
-        """Decode all in parallel and yield chunks uint8 (n, C, H, W), in order.
-
-        In processes: PIL holds the interpreter lock for most of the time that a small image takes, so threads
-        would be slower than one.
-        """
-        from vitlab.data.workers import Workers  # here, as it brings torch
-
-        number = len(self.paths)
-        chunks = [self.paths[start : start + CHUNK] for start in range(0, number, CHUNK)]
-        read = functools.partial(_read_chunk, shape=self.shape[2:], channels=self.shape[1])
-        num_workers = min(len(chunks), count_cores() if self.num_workers is None else self.num_workers)
+        """Decode all in parallel and yield chunks uint8 (n, C, H, W), in order."""
         broken: list[str] = []
-        with contextlib.closing(Workers(read, num_workers if num_workers > 1 else 0)) as workers:
-            for pixels, failures in with_bar(workers(chunks), "Decoding images", number, CHUNK):
-                broken += failures
-                yield pixels.numpy()
+        chunks = decode_files(self.paths, self.shape[2:], self.shape[1], self.num_workers)
+        for pixels, failures in with_bar(chunks, "Decoding images", len(self.paths), CHUNK):
+            broken += failures.values()
+            yield pixels
         _refuse(broken)
 
 
@@ -167,9 +183,11 @@ def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> 
     return out
 
 
-def with_bar(chunks: Iterable[T], title: str, number: int, size: int) -> Iterable[T]:
+def with_bar(
+    chunks: Iterable[T], title: str, number: int, size: int, fewest: int = MIN_IMAGES_FOR_BAR
+) -> Iterable[T]:
     """Return ``chunks`` of ``size`` of the ``number`` images, with a bar on a terminal if they are many."""
-    if number < MIN_IMAGES_FOR_BAR or not sys.stderr.isatty():
+    if number < fewest or not sys.stderr.isatty():
         return chunks
     from rich.console import Console
     from rich.progress import track

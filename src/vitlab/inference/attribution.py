@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
+from vitlab.core.extras import need
 from vitlab.inference.methods import CAMS
 from vitlab.models.attention_weights import TokenLayout, record_attention, token_layout, weights_over_tokens
 
@@ -154,14 +155,8 @@ def _logits_of(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"this method is {name.partition('.')[0]}'s, which is not installed: pip install "
-            "'vitlab[explain]' (in a clone: pip install -e '.[explain]'), or choose attention, rollout or "
-            "gradient_rollout."
-        ) from None
+    need(name.partition(".")[0], extra="explain", what="this method")
+    return importlib.import_module(name)
 
 
 def _last_image_layer(net: nn.Module, image: Tensor) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -1,6 +1,5 @@
 """Explain predictions: maps by several methods over the images, and scores that say what they are worth."""
 
-import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import write_atomic
+from vitlab.core.extras import need
+from vitlab.core.files import make_folder, write_atomic
 from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.data import datasets
@@ -43,7 +43,6 @@ from vitlab.inference.inputs import read_both
 from vitlab.inference.load import Classifier, load
 from vitlab.inference.methods import ATTENTION, CAMS, PIXELS
 from vitlab.models.attention_weights import eager_copy, token_layout, why_no_attention
-from vitlab.models.layers import pair
 from vitlab.training.instantiate import build_net, without_initial_weights
 
 BATCH = 16  # images explained at a time
@@ -84,11 +83,12 @@ def explain(request: Request, console: Console) -> list[Score]:
 
     Raises:
         UserError: a method does not work with this network, a layer or head is not there, an image cannot be
-            read, or the test images are not there.
+            read, the test images are not there, or the folder cannot be written to.
     """
+    make_folder(request.out)
     classifier = load(request.checkpoint)
     net = eager_copy(classifier.net)
-    methods = choose_methods(net, request, console)
+    methods = choose_methods(net, request.methods, request.strict, console)
     if request.one_by_one:
         check_layers(net, classifier, request)
     pictures = [*read_files(request.files, classifier)] or draw_by_lot(classifier, request.num_test)
@@ -151,31 +151,35 @@ def explain_batch(
         )
 
 
-def choose_methods(net: nn.Module, request: Request, console: Console) -> list[str]:
+def find_problems(net: nn.Module) -> dict[str, str]:
+    """Return the methods that do not work with this network, each with the reason as a sentence."""
+    problems: dict[str, str] = {}
+    if token_layout(net) is None:
+        problems |= dict.fromkeys(ATTENTION, f"{why_no_attention(net)}.")
+    for library, names in (("torchcam", tuple(CAMS)), ("captum", PIXELS)):
+        try:
+            need(library, extra="explain", what=f"each of {', '.join(names)}")
+        except UserError as error:
+            problems |= dict.fromkeys(names, str(error))
+    return problems
+
+
+def choose_methods(net: nn.Module, names: Sequence[str], strict: bool, console: Console) -> list[str]:
     """Return the methods that work with this network, and say why others do not.
+
+    Args:
+        strict: whether one that does not is an error, and not left out.
 
     Raises:
         UserError: one does not that must, or none does.
     """
-    problems: dict[str, str] = {}
-    if token_layout(net) is None:
-        problems |= dict.fromkeys(
-            ATTENTION,
-            why_no_attention(net),
-        )
-    for library, names in (("torchcam", tuple(CAMS)), ("captum", PIXELS)):
-        if importlib.util.find_spec(library) is None:
-            problems |= dict.fromkeys(
-                names,
-                f"{', '.join(names)} need {library}, which is not installed: .venv/bin/pip install -e "
-                "'.[explain]'",
-            )
-    refused = dict.fromkeys(problems[name] for name in request.methods if name in problems)
-    if request.strict and refused:
-        raise UserError("\n".join(f"{reason}." for reason in refused))
+    problems = find_problems(net)
+    refused = dict.fromkeys(problems[name] for name in names if name in problems)
+    if strict and refused:
+        raise UserError("\n".join(refused))
     for reason in refused:
-        console.print(f"note: {reason}.")
-    methods = [name for name in request.methods if name not in problems]
+        console.print(f"note: {reason}")
+    methods = [name for name in names if name not in problems]
     if not methods:
         raise UserError("no method is left for this network.")
     return methods
@@ -213,9 +217,8 @@ def randomized(config: dict[str, Any]) -> nn.Module:
 
 def read_files(files: Sequence[Path], classifier: Classifier) -> Iterator[Picture]:
     """Yield image files, decoded as the data were that the network learned from."""
-    data = classifier.config["data"]
     for path in files:
-        pixels, shown = read_both(path, pair("data.image_size", data["image_size"]), data["channels"])
+        pixels, shown = read_both(path, classifier.stored_size, classifier.channels)
         yield Picture(path.stem, pixels, shown, None)
 
 
@@ -246,7 +249,6 @@ def right_and_wrong(explained: Sequence[Explained]) -> Iterator[Explained]:
 
 def draw(request: Request, classes: Sequence[str], items: Sequence[Explained]) -> None:
     """Write a figure an image, one more of its heads where that is asked for, and the overview."""
-    request.out.mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(items):
         name = f"{number:03d}_{item.picture.name}"
         save_figure(plot_image(item, classes), request.out / f"{name}.png")

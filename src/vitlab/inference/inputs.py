@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, State, find_checkpoint
-from vitlab.data.decode import convert_image
+from vitlab.data.decode import convert_image, read_image
 
 # What a folder is searched for; a file that is named is tried whatever its name.
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
@@ -61,16 +61,20 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_both(path: Path, shape: tuple[int, int], channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image as the network's data are decoded, uint8 ``(C, H, W)``, and as it is, ``(H, W, 3)``.
+    """Return an image as the network's data are decoded, uint8 ``(C, H, W)``, and as a person sees it.
 
     Raises:
         UserError: it is no image that can be read.
     """
     try:
-        with Image.open(path) as image:
-            shown = ImageOps.exif_transpose(image)
-            shown.thumbnail((LARGEST, LARGEST))
-            whole = convert_image(shown, (shown.height, shown.width), 3).transpose(1, 2, 0)
-            return convert_image(image, shape, channels), whole
+        return read_image(path, shape, channels), read_shown(path)
     except Exception as error:  # PIL raises many kinds for a broken file
         raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_shown(path: Path) -> np.ndarray:
+    """Return an image to look at, uint8 ``(H, W, 3)``, with its sides as they are, or smaller."""
+    with Image.open(path) as image:
+        shown = ImageOps.exif_transpose(image)
+        shown.thumbnail((LARGEST, LARGEST))
+        return convert_image(shown, (shown.height, shown.width), 3).transpose(1, 2, 0)

@@ -12,8 +12,11 @@ NAMES = (*ATTENTION, *CAMS, *PIXELS)
 USUAL = (*ATTENTION, "gradcam", *PIXELS)
 
 
-def parse_methods(text: str) -> list[str]:
+def parse_methods(text: str, flag: str) -> list[str]:
     """Return the methods of ``NAME[,NAME]``; ``all`` is every one.
+
+    Args:
+        flag: what it was given as, for the message.
 
     Raises:
         UserError: one does not exist.
@@ -22,8 +25,7 @@ def parse_methods(text: str) -> list[str]:
     for name in names:
         if name not in NAMES:
             raise UserError(
-                f"--method {name}: there is no such method{suggest(name, NAMES)}; there are "
-                f"{', '.join(NAMES)}."
+                f"{flag} {name}: there is no such method{suggest(name, NAMES)}; there are {', '.join(NAMES)}."
             )
     return list(names)
 
