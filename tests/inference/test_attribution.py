@@ -109,6 +109,6 @@ def test_gradcam_works_with_our_resnet() -> None:
 
 
 def test_a_missing_library_is_named(net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchcam.methods", None)
-    with pytest.raises(UserError, match=r"torchcam's, which is not installed: .*\[explain\]"):
+    monkeypatch.setitem(__import__("sys").modules, "torchcam", None)
+    with pytest.raises(UserError, match=r"needs torchcam, which is not installed: .*\[explain\]"):
         METHODS["gradcam"](net, images, CLASSES)

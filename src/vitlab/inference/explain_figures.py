@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vitlab.core.console import printable
 from vitlab.core.plotting import RIGHT, WRONG, new_figure
 from vitlab.inference.attribution import enlarge
 
@@ -121,7 +122,7 @@ def draw_image(axes: Axes, item: Explained, classes: Sequence[str]) -> None:
     axes.imshow(item.picture.shown)
     wrong = item.picture.label is not None and not item.right
     colour = "black" if item.picture.label is None else WRONG if wrong else RIGHT
-    axes.set_title(f"{item.picture.name}\n{caption(item, classes)}", fontsize=8, color=colour)
+    axes.set_title(f"{printable(item.picture.name)}\n{caption(item, classes)}", fontsize=8, color=colour)
     axes.set(xticks=[], yticks=[])
 
 

@@ -47,7 +47,8 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            named = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in named if not file.is_dir())
         elif path.exists():
             files = [path]
         else:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +102,7 @@ def predict(request: Request, out: TextIO) -> None:
     decoded = decode_files(request.paths, classifier.stored_size, classifier.channels)
     # Results that scroll by are bar enough, and two writers on one terminal spoil each other's lines.
     fewest = len(request.paths) + 1 if out.isatty() else CHUNK + 1
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of photographs that are large, or odd but readable
     for pixels, broken in with_bar(decoded, "Predicting", len(request.paths), CHUNK, fewest):
         for reason in broken.values():
             print(printable(f"cannot be read: {reason}"), file=sys.stderr, flush=True)
@@ -121,7 +123,7 @@ def predict(request: Request, out: TextIO) -> None:
     if methods:
         notes.print(f"{done - failed} overlays in {request.out}")
     if failed:
-        raise UserError(f"{failed} of {done} images cannot be read; the others have been predicted.")
+        raise UserError(f"{failed} of {done} images cannot be read, see above.")
 
 
 def draw(
