@@ -11,6 +11,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ FLAGS = (
 )
 
 
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r")}
+
+
 class Page:
     """A tab. Made by `opened`."""
 
@@ -30,6 +34,7 @@ class Page:
         self._out, self._into = out, into
         self._number, self._rest = 0, b""
         self._session: dict[str, str] = {}
+        self.events: dict[str, list[dict[str, Any]]] = defaultdict(list)  # by name, of the domains enabled
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._session = {"sessionId": session}
@@ -48,7 +53,9 @@ class Page:
                 self._rest += more
             text, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(text)
-            if answer.get("id") == self._number:  # and not an event
+            if "method" in answer:
+                self.events[answer["method"]].append(answer["params"])
+            elif answer["id"] == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
@@ -70,6 +77,21 @@ class Page:
                 return value
             time.sleep(0.2)
         return None
+
+    def press(self, key: str) -> None:
+        """Press a key of `KEYS` and let it go."""
+        code, text = KEYS[key]
+        for kind in ("keyDown", "keyUp"):
+            options = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **options)
+
+    def tab_to(self, expression: str) -> None:
+        """Press Tab until an expression of JavaScript about ``document.activeElement`` is true."""
+        for _ in range(40):
+            self.press("Tab")
+            if self.evaluate(expression):
+                return
+        raise AssertionError(f"Tab does not reach {expression}")
 
     def shoot(self, file: Path) -> None:
         """Write what is seen as a PNG."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ from vitlab.inference.attribution import enlarge
 
 SIDE = 2.4  # inches of a panel
 COLOURS = "viridis"  # as bright as large, for the colour-blind and in grey too
+OPAQUE = 0.65  # a map is over its image
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,13 @@ def draw_image(axes: Axes, item: Explained, classes: Sequence[str]) -> None:
     axes.set(xticks=[], yticks=[])
 
 
+def blend(shown: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return a map (h, w) over the grey image, uint8 (H, W, 3), as `draw_map` draws it."""
+    large = enlarge(torch.from_numpy(found)[None], shown.shape[:2])[0].clamp(min=0).numpy()
+    colours = colormaps[COLOURS](large / max(float(large.max()), 1e-12))[..., :3] * 255
+    return (OPAQUE * colours + (1 - OPAQUE) * shown.mean(-1, keepdims=True)).round().astype(np.uint8)
+
+
 def draw_map(figure: Figure, axes: Axes, shown: np.ndarray, found: np.ndarray, title: str) -> None:
     """Draw a map (h, w) over the grey image, at the image's own pixels, with its scale.
 
@@ -135,7 +144,7 @@ def draw_map(figure: Figure, axes: Axes, shown: np.ndarray, found: np.ndarray, t
     large = enlarge(torch.from_numpy(found)[None], (height, width))[0].clamp(min=0).numpy()
     axes.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=255)
     top = max(float(large.max()), 1e-12)
-    drawn = axes.imshow(large, cmap=COLOURS, alpha=0.65, vmin=0, vmax=top)
+    drawn = axes.imshow(large, cmap=COLOURS, alpha=OPAQUE, vmin=0, vmax=top)
     scale = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, ticks=[0, top / 2, top], format="%.2g")
     scale.ax.tick_params(labelsize=6)
     axes.set_title(title, fontsize=8)

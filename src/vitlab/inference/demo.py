@@ -1,0 +1,171 @@
+"""A local page on which a trained network can be tried."""
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitlab.core import hardware
+from vitlab.core.console import printable, say
+from vitlab.core.errors import UserError
+from vitlab.core.signals import on_signal
+from vitlab.data import datasets
+from vitlab.data.decode import Images
+from vitlab.inference.attribution import METHODS
+from vitlab.inference.explain import find_problems
+from vitlab.inference.explain_figures import blend
+from vitlab.inference.inputs import read_both
+from vitlab.inference.load import Classifier, load
+from vitlab.models.attention_weights import eager_copy
+
+HOST = "127.0.0.1"
+LARGEST_FILE = 50 * 2**20  # bytes of an upload
+SMALLEST = 320  # pixels of the shorter side of what is shown, so that single pixels can be seen
+METHOD_ORDER = ("rollout", "gradcam")  # the first that works
+# What the page shows of an image: a sentence, the image, probabilities by class, and where the network looks.
+Answer = tuple[str, np.ndarray | None, dict[str, float] | None, np.ndarray | None]
+
+
+class Demo:
+    """What the page asks for.
+
+    Attributes:
+        classifier: of the checkpoint.
+        method: that says where the network looks; None for none.
+        why_no_method: the reason, as a sentence.
+        why_no_images: the reason why no test images can be drawn, as a sentence.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.classifier: Classifier = load(checkpoint).to(hardware.resolve_device_type("auto"))
+        self.net: nn.Module = eager_copy(self.classifier.net)
+        problems = find_problems(self.net)
+        self.method = next((name for name in METHOD_ORDER if name not in problems), None)
+        self.why_no_method = "" if self.method else problems[METHOD_ORDER[-1]]
+        self.images: Images | None = None
+        self.why_no_images = ""
+        options = self.classifier.config["data"]
+        # Nothing is downloaded, and files are decoded one by one.
+        here = {key: None for key in ("url", "cache") if key in options}
+        try:
+            self.images, self.labels = datasets.build(options | here).load("test")
+        except UserError as error:
+            self.why_no_images = str(error).splitlines()[0]
+
+    def answer_file(self, name: str | None) -> Answer:
+        """Answer an upload; None: it was taken away."""
+        if name is None:
+            return "", None, None, None
+        try:
+            pixels, shown = read_both(Path(name), self.classifier.stored_size, self.classifier.channels)
+        except UserError as error:
+            return printable(str(error).replace(name, Path(name).name)), None, None, None
+        return self.answer(pixels, shown, "")
+
+    def answer_test_image(self) -> Answer:
+        """Answer a test image drawn by lot."""
+        assert self.images is not None
+        row = np.random.default_rng().integers(len(self.labels), size=1)
+        pixels = self.images[row][0]
+        shown = np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3))
+        label = self.classifier.classes[self.labels[row[0]]]
+        return self.answer(pixels, shown, f"Test image {row[0]}, whose class is {label}. ")
+
+    def answer(self, pixels: np.ndarray, shown: np.ndarray, begin: str) -> Answer:
+        """Answer an image, ``(C, H, W)`` as the data are stored and ``(H, W, 3)`` as a person sees it."""
+        found = self.classifier.predict(torch.tensor(pixels))
+        factor = -(-SMALLEST // min(shown.shape[:2]))
+        shown = shown.repeat(factor, 0).repeat(factor, 1)
+        where = None
+        if self.method:
+            device = self.classifier.preprocess.mean.device
+            images = self.classifier.preprocess(torch.tensor(pixels)[None].to(device))
+            best = torch.tensor([self.classifier.classes.index(found.class_name)], device=device)
+            where = blend(shown, METHODS[self.method](self.net, images, best)[0].cpu().numpy())
+        said = f"{begin}The network says {found.class_name}, with a probability of {found.probability:.0%}."
+        return said, shown, found.probabilities, where
+
+
+def make_page(demo: Demo) -> Any:
+    """Return the page, as gradio's Blocks."""
+    import gradio as gr
+
+    height, width = demo.classifier.preprocess.size
+    with gr.Blocks(title="vitlab", analytics_enabled=False) as page:
+        gr.Markdown(
+            f"# Which class is it?\nA {type(demo.net).__name__} that was trained on "
+            f"{len(demo.classifier.classes)} classes. It sees every image at {width} × {height} pixels, as "
+            "in training."
+        )
+        with gr.Row():
+            with gr.Column():
+                upload = gr.File(label="An image file", height=140)
+                draw = gr.Button("Draw a test image", interactive=demo.images is not None)
+                gr.Markdown(demo.why_no_images, visible=demo.images is None)
+                said = gr.Textbox(label="Answer", interactive=False, lines=2)
+            with gr.Column():
+                label = gr.Label(label="Probabilities", num_top_classes=5, show_heading=False)
+        picture: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": []}
+        with gr.Row():
+            with gr.Column():
+                gr.Markdown("The image")
+                image = gr.Image(alt_text="The image", **picture)
+            with gr.Column():
+                gr.Markdown(
+                    f"Where the network looks: the brighter, the more ({demo.method})"
+                    if demo.method
+                    else demo.why_no_method
+                )
+                where = gr.Image(alt_text="Where the network looks", visible=bool(demo.method), **picture)
+        answers = [said, image, label, where]
+        # One at a time: to record attention, torch's own function is replaced meanwhile.
+        options: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "net",
+            "api_visibility": "private",
+        }
+        upload.change(demo.answer_file, upload, answers, **options)
+        draw.click(demo.answer_test_image, None, answers, **options)
+    return page
+
+
+def serve(checkpoint: Path, port: int | None) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        port: None for the first free one from 7860.
+
+    Raises:
+        UserError: the port is taken, or there is no network that could be tried.
+    """
+    demo = Demo(checkpoint)
+    stop = threading.Event()
+    with tempfile.TemporaryDirectory() as uploads, on_signal(lambda signum: stop.set()):
+        # Read while gradio is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
+        page = make_page(demo)
+        try:
+            _, address, _ = page.launch(
+                server_name=HOST,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=LARGEST_FILE,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+            )
+        except OSError as error:
+            name = "the ports from 7860 on are" if port is None else f"--port {port}: the port is"
+            raise UserError(f"{name} taken, or not for users: choose another one with --port.") from error
+        say(f"{address} (Ctrl-C ends it)")
+        stop.wait()
+        page.close(verbose=False)
