@@ -25,7 +25,7 @@ from vitlab.models.attention_weights import eager_copy
 
 HOST = "127.0.0.1"
 LARGEST_FILE = 50 * 2**20  # bytes of an upload
-SMALLEST = 320  # pixels of the shorter side of what is shown, so that single pixels can be seen
+SHOWN = 320  # pixels of the longer side of a small image, which is shown enlarged, with pixels to be seen
 METHOD_ORDER = ("rollout", "gradcam")  # the first that works
 # What the page shows of an image: a sentence, the image, probabilities by class, and where the network looks.
 Answer = tuple[str, np.ndarray | None, dict[str, float] | None, np.ndarray | None]
@@ -79,7 +79,7 @@ class Demo:
     def answer(self, pixels: np.ndarray, shown: np.ndarray, begin: str) -> Answer:
         """Answer an image, ``(C, H, W)`` as the data are stored and ``(H, W, 3)`` as a person sees it."""
         found = self.classifier.predict(torch.tensor(pixels))
-        factor = -(-SMALLEST // min(shown.shape[:2]))
+        factor = max(SHOWN // max(shown.shape[:2]), 1)
         shown = shown.repeat(factor, 0).repeat(factor, 1)
         where = None
         if self.method:
@@ -110,7 +110,7 @@ def make_page(demo: Demo) -> Any:
                 said = gr.Textbox(label="Answer", interactive=False, lines=2)
             with gr.Column():
                 label = gr.Label(label="Probabilities", num_top_classes=5, show_heading=False)
-        picture: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": []}
+        picture: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": [], "height": 340}
         with gr.Row():
             with gr.Column():
                 gr.Markdown("The image")
