@@ -19,9 +19,10 @@ import demo as verb
 import vitlab
 from tests.browser import CHROMIUM, Page, opened
 from tests.conftest import ROOT, TINY, Train
+from tests.data.helpers import config
 from tests.inference.test_load import train_on_photographs
 from vitlab.core.errors import UserError
-from vitlab.inference.demo import Demo, serve
+from vitlab.inference.demo import Demo, find_test_images, serve
 
 
 def best(run: Path) -> Path:
@@ -71,6 +72,13 @@ def test_a_file_that_is_no_image_is_answered_with_a_sentence(demo: Demo, files: 
     assert str(files) not in said
     assert rest == [None, None, None]
     assert demo.answer_file(None) == ("", None, None, None)
+
+
+def test_nothing_is_downloaded(tmp_path: Path) -> None:
+    options = config("cifar10", root=str(tmp_path), url="https://localhost:9/data.tar.gz")
+    with pytest.raises(UserError, match="CIFAR-10 is not in"):
+        find_test_images(options)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_without_the_data_or_attention_the_page_says_why(tmp_path: Path, train: Train, files: Path) -> None:

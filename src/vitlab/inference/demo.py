@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from vitlab.core import hardware
 from vitlab.core.console import printable, say
@@ -26,7 +25,6 @@ from vitlab.models.attention_weights import eager_copy
 HOST = "127.0.0.1"
 LARGEST_FILE = 50 * 2**20  # bytes of an upload
 SHOWN = 320  # pixels of the longer side of a small image, which is shown enlarged, with pixels to be seen
-METHOD_ORDER = ("rollout", "gradcam")  # the first that works
 # What the page shows of an image: a sentence, the image, probabilities by class, and where the network looks.
 Answer = tuple[str, np.ndarray | None, dict[str, float] | None, np.ndarray | None]
 
@@ -36,26 +34,22 @@ class Demo:
 
     Attributes:
         classifier: of the checkpoint.
-        method: that says where the network looks; None for none.
-        why_no_method: the reason, as a sentence.
-        why_no_images: the reason why no test images can be drawn, as a sentence.
+        method: that says where the network looks; None for none, and then why_no_method has a sentence.
+        images: test images; None where they are not here, and then why_no_images has a sentence.
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        self.classifier: Classifier = load(checkpoint).to(hardware.resolve_device_type("auto"))
-        self.net: nn.Module = eager_copy(self.classifier.net)
+        self.device = hardware.resolve_device_type("auto")
+        self.classifier: Classifier = load(checkpoint).to(self.device)
+        self.net = eager_copy(self.classifier.net)
         problems = find_problems(self.net)
-        self.method = next((name for name in METHOD_ORDER if name not in problems), None)
-        self.why_no_method = "" if self.method else problems[METHOD_ORDER[-1]]
-        self.images: Images | None = None
-        self.why_no_images = ""
-        options = self.classifier.config["data"]
-        # Nothing is downloaded, and files are decoded one by one.
-        here = {key: None for key in ("url", "cache") if key in options}
+        self.method = next((name for name in ("rollout", "gradcam") if name not in problems), None)
+        self.why_no_method = "" if self.method else problems["gradcam"]
+        self.images, self.why_no_images = None, ""
         try:
-            self.images, self.labels = datasets.build(options | here).load("test")
+            self.images, self.labels = find_test_images(self.classifier.config["data"])
         except UserError as error:
-            self.why_no_images = str(error).splitlines()[0]
+            self.why_no_images = f"There are no test images here: {str(error).splitlines()[0]}"
 
     def answer_file(self, name: str | None) -> Answer:
         """Answer an upload; None: it was taken away."""
@@ -63,9 +57,9 @@ class Demo:
             return "", None, None, None
         try:
             pixels, shown = read_both(Path(name), self.classifier.stored_size, self.classifier.channels)
+            return self.answer(pixels, shown, "")
         except UserError as error:
             return printable(str(error).replace(name, Path(name).name)), None, None, None
-        return self.answer(pixels, shown, "")
 
     def answer_test_image(self) -> Answer:
         """Answer a test image drawn by lot."""
@@ -83,12 +77,20 @@ class Demo:
         shown = shown.repeat(factor, 0).repeat(factor, 1)
         where = None
         if self.method:
-            device = self.classifier.preprocess.mean.device
-            images = self.classifier.preprocess(torch.tensor(pixels)[None].to(device))
-            best = torch.tensor([self.classifier.classes.index(found.class_name)], device=device)
+            images = self.classifier.preprocess(torch.tensor(pixels)[None].to(self.device))
+            best = torch.tensor([self.classifier.classes.index(found.class_name)], device=self.device)
             where = blend(shown, METHODS[self.method](self.net, images, best)[0].cpu().numpy())
         said = f"{begin}The network says {found.class_name}, with a probability of {found.probability:.0%}."
         return said, shown, found.probabilities, where
+
+
+def find_test_images(options: dict[str, Any]) -> tuple[Images, np.ndarray]:
+    """Return images and labels of a run's data, without downloading anything or decoding all of it.
+
+    Raises:
+        UserError: they are not here.
+    """
+    return datasets.build(options | {key: None for key in ("url", "cache") if key in options}).load("test")
 
 
 def make_page(demo: Demo) -> Any:
@@ -111,24 +113,17 @@ def make_page(demo: Demo) -> Any:
             with gr.Column():
                 label = gr.Label(label="Probabilities", num_top_classes=5, show_heading=False)
         picture: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": [], "height": 340}
+        looks = f"Where the network looks: the brighter, the more ({demo.method})"
         with gr.Row():
             with gr.Column():
                 gr.Markdown("The image")
                 image = gr.Image(alt_text="The image", **picture)
             with gr.Column():
-                gr.Markdown(
-                    f"Where the network looks: the brighter, the more ({demo.method})"
-                    if demo.method
-                    else demo.why_no_method
-                )
+                gr.Markdown(looks if demo.method else demo.why_no_method)
                 where = gr.Image(alt_text="Where the network looks", visible=bool(demo.method), **picture)
         answers = [said, image, label, where]
         # One at a time: to record attention, torch's own function is replaced meanwhile.
-        options: dict[str, Any] = {
-            "concurrency_limit": 1,
-            "concurrency_id": "net",
-            "api_visibility": "private",
-        }
+        options: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "net"}
         upload.change(demo.answer_file, upload, answers, **options)
         draw.click(demo.answer_test_image, None, answers, **options)
     return page
@@ -149,19 +144,17 @@ def serve(checkpoint: Path, port: int | None) -> None:
         # Read while gradio is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
         page = make_page(demo)
+        # What would reach others, or starts servers of its own; the environment can turn some of it on.
+        off = dict.fromkeys(("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server"), False)
         try:
             _, address, _ = page.launch(
                 server_name=HOST,
                 server_port=port,
-                share=False,
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=LARGEST_FILE,
                 footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                mcp_server=False,
+                **off,
             )
         except OSError as error:
             name = "the ports from 7860 on are" if port is None else f"--port {port}: the port is"
