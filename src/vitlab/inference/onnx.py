@@ -76,7 +76,7 @@ def export_onnx(
 
 
 def quantize(path: Path, target: Path, images: Tensor) -> None:
-    """Write a file of `export_onnx` in 8 bits: weights a channel, activations by what ``images`` make of them.
+    """Write a file of `export_onnx` in 8 bits, its activations scaled by what ``images`` make of them.
 
     Of the operations only products with weights are done in 8 bits, convolutions and dense layers; those of
     attention, norms and the softmax stay in float32. Weights have 7 bits: with 8, sums of two products overflow
