@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,10 @@ def export_onnx(
 def quantize(path: Path, target: Path, images: Tensor) -> None:
     """Write a file of `export_onnx` in 8 bits, its activations scaled by what ``images`` make of them.
 
-    Of the operations only products with weights are done in 8 bits, convolutions and dense layers; those of
-    attention, norms and the softmax stay in float32. Weights have 7 bits: with 8, sums of two products overflow
-    on processors without VNNI, and the file would be worth less there than where it was measured.
+    Convolutions, dense layers and the products of attention are done in 8 bits; norms, GELU and softmax stay in
+    float32. Weights have a scale a channel and 7 bits: with 8, sums of two products overflow on processors
+    without VNNI, and CIFAR-10's accuracy (JPEG copy) fell from 80.7 to 71.6 % there, with 7 not at all. The
+    ranges are the smallest and largest values seen: percentiles or entropy were no better.
 
     Args:
         path: the file in float32.
@@ -116,14 +117,13 @@ def quantize(path: Path, target: Path, images: Tensor) -> None:
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True},
             )
     finally:
         prepared.unlink(missing_ok=True)
 
 
-def run_onnx(path: Path, images: Tensor, batch: int = BATCH) -> Tensor:
-    """Return what a file makes of ``images`` (N, C, H, W), ``batch`` at a time, on the CPU: (N, K).
+def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return what runs a file on the CPU: images (N, C, H, W) → (N, K).
 
     Raises:
         UserError: the extra ``onnx`` is not installed.
@@ -132,11 +132,10 @@ def run_onnx(path: Path, images: Tensor, batch: int = BATCH) -> Tensor:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    found = [session.run(None, {INPUT: own.numpy()})[0] for own in images.cpu().split(batch)]
-    return torch.cat([torch.from_numpy(own) for own in found])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
 
 def need_onnx() -> None:

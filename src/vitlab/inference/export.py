@@ -1,0 +1,340 @@
+"""Export a trained network: one folder that says everything needed to use it without vitlab."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitlab.core.errors import UserError
+from vitlab.core.files import make_folder
+from vitlab.core.provenance import find_commit
+from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.data import datasets
+from vitlab.data.datamodule import ImageData
+from vitlab.data.decode import ImageFiles
+from vitlab.inference import onnx, snippets
+from vitlab.inference.load import Classifier, load
+from vitlab.inference.model_card import AVERAGED, RAW, Facts, model_name, write_card
+from vitlab.inference.timm_format import timm_config, timm_logits, to_timm, why_not_timm
+from vitlab.models.attention_weights import eager_copy
+from vitlab.models.layers import pair
+from vitlab.models.pretrained import Weights
+from vitlab.models.wrapper import LibraryModel
+from vitlab.training.evaluation import restore_data
+
+CHECKED = 256  # images on which an export is compared with the network
+CALIBRATED = 512  # training images that the scales of 8 bits come from
+BATCH = 64  # images in one pass, but where the batch is the question
+LARGEST_DIFFERENCE = 1e-4  # of a probability
+LARGEST_LOGIT_DIFFERENCE = 1e-5  # for logits up to 1, and of larger ones in proportion
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be exported, and how.
+
+    Attributes:
+        checkpoint: of the network.
+        home: the run folder, or the folder of a checkpoint alone.
+        format: ``safetensors``, ``onnx`` or ``timm``.
+        out: the folder to write.
+        weights: ``ema`` or ``raw``, of a run that has both; None: what it evaluates, the average where there is one.
+        raw: leave the preprocessing and the softmax out of an ONNX file.
+        int8: write an ONNX file in 8 bits too.
+        max_drop: how many points of accuracy that may cost.
+        force: write it whatever it costs.
+        images: to check the export on; without any, those of the run's hold-out.
+    """
+
+    checkpoint: Path
+    home: Path
+    format: str
+    out: Path
+    weights: str | None
+    raw: bool
+    int8: bool
+    max_drop: float
+    force: bool
+    images: Sequence[Path]
+
+
+@dataclass
+class Content:
+    """What a format puts into the folder, beside config.json's common part and the card.
+
+    Attributes:
+        config: more of config.json.
+        note, code: how it is used.
+        checks: what was measured, a sentence each.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    code: str = ""
+    checks: list[str] = field(default_factory=list)
+
+
+def export(request: Request, console: Console) -> None:
+    """Write the folder and say what is in it.
+
+    Raises:
+        UserError: the folder holds something else, the network cannot be expressed in this format, what was
+            written differs from the network, or there are no images to check it on.
+    """
+    own = find_own(request.out)
+    classifier = load(request.checkpoint, raw=request.weights == "raw")
+    has_both = classifier.config["callbacks"]["ema"]["decay"] is not None
+    if request.weights and not has_both:
+        raise UserError(
+            f"--weights {request.weights}: this run kept one kind of weights, as callbacks.ema.decay was null. "
+            "Leave the option out."
+        )
+    make_folder(request.out)
+    with tempfile.TemporaryDirectory(dir=request.out, prefix=".export-") as name:
+        work = Path(name)
+        content = FORMATS[request.format](request, classifier, work)
+        for check in content.checks:
+            console.print(check)
+        facts = Facts(
+            format=request.format,
+            net=classifier.net,
+            meta=classifier.meta,
+            checkpoint=request.checkpoint,
+            weights={True: RAW, False: AVERAGED}[request.weights == "raw"] if has_both else "",
+            summary={} if request.home == request.checkpoint.parent else read_summary(request.home),
+            note=content.note,
+            code=content.code,
+            checks=content.checks,
+        )
+        (work / "README.md").write_text(write_card(facts), encoding="utf-8")
+        files = sorted([*(path.name for path in work.iterdir()), "config.json"])
+        record = content.config | {"vitlab": {"format": request.format, "files": files, "commit": find_commit()}}
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        (work / "config.json").write_text(text + "\n", encoding="utf-8")
+        for stale in own:
+            (request.out / stale).unlink(missing_ok=True)
+        for path in work.iterdir():
+            os.replace(path, request.out / path.name)
+    sizes = (f"{file} ({show_size(request.out / file)})" for file in files)
+    console.print(f"{request.out}: {', '.join(sizes)}")
+
+
+def find_own(out: Path) -> list[str]:
+    """Return the files of an earlier export in a folder, which a new one replaces.
+
+    Raises:
+        UserError: there is something else in it.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return []
+    try:
+        record = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        return [Path(name).name for name in record["vitlab"]["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{out} holds something that is no export of vitlab's, and nothing there is overwritten: choose another "
+            "--out."
+        ) from None
+
+
+def read_summary(home: Path) -> Any:
+    """Return what summary.json of a run folder holds, an empty dictionary where there is none."""
+    return Summary(RunFolder(home), writable=False).data
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """Return what config.json says of a network, whatever the format."""
+    meta = classifier.meta
+    return {
+        "architecture": model_name(meta["config"]),
+        "classes": meta["classes"],
+        "image_size": meta["input_size"],
+        "channels": len(meta["mean"]),
+        "mean": meta["mean"],
+        "std": meta["std"],
+    }
+
+
+def write_safetensors(request: Request, classifier: Classifier, work: Path) -> Content:
+    """Write the weights under the names of the library that the network is of: vitlab's, timm's, torchvision's."""
+    net, model = classifier.net, classifier.config["model"]
+    inner = net.net if isinstance(net, LibraryModel) else net
+    assert isinstance(inner, nn.Module)
+    save_weights(inner.state_dict(), work / "model.safetensors")
+    note, code = snippets.safetensors(net, classifier.meta)
+    config = describe(classifier) | {"model": model, "library": snippets.library_call(net, classifier.meta)}
+    return Content(config=config, note=note, code=code)
+
+
+def write_timm(request: Request, classifier: Classifier, work: Path) -> Content:
+    """Write the network in timm's terms, and hold what timm makes of it against the network itself."""
+    if reason := why_not_timm(classifier.net):
+        raise UserError(f"--format timm: {reason}. Choose --format onnx, which takes every network.")
+    meta = classifier.meta
+    form = to_timm(classifier.net, meta["config"]["model"], len(meta["classes"]))
+    config = timm_config(form, meta["classes"], meta["mean"], meta["std"], meta["input_size"])
+    save_weights(form.weights, work / "model.safetensors")
+    (work / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    images, whose = Images(request, classifier).or_noise()
+    pixels = classifier.preprocess(images)
+    expected = predict(eager_copy(classifier.net), pixels)
+    difference = float((timm_logits(work, pixels) - expected).abs().max())
+    if difference > LARGEST_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max())):
+        raise UserError(
+            f"timm's logits differ by up to {difference:.1e} from the network's on {whose}, so nothing was exported; "
+            "please report this network."
+        )
+    check = f"timm's logits differ from PyTorch's by at most {difference:.1e}, on {whose}"
+    note, code = snippets.timm(classifier.meta)
+    return Content(config=config, note=note, code=code, checks=[check])
+
+
+def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
+    """Write the ONNX file, in 8 bits too where that is asked for, and hold both against the network itself."""
+    onnx.need_onnx()
+    meta, data = classifier.meta, classifier.config["data"]
+    source = Images(request, classifier)
+    images, whose = source.real()
+    path = work / "model.onnx"
+    if request.raw:
+        size = (len(meta["mean"]), *meta["input_size"])
+    else:
+        size = (data["channels"], *pair("data.image_size", data["image_size"]))
+    metadata = describe(classifier)
+    net = classifier.net if request.raw else classifier
+    onnx.export_onnx(net, path, size, raw=request.raw, metadata=metadata)
+    given = classifier.preprocess(images) if request.raw else images
+    expected = predict(eager_copy(net), given).softmax(-1)
+    run, checks = onnx.open_onnx(path), []
+    for batch in sorted({1, len(images)}):
+        found = torch.cat([run(own) for own in given.split(batch)])
+        difference = float(((found.softmax(-1) if request.raw else found) - expected).abs().max())
+        if not difference <= LARGEST_DIFFERENCE:
+            raise UserError(
+                f"the probabilities of the ONNX file differ by up to {difference:.1e} from PyTorch's on {whose}, in "
+                f"batches of {batch}, more than {LARGEST_DIFFERENCE:.0e}, so nothing was exported; please report this "
+                "network."
+            )
+        checks.append(
+            f"probabilities of ONNX Runtime and PyTorch differ by at most {difference:.1e}, on {whose}, in batches of "
+            f"{batch}"
+        )
+    if request.int8:
+        checks += write_int8(request, source, path)
+    note, code = snippets.onnx(classifier.meta, raw=request.raw)
+    return Content(config=metadata, note=note, code=code, checks=checks)
+
+
+def write_int8(request: Request, source: "Images", path: Path) -> list[str]:
+    """Write ``model_int8.onnx`` beside an ONNX file, and say what it costs on the hold-out."""
+    data = source.data
+    if not data.num_val:
+        raise UserError(
+            "--int8: what 8 bits cost is measured on a hold-out, and this run had none (data.val_size=0); the test "
+            "split is not for choosing."
+        )
+    target = path.with_name("model_int8.onnx")
+    calibration = data.train_images(CALIBRATED)[0].cpu()
+    onnx.quantize(path, target, calibration)
+    right = []
+    for file in (path, target):
+        run = onnx.open_onnx(file)
+        parts = [data.read("val", rows) for rows in torch.arange(data.num_val).split(BATCH)]
+        right.append(torch.cat([run(images.cpu()).argmax(1) == labels.cpu() for images, labels in parts]))
+    before, after = right
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    drop = 100 * (lost - gained) / data.num_val
+    said = (
+        f"accuracy on the {data.num_val:,} images of the hold-out: {before.float().mean():.2%} in float32, "
+        f"{after.float().mean():.2%} in 8 bits ({lost} images are right before alone, {gained} after alone); scales from "
+        f"{len(calibration)} training images"
+    )
+    if drop > request.max_drop and not request.force:
+        raise UserError(
+            f"--int8: {said}. That costs {drop:.2f} points, more than --max-drop {request.max_drop:g}, so nothing was "
+            "exported; --force exports it all the same."
+        )
+    return [said]
+
+
+class Images:
+    """The images that an export is checked on: those given, or else some of the run's own."""
+
+    def __init__(self, request: Request, classifier: Classifier) -> None:
+        self.files = request.images
+        self.meta = classifier.meta
+        self._data: ImageData | None = None
+
+    @property
+    def data(self) -> ImageData:
+        """The run's data.
+
+        Raises:
+            UserError: they are not there.
+        """
+        if self._data is None:
+            self._data = restore_data(self.meta, datasets.build(self.meta["config"]["data"]))
+        return self._data
+
+    def real(self) -> tuple[Tensor, str]:
+        """Return images uint8 (n, C, H, W), and whose they are.
+
+        Raises:
+            UserError: there are none.
+        """
+        options = self.meta["config"]["data"]
+        if self.files:
+            shape = pair("data.image_size", options["image_size"])
+            files = ImageFiles(self.files[:CHECKED], shape, options["channels"], num_workers=0)
+            return torch.from_numpy(files[np.arange(len(files))]), f"{len(files)} images of --images"
+        try:
+            data = self.data
+        except UserError as error:
+            raise UserError(f"{error} The export is checked on real images: give some by --images PATH.") from error
+        part, total = ("val", data.num_val) if data.num_val else ("test", data.num_test)
+        rows = torch.linspace(0, total - 1, min(CHECKED, total)).long()
+        name = {"val": "the hold-out", "test": "the test split"}[part]
+        return data.read(part, rows)[0].cpu(), f"{len(rows)} images of {name}"
+
+    def or_noise(self) -> tuple[Tensor, str]:
+        """Return real images, or noise where there are none."""
+        try:
+            return self.real()
+        except UserError:
+            if self.files:
+                raise
+        shape = (len(self.meta["mean"]), *self.meta["input_size"])
+        noise = torch.randint(256, (CHECKED, *shape), generator=torch.Generator().manual_seed(0))
+        return noise.to(torch.uint8), f"{CHECKED} images of noise, as the run's data are not there"
+
+
+@torch.no_grad()
+def predict(net: nn.Module, images: Tensor) -> Tensor:
+    """Return logits (N, K) of images (N, C, H, W)."""
+    return torch.cat([net(own) for own in images.split(BATCH)])
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Write tensors by name, each with a memory of its own and in the usual order."""
+    save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, path)
+
+
+def show_size(path: Path) -> str:
+    """Return ``"3.4 MB"``."""
+    return f"{path.stat().st_size / 1e6:.2g} MB"
+
+
+FORMATS: dict[str, Callable[[Request, Classifier, Path], Content]] = {
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "timm": write_timm,
+}
