@@ -1,8 +1,8 @@
-"""Export a trained network: a folder with its weights, its model card, and code that uses them without vitlab.
+"""Export a trained network: a folder with its weights, a model card, and code to use them without vitlab.
 
 python export.py outputs/runs/NAME --format onnx             pixels in, probabilities out, for ONNX Runtime
 python export.py outputs/runs/NAME --format onnx --int8      and a file in 8 bits, with what it costs
-python export.py outputs/runs/NAME --format timm             timm.create_model("local-dir:FOLDER", pretrained=True)
+python export.py outputs/runs/NAME --format timm             timm.create_model("local-dir:FOLDER", …)
 python export.py best.ckpt --format safetensors --out mine   weights by name, from a checkpoint alone
 
 An export is checked before it is there: its probabilities (ONNX) or logits (timm) on 256 images of the run's
@@ -31,10 +31,16 @@ def main() -> None:
         help="of a run with callbacks.ema: the average (as by default), or what the optimizer left",
     )
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGE", help="files, folders, globs to check the export on"
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="files, folders, globs to check the export on",
     )
     parser.add_argument(
-        "--raw", action="store_true", help="onnx: normalised float32 images in, logits out, nothing else inside"
+        "--raw",
+        action="store_true",
+        help="onnx: normalised float32 images in, logits out, nothing else inside",
     )
     parser.add_argument("--int8", action="store_true", help="onnx: write a file in 8 bits too")
     parser.add_argument(
@@ -52,7 +58,9 @@ def main() -> None:
     if given.max_drop is not None and not given.max_drop >= 0:
         raise UserError(f"--max-drop {given.max_drop:g}: expected points of accuracy, 0 or more.")
     if given.raw and given.int8:
-        raise UserError("--int8 needs the preprocessing inside the file, and --raw leaves it out: choose one.")
+        raise UserError(
+            "--int8 needs the preprocessing inside the file, and --raw leaves it out: choose one."
+        )
     needs = {
         "--raw": (given.raw, given.format == "onnx", "--format onnx"),
         "--int8": (given.int8, given.format == "onnx", "--format onnx"),

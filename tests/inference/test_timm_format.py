@@ -122,7 +122,9 @@ def test_of_every_other_vit_it_is_said_why_not(
 ) -> None:
     changes = {"num_classes": 10, "channels": 3, **SMALL, **changes}
     if "model/attention=linformer" in overrides:
-        changes["attention"] = model_node("model=vit_tiny", *overrides)["attention"] | {"projection_length": 4}
+        changes["attention"] = model_node("model=vit_tiny", *overrides)["attention"] | {
+            "projection_length": 4
+        }
     reason = why_not_timm(build("model=vit_tiny", *overrides, **changes))
     assert reason is not None
     assert said in reason

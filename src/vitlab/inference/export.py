@@ -1,5 +1,6 @@
 """Export a trained network: one folder that says everything needed to use it without vitlab."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -47,7 +48,7 @@ class Request:
         home: the run folder, or the folder of a checkpoint alone.
         format: ``safetensors``, ``onnx`` or ``timm``.
         out: the folder to write.
-        weights: ``ema`` or ``raw``, of a run that has both; None: what it evaluates, the average where there is one.
+        weights: ``ema`` or ``raw``, of a run that has both; None: those that it was tested with.
         raw: leave the preprocessing and the softmax out of an ONNX file.
         int8: write an ONNX file in 8 bits too.
         max_drop: how many points of accuracy that may cost.
@@ -91,41 +92,57 @@ def export(request: Request, console: Console) -> None:
             written differs from the network, or there are no images to check it on.
     """
     own = find_own(request.out)
-    classifier = load(request.checkpoint, raw=request.weights == "raw")
-    has_both = classifier.config["callbacks"]["ema"]["decay"] is not None
-    if request.weights and not has_both:
-        raise UserError(
-            f"--weights {request.weights}: this run kept one kind of weights, as callbacks.ema.decay was null. "
-            "Leave the option out."
-        )
     make_folder(request.out)
-    with tempfile.TemporaryDirectory(dir=request.out, prefix=".export-") as name:
-        work = Path(name)
-        content = FORMATS[request.format](request, classifier, work)
-        for check in content.checks:
-            console.print(check)
-        facts = Facts(
-            format=request.format,
-            net=classifier.net,
-            meta=classifier.meta,
-            checkpoint=request.checkpoint,
-            weights={True: RAW, False: AVERAGED}[request.weights == "raw"] if has_both else "",
-            summary={} if request.home == request.checkpoint.parent else read_summary(request.home),
-            note=content.note,
-            code=content.code,
-            checks=content.checks,
-        )
-        (work / "README.md").write_text(write_card(facts), encoding="utf-8")
-        files = sorted([*(path.name for path in work.iterdir()), "config.json"])
-        record = content.config | {"vitlab": {"format": request.format, "files": files, "commit": find_commit()}}
-        text = json.dumps(record, indent=2, ensure_ascii=False)
-        (work / "config.json").write_text(text + "\n", encoding="utf-8")
-        for stale in own:
-            (request.out / stale).unlink(missing_ok=True)
-        for path in work.iterdir():
-            os.replace(path, request.out / path.name)
+    try:
+        classifier = load(request.checkpoint, raw=request.weights == "raw")
+        if request.weights and not has_both(classifier):
+            raise UserError(
+                f"--weights {request.weights}: this run has one kind of weights alone "
+                "(callbacks.ema.decay=null). Leave the option out."
+            )
+        with tempfile.TemporaryDirectory(dir=request.out, prefix=".export-") as work:
+            files = fill(Path(work), request, classifier, console)
+            for stale in own:
+                (request.out / stale).unlink(missing_ok=True)
+            for file in files:
+                os.replace(Path(work, file), request.out / file)
+    finally:
+        with contextlib.suppress(OSError):  # of what was refused nothing is left
+            request.out.rmdir()
     sizes = (f"{file} ({show_size(request.out / file)})" for file in files)
     console.print(f"{request.out}: {', '.join(sizes)}")
+
+
+def fill(work: Path, request: Request, classifier: Classifier, console: Console) -> list[str]:
+    """Write all files of an export into a folder, say what was found on the way, and return their names.
+
+    Raises:
+        UserError: see `export`.
+    """
+    content = FORMATS[request.format](request, classifier, work)
+    for check in content.checks:
+        console.print(check)
+    facts = Facts(
+        format=request.format,
+        net=classifier.net,
+        meta=classifier.meta,
+        checkpoint=request.checkpoint,
+        weights=(RAW if request.weights == "raw" else AVERAGED) if has_both(classifier) else "",
+        summary={} if request.home == request.checkpoint.parent else read_summary(request.home),
+        note=content.note,
+        code=content.code,
+        checks=content.checks,
+    )
+    (work / "README.md").write_text(write_card(facts), encoding="utf-8")
+    files = sorted({*(path.name for path in work.iterdir()), "config.json"})
+    mark = {"vitlab": {"format": request.format, "files": files, "commit": find_commit()}}
+    write_json(work / "config.json", content.config | mark)
+    return files
+
+
+def has_both(classifier: Classifier) -> bool:
+    """Say whether a checkpoint has the averaged weights beside those that the optimizer left."""
+    return classifier.config["callbacks"]["ema"]["decay"] is not None
 
 
 def find_own(out: Path) -> list[str]:
@@ -134,15 +151,15 @@ def find_own(out: Path) -> list[str]:
     Raises:
         UserError: there is something else in it.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.is_dir() or not any(out.iterdir()):
         return []
     try:
         record = json.loads((out / "config.json").read_text(encoding="utf-8"))
         return [Path(name).name for name in record["vitlab"]["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{out} holds something that is no export of vitlab's, and nothing there is overwritten: choose another "
-            "--out."
+            f"{out} holds something else than an export of vitlab's, and the two would be mixed: choose "
+            "another folder by --out."
         ) from None
 
 
@@ -165,7 +182,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 
 
 def write_safetensors(request: Request, classifier: Classifier, work: Path) -> Content:
-    """Write the weights under the names of the library that the network is of: vitlab's, timm's, torchvision's."""
+    """Write the weights, under the names of the library that the network is of."""
     net, model = classifier.net, classifier.config["model"]
     inner = net.net if isinstance(net, LibraryModel) else net
     assert isinstance(inner, nn.Module)
@@ -183,15 +200,15 @@ def write_timm(request: Request, classifier: Classifier, work: Path) -> Content:
     form = to_timm(classifier.net, meta["config"]["model"], len(meta["classes"]))
     config = timm_config(form, meta["classes"], meta["mean"], meta["std"], meta["input_size"])
     save_weights(form.weights, work / "model.safetensors")
-    (work / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_json(work / "config.json", config)
     images, whose = Images(request, classifier).or_noise()
     pixels = classifier.preprocess(images)
     expected = predict(eager_copy(classifier.net), pixels)
     difference = float((timm_logits(work, pixels) - expected).abs().max())
     if difference > LARGEST_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max())):
         raise UserError(
-            f"timm's logits differ by up to {difference:.1e} from the network's on {whose}, so nothing was exported; "
-            "please report this network."
+            f"timm's logits differ by up to {difference:.1e} from the network's on {whose}, so nothing was "
+            "exported; please report this network."
         )
     check = f"timm's logits differ from PyTorch's by at most {difference:.1e}, on {whose}"
     note, code = snippets.timm(classifier.meta)
@@ -199,14 +216,14 @@ def write_timm(request: Request, classifier: Classifier, work: Path) -> Content:
 
 
 def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
-    """Write the ONNX file, in 8 bits too where that is asked for, and hold both against the network itself."""
+    """Write the ONNX file, another in 8 bits where that is asked for, and hold both against the network."""
     onnx.need_onnx()
     meta, data = classifier.meta, classifier.config["data"]
     source = Images(request, classifier)
     images, whose = source.real()
     path = work / "model.onnx"
     if request.raw:
-        size = (len(meta["mean"]), *meta["input_size"])
+        size = (len(meta["mean"]), meta["input_size"][0], meta["input_size"][1])
     else:
         size = (data["channels"], *pair("data.image_size", data["image_size"]))
     metadata = describe(classifier)
@@ -220,13 +237,13 @@ def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
         difference = float(((found.softmax(-1) if request.raw else found) - expected).abs().max())
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(
-                f"the probabilities of the ONNX file differ by up to {difference:.1e} from PyTorch's on {whose}, in "
-                f"batches of {batch}, more than {LARGEST_DIFFERENCE:.0e}, so nothing was exported; please report this "
-                "network."
+                f"the ONNX file's probabilities differ by up to {difference:.1e} from PyTorch's on {whose}, "
+                f"in batches of {batch}. More than {LARGEST_DIFFERENCE:.0e} is refused, so nothing was "
+                "exported; please report this network."
             )
         checks.append(
-            f"probabilities of ONNX Runtime and PyTorch differ by at most {difference:.1e}, on {whose}, in batches of "
-            f"{batch}"
+            f"ONNX Runtime's probabilities differ from PyTorch's by at most {difference:.1e}, on {whose}, in "
+            f"batches of {batch}"
         )
     if request.int8:
         checks += write_int8(request, source, path)
@@ -239,8 +256,8 @@ def write_int8(request: Request, source: "Images", path: Path) -> list[str]:
     data = source.data
     if not data.num_val:
         raise UserError(
-            "--int8: what 8 bits cost is measured on a hold-out, and this run had none (data.val_size=0); the test "
-            "split is not for choosing."
+            "--int8: what 8 bits cost is measured on the hold-out, and this run had none (data.val_size=0). "
+            "The test split is not for choosing; leave the option out."
         )
     target = path.with_name("model_int8.onnx")
     calibration = data.train_images(CALIBRATED)[0].cpu()
@@ -254,14 +271,14 @@ def write_int8(request: Request, source: "Images", path: Path) -> list[str]:
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     drop = 100 * (lost - gained) / data.num_val
     said = (
-        f"accuracy on the {data.num_val:,} images of the hold-out: {before.float().mean():.2%} in float32, "
-        f"{after.float().mean():.2%} in 8 bits ({lost} images are right before alone, {gained} after alone); scales from "
+        f"accuracy on the {data.num_val:,} images of the hold-out: {share(before)} in float32, "
+        f"{share(after)} in 8 bits ({lost} right in float32 alone, {gained} in 8 bits alone); ranges of "
         f"{len(calibration)} training images"
     )
     if drop > request.max_drop and not request.force:
         raise UserError(
-            f"--int8: {said}. That costs {drop:.2f} points, more than --max-drop {request.max_drop:g}, so nothing was "
-            "exported; --force exports it all the same."
+            f"--int8: {said}. That is {drop:.2f} points less, and --max-drop allows {request.max_drop:g}, so "
+            "nothing was exported; --force exports it all the same."
         )
     return [said]
 
@@ -294,12 +311,13 @@ class Images:
         options = self.meta["config"]["data"]
         if self.files:
             shape = pair("data.image_size", options["image_size"])
-            files = ImageFiles(self.files[:CHECKED], shape, options["channels"], num_workers=0)
-            return torch.from_numpy(files[np.arange(len(files))]), f"{len(files)} images of --images"
+            files = self.files[:CHECKED]
+            pixels = ImageFiles(files, shape, options["channels"], num_workers=0)[np.arange(len(files))]
+            return torch.from_numpy(pixels), f"{len(files)} images of --images"
         try:
             data = self.data
         except UserError as error:
-            raise UserError(f"{error} The export is checked on real images: give some by --images PATH.") from error
+            raise UserError(f"{error} An export is checked on real images: give some by --images.") from error
         part, total = ("val", data.num_val) if data.num_val else ("test", data.num_test)
         rows = torch.linspace(0, total - 1, min(CHECKED, total)).long()
         name = {"val": "the hold-out", "test": "the test split"}[part]
@@ -328,9 +346,20 @@ def save_weights(weights: Weights, path: Path) -> None:
     save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, path)
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file for people to read too."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def share(right: Tensor) -> str:
+    """Return how many of the images (N,) are right, as ``"80.68 %"``."""
+    return f"{100 * right.double().mean():.2f} %"
+
+
 def show_size(path: Path) -> str:
-    """Return ``"3.4 MB"``."""
-    return f"{path.stat().st_size / 1e6:.2g} MB"
+    """Return ``"3.41 MB"`` or ``"2.8 kB"``."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 FORMATS: dict[str, Callable[[Request, Classifier, Path], Content]] = {

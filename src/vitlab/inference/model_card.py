@@ -1,4 +1,4 @@
-"""The model card of an export: what the network is, what it was measured at, and how to use it without vitlab.
+"""The model card of an export: what the network is, how good it is, and how to use it without vitlab.
 
 Source of the form: "Model Cards for Model Reporting" (Mitchell et al. 2019, section 4).
 """
@@ -26,7 +26,14 @@ LICENCES = {
     "shapes": "drawn by code of vitlab, MIT",
 }
 YOURS = "yours to say: whoever gave you the images knows what may be done with what learned from them"
-PARTS = {"val": "validation", "test": "test"}
+PROTOCOL = {
+    "val": "hold-out: {number:,} images, not trained on; they choose the best checkpoint",
+    "test": "test: {number:,} images, looked at once, after training",
+}
+# Of a run with callbacks.ema, which weights these are.
+AVERAGED = "averaged over training (EMA)"
+RAW = "as the optimizer left them, not their average"
+UNKNOWN = "not on record"
 SHOWN = 20  # classes that the card names
 
 
@@ -81,7 +88,8 @@ def write_card(facts: Facts) -> str:
             "",
             f"# {model_name(config)}: {len(classes)} classes of {data_name(facts)}",
             "",
-            f"A classifier of images of {width} × {height} pixels, {'grey' if channels == 1 else 'RGB'}, trained with vitlab.",
+            f"A classifier of {'grey' if channels == 1 else 'RGB'} images of {width} × {height} pixels, "
+            "trained with vitlab.",
             "",
             f"- network: {model_name(config)}, {count_parameters(facts.net):,} parameters, {cost} an image",
             f"- classes: {len(classes)} ({named})",
@@ -100,7 +108,7 @@ def write_card(facts: Facts) -> str:
             *section("Checked at export", [f"- {check}" for check in facts.checks]),
             *section("Measured by its run", measured(facts)),
             *section("Recipe", recipe(facts)),
-            *section("Data and licence", [f"- data: {data_name(facts)}", f"- licence of the data: {LICENCES.get(kind, YOURS)}"]),
+            *section("Data", [f"- {data_name(facts)}", f"- licence: {LICENCES.get(kind, YOURS)}"]),
             *section("Limits", limits(facts)),
             *section("Made with", provenance(facts)),
         ]
@@ -121,7 +129,9 @@ def rounded(values: Sequence[float]) -> str:
 def data_name(facts: Facts) -> str:
     """Return the name of the data, as the summary has it, or else what the config says of them."""
     data = facts.meta["config"]["data"]
-    return facts.summary["data"]["name"] if facts.summary.get("data") else Path(data["root"] or data["kind"]).name
+    if "data" in facts.summary:
+        return facts.summary["data"]["name"]
+    return data["kind"] if data["kind"] in LICENCES else Path(data["root"]).name
 
 
 def measured(facts: Facts) -> Iterator[str]:
@@ -130,34 +140,25 @@ def measured(facts: Facts) -> Iterator[str]:
     if not facts.summary:
         yield "The run's folder was not there at export, so nothing is known here of how good the network is."
         return
-    status = facts.summary.get("status")
-    if status != "finished":
-        yield f"The run is {status}: what follows is of the training until then."
+    if facts.summary["status"] != "finished":
+        yield f"The run is {facts.summary['status']}: what follows is of the training until then."
         yield ""
     if not metrics or not data:
         yield "Nothing was measured."
         return
     yield "| images | top-1 | top-5 | loss |"
     yield "|---|---|---|---|"
-    protocol = {
-        "val": "held out of training; the best checkpoint is chosen by them",
-        "test": "looked at once, after training",
-    }
-    for part, how in protocol.items():
+    for part, what in PROTOCOL.items():
         if f"{part}/accuracy" in metrics:
-            number = data["val" if part == "val" else "test"]
             shares = [metrics.get(f"{part}/{key}") for key in ("accuracy", "accuracy_top5")]
-            shown = ["" if share is None else f"{share:.2%}" for share in shares]
-            yield f"| {number:,} of {PARTS[part]}: {how} | {' | '.join(shown)} | {metrics[f'{part}/loss']:.4f} |"
+            shown = " | ".join("" if own is None else f"{100 * own:.2f} %" for own in shares)
+            number = data["val" if part == "val" else "test"]
+            yield f"| {what.format(number=number)} | {shown} | {metrics[f'{part}/loss']:.4f} |"
     yield ""
     tested = facts.summary.get("tested")
     yield f"n = 1 run, seed {facts.summary['seed']}." + (f" Tested: {tested}." if tested else "")
-    if (facts.checkpoint.name, facts.weights) not in (("best.ckpt", ""), ("best.ckpt", AVERAGED)) and tested:
+    if facts.checkpoint.name != "best.ckpt" or facts.weights == RAW:
         yield "The weights in this folder need not be those that were tested."
-
-
-AVERAGED = "averaged over training (EMA)"
-RAW = "as the optimizer left them, not their average"
 
 
 def recipe(facts: Facts) -> Iterator[str]:
@@ -173,13 +174,13 @@ def recipe(facts: Facts) -> Iterator[str]:
     name = optimizer["_target_"].rpartition(".")[2]
     yield (
         f"- {name}, learning rate {optimizer['lr']:g}, weight decay {optimizer['weight_decay']:g}, "
-        f"schedule {chosen.get('scheduler', 'not on record')}"
+        f"schedule {chosen.get('scheduler', UNKNOWN)}"
     )
-    yield (
-        f"- batches of {config['data']['batch_size']}"
-        f"{_times(config['trainer']['accumulate_grad_batches'])}, {config['trainer']['max_epochs']} epochs at most"
-    )
-    yield f"- augmentation {chosen.get('augment', 'not on record')}, task {chosen.get('task', 'not on record')}"
+    trainer, size = config["trainer"], config["data"]["batch_size"]
+    times = trainer["accumulate_grad_batches"]
+    batches = f"{size} × {times} accumulated" if times > 1 else f"{size}"
+    yield f"- batches of {batches}, at most {trainer['max_epochs']} epochs"
+    yield f"- augmentation {chosen.get('augment', UNKNOWN)}, task {chosen.get('task', UNKNOWN)}"
     if teacher := facts.meta.get("teacher"):
         yield f"- taught by {teacher['model']} ({teacher['parameters']:,} parameters)"
     if (train := facts.summary.get("train")) and train.get("epochs"):
@@ -188,10 +189,6 @@ def recipe(facts: Facts) -> Iterator[str]:
             f"- trained for {train['epochs']} epochs, {train['optimizer_steps']:,} steps, in {minutes:,.0f} "
             f"minutes on {facts.summary['device']}"
         )
-
-
-def _times(number: int) -> str:
-    return f" × {number} accumulated" if number > 1 else ""
 
 
 def limits(facts: Facts) -> Iterator[str]:
@@ -203,7 +200,7 @@ def limits(facts: Facts) -> Iterator[str]:
     if sides != list(size):
         yield (
             f"- It learned from images of {sides[1]} × {sides[0]} pixels, resized to {size[1]} × {size[0]}: "
-            "bring other images to the first size, then to the second, or they look sharper than those it knows."
+            "other images go to the first size before the second, or they look sharper than those it knows."
         )
 
 
@@ -214,4 +211,5 @@ def provenance(facts: Facts) -> Iterator[str]:
         ("exported", find_versions("onnx", "onnxruntime", "onnxscript", "safetensors"), find_commit()),
     ):
         if versions:
-            yield f"- {what}: {', '.join(f'{name} {found}' for name, found in versions.items())}; commit {commit}"
+            listed = ", ".join(f"{name} {found}" for name, found in versions.items())
+            yield f"- {what}: {listed}; commit {commit}"

@@ -78,10 +78,10 @@ def export_onnx(
 def quantize(path: Path, target: Path, images: Tensor) -> None:
     """Write a file of `export_onnx` in 8 bits, its activations scaled by what ``images`` make of them.
 
-    Convolutions, dense layers and the products of attention are done in 8 bits; norms, GELU and softmax stay in
-    float32. Weights have a scale a channel and 7 bits: with 8, sums of two products overflow on processors
-    without VNNI, and CIFAR-10's accuracy (JPEG copy) fell from 80.7 to 71.6 % there, with 7 not at all. The
-    ranges are the smallest and largest values seen: percentiles or entropy were no better.
+    Convolutions, dense layers and the products of attention are done in 8 bits; norms, GELU and softmax
+    stay in float32. Weights have a scale a channel, and 7 bits: with 8, sums of two products overflow on
+    processors without VNNI, where an accuracy fell from 80.7 to 71.6 %, and with 7 not at all. Ranges are the
+    smallest and largest values seen: percentiles and entropy were no better.
 
     Args:
         path: the file in float32.

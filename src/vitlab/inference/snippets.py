@@ -20,7 +20,7 @@ def onnx(meta: CheckpointMeta, *, raw: bool) -> tuple[str, str]:
     """Return what to say of an ONNX file, and code that runs it."""
     if raw:
         note = (
-            "`model.onnx` takes normalised images, float32 `images` (N, C, H, W), and returns `logits` (N, K). "
+            "`model.onnx` takes normalised images, float32 `images` (N, C, H, W), returns `logits` (N, K). "
             "In this folder, with onnxruntime and pillow alone:"
         )
         pixels = """
@@ -79,7 +79,10 @@ def library_call(net: nn.Module, meta: CheckpointMeta) -> dict[str, Any] | None:
         return {"package": "timm", "name": form.architecture, "arguments": form.arguments}
     if isinstance(net, TorchvisionModel) and config["channels"] == 3:  # torchvision has no others
         name, side = net.name.partition(".")[0], net.image_size[0]
-        sizes = {"vit_": {"image_size": side}, "maxv": {"input_size": list(net.image_size)}}
+        sizes: dict[str, dict[str, Any]] = {
+            "vit_": {"image_size": side},
+            "maxv": {"input_size": list(net.image_size)},
+        }
         arguments = {"num_classes": classes, **config["kwargs"], **sizes.get(name[:4], {})}
         return {"package": "torchvision", "name": name, "arguments": arguments}
     return None
@@ -113,9 +116,9 @@ with torch.no_grad():
     reason = why_not_timm(net)
     way = "`--format timm` has it as timm builds it" if reason is None else f"timm cannot build it: {reason}"
     note = (
-        "This is a file of weights by name, and no program: the network that they belong to is code of vitlab's, "
-        f"`{meta['config']['model']['_target_']}`, built from `model` in config.json. To run the network without "
-        f"vitlab take `export.py --format onnx`; {way}. To train on from here: `python train.py … "
+        "These are weights by name, and no program: the network that they belong to is code of "
+        f"vitlab's, `{meta['config']['model']['_target_']}`, built from `model` in config.json. To run it "
+        f"without vitlab, `export.py --format onnx`; {way}. To train on from here, `python train.py … "
         "model.checkpoint_path=FOLDER`. What there is to see without vitlab:"
     )
     code = """
@@ -137,6 +140,6 @@ def opened(meta: CheckpointMeta) -> str:
 
 
 def resized(meta: CheckpointMeta) -> str:
-    """Return the code that brings an image to the size that it had in the data, if the network's is another."""
+    """Return the code that brings an image to the size of the data, where the network's is another."""
     size = pair("data.image_size", meta["config"]["data"]["image_size"])
     return "" if list(size) == meta["input_size"] else f".resize({size[::-1]}, Image.Resampling.BILINEAR)"

@@ -58,9 +58,7 @@ def why_not_timm(net: nn.Module) -> str | None:
     if isinstance(net, TimmModel):
         return None
     if isinstance(net, TorchvisionModel):
-        return (
-            "the network is torchvision's, and safetensors (--format) has its weights under torchvision's names"
-        )
+        return "the network is torchvision's, under whose names --format safetensors has its weights"
     if isinstance(net, ResNet):
         return "timm's ResNets halve the image in their first layer, and this one does not"
     if type(net) not in (ViT, DistilledViT):
