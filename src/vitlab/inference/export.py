@@ -247,7 +247,7 @@ def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
         )
     if request.int8:
         checks += write_int8(request, source, path)
-    note, code = snippets.onnx(classifier.meta, raw=request.raw)
+    note, code = snippets.onnx(classifier.meta, raw=request.raw, int8=request.int8)
     return Content(config=metadata, note=note, code=code, checks=checks)
 
 

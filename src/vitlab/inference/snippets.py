@@ -16,7 +16,7 @@ for place in probabilities.argsort()[::-1][:3]:
 """
 
 
-def onnx(meta: CheckpointMeta, *, raw: bool) -> tuple[str, str]:
+def onnx(meta: CheckpointMeta, *, raw: bool, int8: bool) -> tuple[str, str]:
     """Return what to say of an ONNX file, and code that runs it."""
     if raw:
         note = (
@@ -30,9 +30,10 @@ logits = session.run(None, {"images": pixels})[0][0]
 probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 """
     else:
+        small = " `model_int8.onnx` is the same in 8 bits." if int8 else ""
         note = (
             "`model.onnx` takes pixels, uint8 `images` (N, C, H, W), normalises them itself, and returns "
-            "`probabilities` (N, K). In this folder, with onnxruntime and pillow alone:"
+            f"`probabilities` (N, K).{small} In this folder, with onnxruntime and pillow alone:"
         )
         pixels = """
 probabilities = session.run(None, {"images": pixels})[0][0]
