@@ -187,10 +187,10 @@ def test_without_its_data_a_run_is_checked_on_images_that_are_given(
     monkeypatch.setattr(datasets, "build", refuse)
     with pytest.raises(UserError, match=r"the data are gone. .* on real images: give some by --images"):
         export(copied, "--format", "onnx")
-    assert not (copied / "export" / "onnx").exists()
+    assert not (copied / "export").exists()
     Image.radial_gradient("L").save(tmp_path / "photo.png")
     export(copied, "--format", "onnx", "--images", tmp_path)
-    assert "on 1 images of --images, in batches of 1" in capsys.readouterr().out
+    assert "on 1 of the images given, in batches of 1" in capsys.readouterr().out
     export(copied, "--format", "timm")
     assert "on 256 images of noise, as the run's data are not there" in card(copied / "export" / "timm")
 
@@ -226,7 +226,7 @@ def test_8_bits_that_cost_too_much_are_not_exported_unless_forced(
     monkeypatch.setattr(onnx, "open_onnx", always_wrong)
     with pytest.raises(UserError, match=r"--max-drop allows 1, so nothing was exported; --force"):
         export(copied, "--format", "onnx", "--int8")
-    assert not (copied / "export").exists() or not [*(copied / "export").iterdir()]
+    assert not (copied / "export").exists()
     export(copied, "--format", "onnx", "--int8", "--force")
     assert (copied / "export" / "onnx" / "model_int8.onnx").exists()
     export(copied, "--format", "onnx", "--int8", "--max-drop", "100")

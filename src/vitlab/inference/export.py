@@ -92,6 +92,7 @@ def export(request: Request, console: Console) -> None:
             written differs from the network, or there are no images to check it on.
     """
     own = find_own(request.out)
+    made = [folder for folder in (request.out, *request.out.parents) if not folder.exists()]
     make_folder(request.out)
     try:
         classifier = load(request.checkpoint, raw=request.weights == "raw")
@@ -107,8 +108,11 @@ def export(request: Request, console: Console) -> None:
             for file in files:
                 os.replace(Path(work, file), request.out / file)
     finally:
-        with contextlib.suppress(OSError):  # of what was refused nothing is left
-            request.out.rmdir()
+        with contextlib.suppress(
+            OSError
+        ):  # where there is something in it: of what was refused nothing is left
+            for folder in made:
+                folder.rmdir()
     sizes = (f"{file} ({show_size(request.out / file)})" for file in files)
     console.print(f"{request.out}: {', '.join(sizes)}")
 
@@ -313,7 +317,7 @@ class Images:
             shape = pair("data.image_size", options["image_size"])
             files = self.files[:CHECKED]
             pixels = ImageFiles(files, shape, options["channels"], num_workers=0)[np.arange(len(files))]
-            return torch.from_numpy(pixels), f"{len(files)} images of --images"
+            return torch.from_numpy(pixels), f"{len(files)} of the images given"
         try:
             data = self.data
         except UserError as error:

@@ -138,7 +138,7 @@ def measured(facts: Facts) -> Iterator[str]:
     """Yield the run's own figures, and how they came about."""
     metrics, data = facts.summary.get("metrics"), facts.summary.get("data")
     if not facts.summary:
-        yield "The run's folder was not there at export, so nothing is known here of how good the network is."
+        yield "The run's folder was not there at export, and with it its own figures (summary.json)."
         return
     if facts.summary["status"] != "finished":
         yield f"The run is {facts.summary['status']}: what follows is of the training until then."
