@@ -1,1 +1,1 @@
-"""Images per second: the training step, the input, and both together, against a plain PyTorch loop."""
+"""Images per second: the training step, the input, both together, against a plain loop; and inference."""

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vitlab.benchmark.baselines import AUTOCAST, endless_input, train_plainly, train_with_lightning
+from vitlab.benchmark.inference import BATCHES, build_runtimes, choose_images, make_candidate
 from vitlab.benchmark.report import plot_throughput, show_table
 from vitlab.benchmark.timing import SETTLE, Candidate, Sample, measure_in_turn, summarize, timed
 from vitlab.core import hardware
@@ -39,6 +41,8 @@ TITLES = {
     "input": "Input alone, all cores",
     "input_one_core": "Input alone, one core",
     "both": "Training with its input",
+    "inference_1": "Inference, one image at a time",
+    "inference_256": "Inference, 256 images at a time",
 }
 
 
@@ -143,6 +147,18 @@ class Benchmark:
     def both(self) -> None:
         """Measure training with its input."""
         self.measure("both", [self.vitlab(None), self.plain(endless_input(self.job))])
+
+    def inference(self) -> None:
+        """Measure what answers images after training, in each batch size."""
+        images = choose_images(self.job)
+        with tempfile.TemporaryDirectory() as folder:
+            runtimes, notes = build_runtimes(self.job, images, Path(folder))
+            for note in notes:
+                self.console.print(f"note: {note}")
+            for size in BATCHES:
+                batch = images[:size]
+                candidates = [make_candidate(own, batch, self.stop, self.job.flops) for own in runtimes]
+                self.measure(f"inference_{size}", candidates)
 
     # candidates
 

@@ -12,17 +12,23 @@ from vitlab.core.plotting import GREY, TRAIN, hide_spines, new_figure
 
 
 def show_table(console: Console, title: str, rows: Mapping[str, Any]) -> None:
-    """Print images/s and what the first candidate reaches of each other's; median, and min to max."""
+    """Print images/s and what the first candidate reaches of each other's; median, and min to max.
+
+    Where each step was timed, also milliseconds: the median and the 99th percentile.
+    """
     first = next(iter(rows))
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
     shares = any(row["mfu"] is not None for row in rows.values())
+    latencies = all("latency_ms" in row for row in rows.values())
     table.add_column("candidate", no_wrap=True)
-    for head in ("images/s", f"{first} / it", *["of peak"] * shares):
+    for head in ("images/s", f"{first} / it", *["ms (p99)"] * latencies, *["of peak"] * shares):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for name, row in rows.items():
         cells = [name, describe_spread(row["images_per_second"], ",.0f")]
         cells.append(describe_spread(row["ratio"], ".2f") if row["ratio"] else "")
+        if latencies:
+            cells.append("{median:,.2f} ({p99:,.2f})".format(**row["latency_ms"]))
         if shares:
             cells.append("" if row["mfu"] is None else f"{row['mfu']:.1%}")
         table.add_row(*cells, row["note"])

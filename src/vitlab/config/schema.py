@@ -87,7 +87,7 @@ RULES: dict[str, Constraint] = {
     "compile": _auto_flag,
     "matmul_precision": one_of("highest", "high", "medium"),
     # benchmark.py
-    "benchmark.layers": listing(one_of("step", "input", "both")),
+    "benchmark.layers": listing(one_of("step", "input", "both", "inference")),
     "benchmark.rounds": whole(1, 1000),
     "benchmark.seconds": real(0, 3600, above=True),
     "benchmark.warmup_steps": whole(1, 1_000_000),
