@@ -1,4 +1,4 @@
-"""Everything that answers images answers the same, and is timed step by step. Nothing here asserts on a time."""
+"""All that answers images answers the same, and is timed step by step. Nothing here asserts on a time."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def test_all_compute_the_same_from_the_same_weights(
     monkeypatch.setattr(inference, "has_compiler", lambda kind: compiler)
     ours = job(f"model.pool={pool}", "model.dropout=0.5", "trainer.precision=bf16-mixed")
     with torch.no_grad():  # a new head says nearly the same of all images
-        ours.net.head.weight.mul_(50)  # type: ignore[union-attr, operator]
+        ours.net.head.weight.mul_(20)  # type: ignore[union-attr, operator]
     images = choose_images(ours)
     assert images.shape == (256, 3, 16, 16)
     assert images.dtype == torch.uint8
@@ -42,7 +42,7 @@ def test_all_compute_the_same_from_the_same_weights(
     for size in BATCHES:
         eager, *others = (runtime.answer(images[:size]) for runtime in runtimes)
         assert eager.shape == (size, 10)
-        assert eager.std(0).max() > 0.01 or size == 1
+        assert size == 1 or eager.std(0).max() > 0.01
         top = eager.topk(2).values
         for runtime, found in zip(runtimes[1:], others, strict=True):
             near = 1e-4 if runtime.precision == "32-true" else 0.1
