@@ -41,8 +41,8 @@ TITLES = {
     "input": "Input alone, all cores",
     "input_one_core": "Input alone, one core",
     "both": "Training with its input",
-    "inference_1": "Inference, one image at a time",
-    "inference_256": "Inference, 256 images at a time",
+    "inference_1": "Inference in float32 (or 8 bits), one image at a time",
+    "inference_256": "Inference in float32 (or 8 bits), 256 images at a time",
 }
 
 
@@ -252,7 +252,7 @@ class Benchmark:
         write_atomic(self.folder / "results.json", (text + "\n").encode())
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}
         choice = self.job.config["choices"]["augment"]
-        title = f"{self.record['device']}, {self.job.precision}, augment={choice}, batch {self.batch_size}"
+        title = f"{self.record['device']}, {self.job.precision}, augment={choice}, training batch {self.batch_size}"
         figure = plot_throughput(layers, title)
         save_figure(figure, self.folder / "benchmark.png")
 
