@@ -252,8 +252,8 @@ class Benchmark:
         write_atomic(self.folder / "results.json", (text + "\n").encode())
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}
         choice = self.job.config["choices"]["augment"]
-        title = f"{self.record['device']}, {self.job.precision}, augment={choice}, training batch {self.batch_size}"
-        figure = plot_throughput(layers, title)
+        training = f"{self.job.precision}, augment={choice}, training batch {self.batch_size}"
+        figure = plot_throughput(layers, f"{self.record['device']}, {training}")
         save_figure(figure, self.folder / "benchmark.png")
 
 
