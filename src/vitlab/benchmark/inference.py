@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab.benchmark.timing import Candidate, Sample, timed
@@ -17,6 +16,7 @@ from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_compiler
 from vitlab.core.signals import StopSignal
+from vitlab.data.preprocess import resize_pixels
 from vitlab.inference.load import Classifier
 from vitlab.inference.onnx import export_onnx, open_onnx, quantize
 from vitlab.inference.timm_format import to_timm, why_not_timm
@@ -45,10 +45,7 @@ class Runtime:
 def choose_images(job: Components) -> Tensor:
     """Return training images at the network's size, uint8 (max(BATCHES), C, H, W), on the run's device."""
     number = max(BATCHES)
-    images, _ = job.data.train_images(number)
-    if images.shape[2:] != tuple(job.data.input_size):
-        resized = F.interpolate(images.float(), tuple(job.data.input_size), mode="bilinear", antialias=True)
-        images = resized.round().to(torch.uint8)
+    images = resize_pixels(job.data.train_images(number)[0], job.data.input_size)
     return images[torch.arange(number) % len(images)].to(job.data.device)
 
 

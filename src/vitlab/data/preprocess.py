@@ -36,14 +36,23 @@ class Preprocess(nn.Module):
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 or floating-point pixels, got {images.dtype}")
-        pixels = images.float()
-        if tuple(pixels.shape[-2:]) != self.size:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
+        pixels = _resize(images.float(), self.size)
         unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
         # (pixels * unit - mean) / std, in two passes; in place only on what is ours.
         scale = (unit / self.std)[:, None, None]
         shift = (self.mean / self.std)[:, None, None]
         return (pixels * scale if pixels is images else pixels.mul_(scale)).sub_(shift)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def resize_pixels(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Return uint8 images (B, C, H, W) as `Preprocess` resizes them to (height, width), in whole levels."""
+    return _resize(images.float(), (int(size[0]), int(size[1]))).round().to(torch.uint8)
 
 
 def channel_statistics(chunks: Iterable[Tensor]) -> tuple[list[float], list[float]]:

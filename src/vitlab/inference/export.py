@@ -22,6 +22,7 @@ from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
 from vitlab.data.decode import ImageFiles
+from vitlab.data.preprocess import resize_pixels
 from vitlab.inference import onnx, snippets
 from vitlab.inference.load import Classifier, load
 from vitlab.inference.model_card import AVERAGED, RAW, Facts, model_name, write_card
@@ -222,14 +223,11 @@ def write_timm(request: Request, classifier: Classifier, work: Path) -> Content:
 def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
     """Write the ONNX file, another in 8 bits where that is asked for, and hold both against the network."""
     onnx.need_onnx()
-    meta, data = classifier.meta, classifier.config["data"]
+    meta = classifier.meta
     source = Images(request, classifier)
     images, whose = source.real()
     path = work / "model.onnx"
-    if request.raw:
-        size = (len(meta["mean"]), meta["input_size"][0], meta["input_size"][1])
-    else:
-        size = (data["channels"], *pair("data.image_size", data["image_size"]))
+    size = (len(meta["mean"]), meta["input_size"][0], meta["input_size"][1])
     metadata = describe(classifier)
     net = classifier.net if request.raw else classifier
     onnx.export_onnx(net, path, size, raw=request.raw, metadata=metadata)
@@ -264,13 +262,15 @@ def write_int8(request: Request, source: "Images", path: Path) -> list[str]:
             "The test split is not for choosing; leave the option out."
         )
     target = path.with_name("model_int8.onnx")
-    calibration = data.train_images(CALIBRATED)[0].cpu()
+    calibration = source.fit(data.train_images(CALIBRATED)[0])
     onnx.quantize(path, target, calibration)
     right = []
     for file in (path, target):
         run = onnx.open_onnx(file)
         parts = [data.read("val", rows) for rows in torch.arange(data.num_val).split(BATCH)]
-        right.append(torch.cat([run(images.cpu()).argmax(1) == labels.cpu() for images, labels in parts]))
+        right.append(
+            torch.cat([run(source.fit(images)).argmax(1) == labels.cpu() for images, labels in parts])
+        )
     before, after = right
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     drop = 100 * (lost - gained) / data.num_val
@@ -307,7 +307,7 @@ class Images:
         return self._data
 
     def real(self) -> tuple[Tensor, str]:
-        """Return images uint8 (n, C, H, W), and whose they are.
+        """Return images uint8 (n, C, H, W) of the network's size, and whose they are.
 
         Raises:
             UserError: there are none.
@@ -317,7 +317,7 @@ class Images:
             shape = pair("data.image_size", options["image_size"])
             files = self.files[:CHECKED]
             pixels = ImageFiles(files, shape, options["channels"], num_workers=0)[np.arange(len(files))]
-            return torch.from_numpy(pixels), f"{len(files)} of the images given"
+            return self.fit(torch.from_numpy(pixels)), f"{len(files)} of the images given"
         try:
             data = self.data
         except UserError as error:
@@ -325,7 +325,11 @@ class Images:
         part, total = ("val", data.num_val) if data.num_val else ("test", data.num_test)
         rows = torch.linspace(0, total - 1, min(CHECKED, total)).long()
         name = {"val": "the hold-out", "test": "the test split"}[part]
-        return data.read(part, rows)[0].cpu(), f"{len(rows)} images of {name}"
+        return self.fit(data.read(part, rows)[0]), f"{len(rows)} images of {name}"
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Return images uint8 (n, C, H, W) of the data at the network's size, on the CPU."""
+        return resize_pixels(images.cpu(), self.meta["input_size"])
 
     def or_noise(self) -> tuple[Tensor, str]:
         """Return real images, or noise where there are none."""

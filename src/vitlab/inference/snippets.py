@@ -49,7 +49,7 @@ session = onnxruntime.InferenceSession("model.onnx")
 meta = session.get_modelmeta().custom_metadata_map
 classes = json.loads(meta["classes"])
 _, channels, height, width = session.get_inputs()[0].shape
-image = {opened(meta)}{resized(meta) if raw else ""}.resize((width, height), Image.Resampling.BILINEAR)
+image = {opened(meta)}{resized(meta)}.resize((width, height), Image.Resampling.BILINEAR)
 pixels = np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
 """
     return note, code.rstrip() + pixels.rstrip() + SHOW
