@@ -1,7 +1,9 @@
 """Checkpoint files: published atomically, verified by their checksum, read as plain types only."""
 
+import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -9,7 +11,7 @@ import torch
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256, sync_folder, write_atomic
-from vitlab.core.run_folder import TeacherRecord
+from vitlab.core.run_folder import PREVIOUS, TeacherRecord
 
 # In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.
 RAW = "raw_state_dict"
@@ -34,21 +36,28 @@ def checksum_file(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + ".sha256")
 
 
-def publish(temporary: Path, checkpoint: Path) -> None:
+def publish(temporary: Path, checkpoint: Path, digests: Sequence[str] = ()) -> None:
     """Give a completely written checkpoint its name.
 
     The checksums of the old and the new file are both on record while the name passes from one to the
     other, so that at no moment a sound checkpoint looks damaged.
+
+    Args:
+        digests: of which one is its SHA-256, where that is known already.
     """
-    record = checksum_file(checkpoint)
-    new = sha256(temporary)
-    old = record.read_text().split()[-1:] if record.exists() and checkpoint.exists() else []
-    write_atomic(record, "\n".join([*old, new]).encode())
+    old = recorded(checkpoint)[-1:] if checkpoint.exists() else []
+    write_atomic(checksum_file(checkpoint), "\n".join([*old, *(digests or [sha256(temporary)])]).encode())
     os.replace(temporary, checkpoint)
     sync_folder(checkpoint.parent)
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
+def recorded(checkpoint: Path) -> list[str]:
+    """Return the SHA-256s on record for a checkpoint, of which one is the file's; empty without a record."""
+    record = checksum_file(checkpoint)
+    return record.read_text().split() if record.exists() else []
+
+
+def copy_checkpoint(source: Path, target: Path, digests: Sequence[str] = ()) -> None:
     """Publish ``source`` under a second name, without a second copy on disk where links exist."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -56,7 +65,22 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:
         shutil.copyfile(source, temporary)
-    publish(temporary, target)
+    publish(temporary, target, digests)
+
+
+def publish_last(temporary: Path, last: Path) -> None:
+    """Publish a run's newest checkpoint; the one before it stays as a file of its own, ``previous.ckpt``."""
+    if last.exists():
+        copy_checkpoint(last, last.with_name(PREVIOUS), recorded(last))
+    publish(temporary, last)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint to ``NAME.damaged``: nothing then overwrites it or takes it for sound."""
+    names = (f"{checkpoint.name}.damaged{number or ''}" for number in itertools.count())
+    free = next(name for name in names if not os.path.lexists(checkpoint.with_name(name)))
+    os.rename(checkpoint, checkpoint.with_name(free))
+    checksum_file(checkpoint).unlink(missing_ok=True)
 
 
 def verify(checkpoint: Path, digest: str | None = None) -> None:
@@ -68,15 +92,9 @@ def verify(checkpoint: Path, digest: str | None = None) -> None:
     Raises:
         UserError: the file changed since it was written.
     """
-    record = checksum_file(checkpoint)
-    if record.exists() and (digest or sha256(checkpoint)) not in record.read_text().split():
-        way, best = "", checkpoint.with_name("best.ckpt")
-        if checkpoint != best and best.exists():
-            way = "To resume from the best epoch instead, copy best.ckpt and best.ckpt.sha256 over it; "
-        raise UserError(
-            f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written. {way}"
-            "to start this run again from step 0, delete the file."
-        )
+    digests = recorded(checkpoint)
+    if digests and (digest or sha256(checkpoint)) not in digests:
+        raise UserError(f"{checkpoint} is damaged: its SHA-256 is not the one recorded when it was written.")
 
 
 def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Any]:
@@ -88,9 +106,14 @@ def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged or not a checkpoint.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"there is no checkpoint at {path}.")
-    verify(path, digest)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file but a folder, a link to nowhere or the like.")
+    try:
+        verify(path, digest)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, UnicodeDecodeError …

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from vitlab.core.console import printable
+from vitlab.core.disk import disk_problem
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
 
@@ -34,6 +35,11 @@ def finish(work: Callable[[], object]) -> int:
         return 1
     except Interrupted as stop:
         return stop.exit_code
+    except OSError as error:
+        if not (problem := disk_problem(error)):
+            raise
+        print(printable(f"error: {problem}."), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before or after training, where there is nothing to keep
         print("interrupted", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ What a person typed, or a class or a folder is called, is text: its brackets are
 control characters reach no terminal. Style comes from Rich's own objects, such as ``Text`` and ``Table``.
 """
 
+import contextlib
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,8 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """Print a line at once: another process may write to the same terminal, or read this line by line."""
-    print(printable(text), flush=True)
+    with contextlib.suppress(OSError):  # the terminal was closed; what goes on is worth more than the line
+        print(printable(text), flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -57,9 +59,11 @@ class RunConsole:
 
     def print(self, *objects: Any) -> None:
         """Print to both."""
-        self.console.print(*objects)
+        with contextlib.suppress(OSError):  # a terminal that was closed; the run has a checkpoint to write
+            self.console.print(*objects)
         self.log(*objects)
 
     def log(self, *objects: Any) -> None:
         """Print to ``train.log`` alone."""
-        self._log.print(*objects)
+        with contextlib.suppress(OSError):  # a full disk; what matters more will say so
+            self._log.print(*objects)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import PARENT
 
@@ -59,6 +60,13 @@ def rank_in_environment() -> int | None:
     return None
 
 
+def describe_exit(code: int) -> str:
+    """Return how a process ended, from its exit status (negative: the signal that it died of)."""
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with status {code}"
+
+
 @contextlib.contextmanager
 def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[], object]) -> Iterator[None]:
     """Start ranks 1 … count-1 on ``folder``; this process is rank 0.
@@ -85,14 +93,23 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
     ]
     ended = threading.Event()
 
+    def find_lost() -> str:
+        """Say which rank has ended early, and how; empty while all are there."""
+        for rank, peer in enumerate(peers, 1):
+            if (code := peer.poll()) not in (None, 0):
+                return (
+                    f"rank {rank} of {count} {describe_exit(code)}, so the run ends. What it printed stands "
+                    f"above, what came before in {folder.log}. To go on: python train.py resume={folder}"
+                )
+        return ""
+
     def watch() -> None:
         while not ended.wait(0.5):
-            lost = [rank for rank, peer in enumerate(peers, 1) if peer.poll() not in (None, 0)]
-            if not lost:
+            if not find_lost():
                 continue
             time.sleep(2)  # let this rank's own, better message come first
             if not ended.is_set():
-                print(f"error: rank {lost[0]} ended early; see {folder.log}", file=sys.stderr)
+                print(f"error: {find_lost()}", file=sys.stderr)
                 on_loss()
                 for peer in peers:
                     peer.kill()
@@ -102,7 +119,15 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
     os.environ.update(shared, LOCAL_RANK="0")
     threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        try:
+            yield
+        except RuntimeError as error:  # torch's, of a connection whose other end is gone
+            deadline = time.monotonic() + 2
+            while not find_lost() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if lost := find_lost():
+                raise UserError(lost) from error
+            raise
         for peer in peers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 peer.wait(30)

@@ -4,7 +4,7 @@ config.yaml     the resolved configuration, the whole input of `vitlab.training.
 summary.json    status, metrics, cost, provenance (see `Summary`)
 metrics.csv     one row an epoch
 diagnostics.csv one row a measure, layer and head, with callbacks=diagnostics
-checkpoints/    best.ckpt, last.ckpt, each with a .sha256 beside it
+checkpoints/    best.ckpt, last.ckpt and previous.ckpt, the one before it, each with a .sha256 beside it
 figures/        history.png, confusion_matrix.png, predictions.png
 train.log, events.out.tfevents.*
 """
@@ -25,6 +25,8 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import is_locked, try_lock, write_atomic
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
+
+PREVIOUS = "previous.ckpt"  # what last.ckpt was before: a file of its own, so that no bad block takes both
 
 
 class State(StrEnum):
@@ -60,6 +62,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / PREVIOUS
         self.best = self.checkpoints / "best.ckpt"
         self.claim = self.path / ".claim"  # locked by who runs this job of a sweep, around the run itself
         self._lock = self.path / ".lock"

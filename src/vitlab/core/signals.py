@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: how a run, a sweep and a benchmark stop with what they have."""
+"""Signals by which a run, a sweep and a benchmark stop with what they have.
+
+Ctrl-C and SIGTERM; SIGHUP, where a terminal is closed or a connection to it drops; SIGUSR1, which SLURM can
+be told to send before the time is up. SIGQUIT (Ctrl-\\) is left as it is: it ends the process at once.
+"""
 
 import contextlib
 import os
@@ -7,10 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 # Set for the processes that vitlab starts: the process that they must not outlive.
 PARENT = "VITLAB_PARENT"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# A second one of these ends the process at once. The others may come twice by themselves: a terminal that is
+# closed sends SIGHUP, and so does its shell.
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -24,11 +32,18 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a flag that the training loop reads between optimizer steps.
+def _catch(handle: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
+    """Let ``handle`` have the signals, and return who had them; ``nohup``'s way with SIGHUP stays."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    mine = [signum for signum in STOP_SIGNALS if not (signum == signal.SIGHUP and ignored)]
+    return {signum: signal.signal(signum, handle) for signum in mine}
 
-    An exception raised in the middle of a step would tear optimizer and weights apart. A second
-    signal ends the process at once; what the last checkpoint holds is then what is kept.
+
+class StopSignal:
+    """Turns the signals into a flag that the training loop reads between optimizer steps.
+
+    An exception raised in the middle of a step would tear optimizer and weights apart. A second Ctrl-C or
+    SIGTERM ends the process at once; what the last checkpoint holds is then what is kept.
 
     Args:
         say: prints a sentence when the first signal comes.
@@ -39,15 +54,16 @@ class StopSignal:
         self._say = say
 
     def install(self) -> None:
-        """Take over both signals (again: Lightning puts its own SIGTERM handler in place)."""
+        """Take the signals over (again: Lightning puts its own SIGTERM handler in place)."""
         if threading.current_thread() is threading.main_thread():
-            for signum in STOP_SIGNALS:
-                signal.signal(signum, self._handle)
+            _catch(self._handle)
             if PARENT in os.environ:  # SLURM warns every process of a job; the parent passes it on, once
                 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if signum not in IMPATIENT:
+                return
             if sys.stdout.isatty():
                 sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
                 sys.stdout.flush()
@@ -58,11 +74,11 @@ class StopSignal:
 
 @contextlib.contextmanager
 def on_signal(handle: Callable[[int], object]) -> Iterator[None]:
-    """Call ``handle`` with the number of every Ctrl-C and SIGTERM that comes meanwhile."""
+    """Call ``handle`` with the number of every such signal that comes meanwhile."""
     if threading.current_thread() is not threading.main_thread():  # which alone gets them
         yield
         return
-    before = {s: signal.signal(s, lambda signum, frame: handle(signum)) for s in STOP_SIGNALS}
+    before = _catch(lambda signum, frame: handle(signum))
     try:
         yield
     finally:

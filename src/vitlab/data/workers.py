@@ -82,7 +82,8 @@ def _ignore_signals_of_others(worker: int) -> None:
     Ctrl-C at a terminal goes to every process, and so may the SIGTERM of a scheduler. A worker that
     obeyed would tear the parent out of its optimizer step.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler was inherited
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()

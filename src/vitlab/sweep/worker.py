@@ -19,7 +19,7 @@ from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import start
 from vitlab.core.run_folder import RunFolder, State, Summary
-from vitlab.core.signals import STOP_SIGNALS, on_signal
+from vitlab.core.signals import IMPATIENT, STOP_SIGNALS, on_signal
 
 PATIENCE = 60  # seconds that the job of a sweep that was killed has to end by itself
 POLL = 0.2  # seconds between two looks at a job
@@ -64,7 +64,9 @@ class Worker:
 
     def _on_signal(self, signum: int) -> None:
         if self.stop_signal():
-            raise KeyboardInterrupt
+            if signum in IMPATIENT:
+                raise KeyboardInterrupt
+            return
         self.request_stop(signum)
         say("the sweep stops: its jobs keep a checkpoint and end; press again to stop at once")
 
@@ -158,7 +160,7 @@ class RunningJob:
     def poll(self, patience: float = 0) -> int | None:
         """Return the exit status (negative: the signal it died of) once the job has ended.
 
-        Meanwhile, pass the wish to stop on to it. A Ctrl-C or SIGTERM that reached the job ends the sweep.
+        Meanwhile, pass the wish to stop on to it. A signal to stop that reached the job ends the sweep.
         """
         try:
             code = self.process.wait(patience)
@@ -179,7 +181,7 @@ class RunningJob:
 
 
 def get_stop_signal(code: int) -> int:
-    """Return the Ctrl-C or SIGTERM that a process with this exit status ended by, else 0."""
+    """Return the signal to stop that a process with this exit status ended by, else 0."""
     signum = code - 128 if code > 128 else -code
     return signum if signum in STOP_SIGNALS else 0
 

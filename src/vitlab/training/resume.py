@@ -1,7 +1,8 @@
 """What may have changed when a run resumes, so that it ends as one that never stopped, and what not."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ from vitlab.config import keys, lacking
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
 from vitlab.config.teacher import teacher_file
 from vitlab.config.types import show
-from vitlab.core.checkpoint import CheckpointMeta, read_checkpoint
+from vitlab.core.checkpoint import CheckpointMeta, read_checkpoint, set_aside
 from vitlab.core.errors import UserError
+from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.build import Components
 
@@ -38,10 +41,67 @@ class SavedRun(NamedTuple):
         """Read a run's checkpoint.
 
         Raises:
-            UserError: the file is damaged or no checkpoint of a run.
+            UserError: the file is damaged, no checkpoint of a run, or none that training can go on from.
         """
         checkpoint = read_checkpoint(path)
+        if (
+            not checkpoint.get("callbacks", {})
+            .get("Checkpointing", {})
+            .get("restartable", path.name != "best.ckpt")
+        ):
+            raise UserError(
+                f"{path} was written in the middle of an epoch, and training cannot go on from there."
+            )
         return cls(path, checkpoint["global_step"], checkpoint["vitlab"])
+
+    @classmethod
+    def find(cls, folder: RunFolder, say: Callable[[str], None]) -> "SavedRun | None":
+        """Return the newest checkpoint of a run that can be read, or None for a run that has none yet.
+
+        Damaged ones are renamed, and what is resumed from instead of ``last.ckpt`` is said aloud: the steps
+        in between are then done again, as they were.
+
+        Raises:
+            UserError: it had checkpoints, and none is left that can be read.
+        """
+        problems: dict[Path, str] = {}
+        found: list[SavedRun] = []
+        for path in (folder.last, folder.previous, folder.best):
+            if os.path.lexists(path):
+                try:
+                    found.append(cls.read(path))
+                except UserError as error:
+                    problems[path] = str(error)
+            if found and found[0].path == folder.last:
+                return found[0]
+        if not found:
+            cls._check_lost(folder, problems)
+            return None
+        newest = max(found, key=lambda saved: saved.step)
+        for path, problem in problems.items():
+            say(f"warning: {problem}")
+            if path != folder.best and not rank_in_environment():
+                set_aside(path)
+        if folder.last not in problems:
+            say(f"warning: {folder.last} is missing.")
+        say(f"going on from {newest.path}, at optimizer step {newest.step:,}")
+        return newest
+
+    @classmethod
+    def _check_lost(cls, folder: RunFolder, problems: Mapping[Path, str]) -> None:
+        if problems:
+            raise UserError(
+                "no checkpoint of this run can be read, so it cannot resume.\n  "
+                + "\n  ".join(problems.values())
+                + f"\nPut a copy of one back; to start again from step 0, delete {folder.checkpoints}."
+            )
+        epochs = len(read_metrics(folder))
+        # After the first a run may have been killed before its checkpoint was written.
+        if epochs > 1 and folder.read_config()["trainer"]["enable_checkpointing"] is not False:
+            raise UserError(
+                f"{folder.checkpoints} has no checkpoint, and metrics.csv tells of {epochs} epochs. Put "
+                f"last.ckpt back; to start again from step 0, delete {folder.metrics}."
+            )
 
     def check_config(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
         """Compare the folder's ``config`` with what the run began with; return what is worth a note.

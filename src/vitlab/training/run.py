@@ -1,7 +1,6 @@
 """One mechanism runs a job: `run(folder)`, whose whole input is the folder's ``config.yaml``."""
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -23,6 +22,7 @@ from vitlab.core import hardware
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import RunConsole
 from vitlab.core.cpu_count import count_cores
+from vitlab.core.disk import describe_room, disk_problem
 from vitlab.core.errors import Diverged, UserError
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
 from vitlab.core.provenance import find_commit, find_versions
@@ -51,7 +51,7 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
 
     Raises:
         UserError: it cannot run as configured, or training diverged.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint is written.
+        Interrupted: a signal asked the run to stop; a checkpoint is written.
     """
     throughput = Throughput(time.monotonic())
     config = folder.read_config()
@@ -70,12 +70,17 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
             return summary.data
         begun = summary.data.get("device") is not None
         try:
-            with name_deleted_keys(folder, config), plain_errors(), use_devices(folder, config, summary):
-                saved = SavedRun.read(folder.last) if folder.last.exists() else None
+            with (
+                name_deleted_keys(folder, config),
+                disk_errors(folder),
+                plain_errors(),
+                use_devices(folder, config, summary),
+            ):
+                saved = SavedRun.find(folder, screen.print)
                 resumed_at = saved.step if saved else (0 if begun else None)
                 session = Session(folder, summary, screen, StopSignal(screen.print), throughput, resumed_at)
                 parts = prepare(session, config, saved, dataset, plan)
-                train_and_test(session, parts, folder.last if saved else None)
+                train_and_test(session, parts, saved.path if saved else None)
         except (Interrupted, KeyboardInterrupt) as stopped:
             if rank > 0:
                 return summary.data
@@ -86,8 +91,9 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
         except BaseException as error:
             kind = "user" if isinstance(error, UserError) else "fault"
             kind = "diverged" if isinstance(error, Diverged) else kind
-            summary.update(status="failed", error=str(error) or type(error).__name__, error_kind=kind)
             screen.log(traceback.format_exc())
+            with contextlib.suppress(OSError):  # a disk that takes nothing: the error itself is to be seen
+                summary.update(status="failed", error=str(error) or type(error).__name__, error_kind=kind)
             raise
     return summary.data
 
@@ -183,8 +189,9 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
     if logger:
         logger.begin(parts.config)
     if config["callbacks"]["figures"] and not rank_in_environment():
-        figures.draw_augmentations(folder, parts, logger)
-        figures.draw_learning_rate(folder, parts, logger)
+        with as_note(screen, "figures"):
+            figures.draw_augmentations(folder, parts, logger)
+            figures.draw_learning_rate(folder, parts, logger)
     trainer, checkpointing = make_trainer(session, parts, logger)
     try:
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
@@ -243,7 +250,8 @@ def finish(session: Session, parts: Components, tested: str, metrics: Mapping[st
     """Draw the results, and complete the summary."""
     if parts.config["callbacks"]["figures"]:
         steps = session.summary.data["train"]["optimizer_steps"]
-        figures.draw_results(session.folder, parts, metrics, steps)
+        with as_note(session.screen, "figures"):
+            figures.draw_results(session.folder, parts, metrics, steps)
     per_class = {}  # test accuracy, 0..1
     if metrics:
         counts = parts.task.confusion_counts  # (K, K)
@@ -270,10 +278,29 @@ def plain_errors() -> Iterator[None]:
             "the device ran out of memory. Halve data.batch_size and double "
             f"trainer.accumulate_grad_batches, which trains the same. ({str(error).splitlines()[0]})"
         ) from error
+
+
+@contextlib.contextmanager
+def disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Say what the disk refused, and how the run goes on when that is mended."""
+    try:
+        yield
+    except Exception as error:
+        if not (problem := disk_problem(error)):
+            raise
+        said = str(error) if isinstance(error, UserError) else f"{problem} ({describe_room(folder.path)})."
+        raise UserError(
+            f"{said} Nothing that was saved is lost; mend that, then: python train.py resume={folder}"
+        ) from error
+
+
+@contextlib.contextmanager
+def as_note(screen: RunConsole, what: str) -> Iterator[None]:
+    """Note what a disk refuses to take of something that is not worth a run."""
+    try:
+        yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"the disk is full: {error}. Free some space, then resume this run.") from error
-        raise
+        screen.print(f"note: {what} could not be written: {error.strerror}")
 
 
 def quieten() -> None:

@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vitlab.core.batch import Batch
-from vitlab.core.checkpoint import copy_checkpoint, publish, read_checkpoint
+from vitlab.core.checkpoint import copy_checkpoint, publish, publish_last, read_checkpoint
+from vitlab.core.disk import describe_room, disk_problem
+from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.tasks.protocol import task_of
@@ -48,7 +50,8 @@ class Checkpointing(Checkpoint):
 
     Lightning runs subclasses of `Checkpoint` after every other callback, when the epoch's metrics are
     known. A checkpoint is written at two kinds of place only, between two optimizer steps and at the end
-    of an epoch, because Lightning's loops restart exactly from these.
+    of an epoch, because Lightning's loops restart exactly from these. (``best.ckpt`` is also written after a
+    validation within an epoch; it then says that it is not ``restartable``.)
 
     Args:
         every_minutes: also save within an epoch when the last save is this old.
@@ -67,11 +70,12 @@ class Checkpointing(Checkpoint):
         self.enabled = enabled
         self.best_metrics: dict[str, float] | None = None  # of validation, at the best accuracy so far
         self._improved = False
+        self._restartable = True  # the checkpoint that is being written: see the class
         self._saved_at = time.monotonic()
         self._group: Any = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metrics": self.best_metrics}
+        return {"best_metrics": self.best_metrics, "restartable": self._restartable}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_metrics = state_dict["best_metrics"]
@@ -155,10 +159,27 @@ class Checkpointing(Checkpoint):
         if not self.enabled:
             return
         self.folder.checkpoints.mkdir(exist_ok=True)
+        self._restartable = self.folder.last in targets
         temporary = self.folder.checkpoints / ".new.ckpt.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            for target in targets[:-1]:
-                copy_checkpoint(temporary, target)
-            publish(temporary, targets[-1])
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                for target in targets[:-1]:
+                    copy_checkpoint(temporary, target)
+                (publish_last if self._restartable else publish)(temporary, targets[-1])
+        except (OSError, RuntimeError) as error:
+            if problem := disk_problem(error):
+                raise UserError(self._describe(problem, temporary, trainer.global_step)) from error
+            raise
         trainer.strategy.barrier("checkpoint")
+
+    def _describe(self, problem: str, temporary: Path, step: int) -> str:
+        """Say what could not be written, and take what is left of it away."""
+        sizes = [path.stat().st_size for path in (self.folder.last, temporary) if path.exists()]
+        temporary.unlink(missing_ok=True)
+        kept = "those before it are intact" if self.folder.last.exists() else "there is none before it"
+        needed = max(sizes, default=0) / 1e6
+        return (
+            f"{problem}. The checkpoint of step {step:,} needs {needed:,.1f} MB or more, and "
+            f"{describe_room(self.folder.checkpoints)}; {kept}."
+        )

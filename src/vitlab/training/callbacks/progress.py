@@ -1,5 +1,6 @@
 """The progress line: where the run is, how well it does, how fast, and when it ends."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ class ProgressLine(L.Callback):
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with contextlib.suppress(OSError):  # its terminal was closed
+                self.bar.stop()
             self.bar = None
 
     on_exception = on_train_end

@@ -1,0 +1,34 @@
+"""What a disk refuses: full, over its quota, read-only, broken or gone."""
+
+import errno
+import shutil
+from pathlib import Path
+
+PROBLEMS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk's quota is used up",
+    errno.EFBIG: "files may not become so large here (ulimit -f)",
+    errno.EROFS: "the disk can only be read",
+    errno.EIO: "the disk has failed (input/output error)",
+    errno.ESTALE: "the network disk is gone (stale file handle)",
+}
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return which of these is behind an error, and at which file; None if none is.
+
+    Libraries wrap them, and torch's writer hides them behind a complaint of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PROBLEMS:
+            return PROBLEMS[error.errno] + (f": {error.filename}" if error.filename else "")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def describe_room(folder: Path) -> str:
+    """Return how much is free there, such as ``"12.5 MB are free in outputs"``."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
+    except OSError:
+        return f"{folder} cannot be asked"
