@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -21,7 +20,6 @@ from tests.conftest import (
     summary,
     wait_for,
 )
-from vitlab.core.errors import UserError
 from vitlab.core.hardware import has_compiler
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
@@ -156,28 +154,6 @@ def test_a_finished_run_is_left_alone(copied: Path) -> None:
 def flip(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (flip, r"last\.ckpt is damaged.*best\.ckpt"),
-        (lambda content: b"", "cannot be read as a checkpoint"),
-        (lambda content: b"PK\x03\x04 cut short", "cannot be read as a checkpoint"),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_and_kept(
-    copied: Path, spoil: Callable[[bytes], bytes], said: str
-) -> None:
-    (copied / "summary.json").unlink()
-    last = copied / "checkpoints" / "last.ckpt"
-    if spoil is not flip:
-        last.with_name("last.ckpt.sha256").unlink()
-    content = spoil(last.read_bytes())
-    last.write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        run(RunFolder(copied))
-    assert last.read_bytes() == content
 
 
 @pytest.mark.slow
