@@ -35,15 +35,15 @@ def finish(work: Callable[[], object]) -> int:
         return 1
     except Interrupted as stop:
         return stop.exit_code
-    except OSError as error:
-        if not (problem := disk_problem(error)):
-            raise
-        print(printable(f"error: {problem}."), file=sys.stderr)
-        return 1
     except KeyboardInterrupt:  # before or after training, where there is nothing to keep
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        return 1
+    except OSError as error:
+        if not (problem := disk_problem(error)):
+            raise
+        print(printable(f"error: {problem}."), file=sys.stderr)
         return 1
     return 0
