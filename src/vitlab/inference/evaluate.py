@@ -1,0 +1,586 @@
+"""Evaluate trained networks on labelled images: scores, calibration, mistakes, and networks against each other."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vitlab.core import hardware
+from vitlab.core.checkpoint import CheckpointMeta
+from vitlab.core.errors import UserError
+from vitlab.core.files import csv_text, sha256, write_atomic
+from vitlab.core.plotting import save_figure
+from vitlab.core.provenance import find_commit, find_versions
+from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.seeding import derive_seed
+from vitlab.core.suggest import suggest
+from vitlab.data import datasets
+from vitlab.data.datamodule import ImageData
+from vitlab.data.datasets import Dataset
+from vitlab.data.decode import Images
+from vitlab.inference.calibration import confidences, fit_temperature, measure_reliability
+from vitlab.inference.evaluate_arguments import Run, compose_data, is_other_data, own_data
+from vitlab.inference.evaluate_figures import plot_reliability, plot_robustness
+from vitlab.inference.load import load
+from vitlab.inference.scores import (
+    ClassScore,
+    compare_pairs,
+    count_confusions,
+    find_right,
+    log_loss,
+    mcnemar,
+    score_classes,
+    wilson,
+)
+from vitlab.training.evaluation import Evaluation, device_kind, evaluate, restore_data, run_precision
+from vitlab.training.figures import plot_confusion_matrix, plot_predictions
+
+STRENGTHS = range(1, 6)  # of corruptions
+MISTAKES = 32  # images in worst_mistakes.png
+PAIRS = 8  # images in near_duplicates.png
+CLASSES = 20  # most lines in the table of classes: those with the lowest F1
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, and how.
+
+    Attributes:
+        overrides: that make other data of the runs' own.
+        part: ``test``, ``val`` or ``train``.
+        raw: of a run with ``callbacks.ema``, take the weights as the optimizer left them.
+        flip: also average every image's probabilities with its mirror image's.
+        corruptions, audit: do these too.
+        out: the folder for the comparison of several runs.
+        command: as typed, for the record.
+    """
+
+    runs: Sequence[Run]
+    overrides: Sequence[str]
+    part: str
+    raw: bool
+    flip: bool
+    corruptions: bool
+    audit: bool
+    out: Path
+    command: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, and the images that it is evaluated on.
+
+    Attributes:
+        meta: of its checkpoint.
+        data: what is evaluated.
+        own: the section of the data that it was trained on; ``section`` is that of ``data``.
+    """
+
+    net: torch.nn.Module
+    meta: CheckpointMeta
+    data: ImageData
+    section: Mapping[str, Any]
+    own: Mapping[str, Any]
+
+    def restore_own(self) -> ImageData:
+        """Return the data that the network was trained on.
+
+        Raises:
+            UserError: they are not there, or have other classes by now.
+        """
+        return self.data if self.own == self.section else restore(self.meta, self.own)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out for one run: ``record`` is its evaluation.json."""
+
+    run: Run
+    classes: list[str]
+    found: Evaluation
+    record: Record
+
+    @property
+    def right(self) -> Tensor:
+        """Which images it got right: bool (N,)."""
+        return find_right(self.found.logits, self.found.labels)
+
+
+def evaluate_runs(request: Request, console: Console) -> list[Result]:
+    """Evaluate each run, and where there are several compare them; write everything and print the tables.
+
+    Raises:
+        UserError: a checkpoint cannot be read, its data are not there or do not fit, or several runs have other
+            images.
+    """
+    results: list[Result] = []
+    for run in request.runs:
+        results.append(evaluate_run(run, request, console))
+        check_same_images(results[0], results[-1])
+    if len(results) > 1:
+        compare_results(results, request, console)
+    return results
+
+
+def evaluate_run(run: Run, request: Request, console: Console) -> Result:
+    """Evaluate one run, write what comes out into its folder, and print the table."""
+    subject = make_subject(run, request)
+    data, part, meta = subject.data, request.part, subject.meta
+    for note in data.notes:
+        console.print(f"note: {note}")
+    found = evaluate(subject.net, meta, data, part)
+    classes, number = list(meta["classes"]), len(found.labels)
+    counts = count_confusions(found.logits, found.labels)
+    title = f"{run.name} on {data.dataset.name}: {number:,} {part} images"
+    kind, ema = device_kind(meta), meta["config"]["callbacks"].get("ema", {}).get("decay") is not None
+    if request.raw and not ema:
+        console.print(f"note: {run.name} has no averaged weights (callbacks.ema): --raw changes nothing.")
+    record: Record = {
+        **summarize(found),
+        "calibration": calibrate(subject, request, found),
+        "per_class": score_classes(counts, classes),
+        "classes": classes,
+        "confusion": counts.tolist(),
+        "split": part,
+        "images": number,
+        "data": {"name": data.dataset.name} | dict(subject.section),
+        "images_per_second": number / found.seconds,
+        "weights": ("raw" if request.raw else "ema") if ema else "plain",
+        "precision": run_precision(meta, kind),
+        "device": hardware.describe_device(kind),
+        "versions": find_versions("scipy"),
+        "commit": find_commit(),
+        "checkpoint": str(run.checkpoint),
+        "sha256": sha256(run.checkpoint),
+        "command": request.command,
+    }
+    record["own_test"] = compare_with_own_test(run, subject, record, found)
+    draw(run.out, subject, request, found, record, title)
+    if request.flip:
+        flipped = evaluate(subject.net, meta, data, part, flip=True)
+        right = [find_right(one.logits, one.labels) for one in (flipped, found)]
+        record["tta"] = {"flip": summarize(flipped) | {"p_value": mcnemar(right[0], right[1])}}
+    if request.corruptions:
+        record["corruptions"] = measure_corruptions(run.out, subject, part, record, title)
+    if request.audit:
+        record["audit"] = audit(run.out, subject, found, title)
+    write_json(run.out / "evaluation.json", record)
+    write_atomic(run.out / "predictions.csv", predictions_csv(found, classes).encode())
+    console.print(make_table(record, title), soft_wrap=False)
+    if len(request.runs) == 1:
+        console.print(make_class_table(record["per_class"]), soft_wrap=False)
+    console.print(say_own_test(record["own_test"]))
+    console.print(f"evaluation.json, predictions.csv and figures are in {run.out}")
+    return Result(run, classes, found, record)
+
+
+def make_subject(run: Run, request: Request) -> Subject:
+    """Load a run's network, and build the data that it is to be evaluated on.
+
+    Raises:
+        UserError: they are not there, or do not fit the network.
+    """
+    classifier = load(run.checkpoint, raw=request.raw)
+    config, meta = classifier.config, classifier.meta
+    section = compose_data(config, request.overrides)
+    # A run's limit is repeated with its own test; other images, and those of a run without a test, are all taken.
+    if is_other_data(config, section) or config["trainer"]["limit_test_batches"] == 0:
+        trainer = config["trainer"] | {"limit_test_batches": 1.0}
+        meta = meta | {"config": config | {"trainer": trainer}}  # type: ignore[assignment]
+    try:
+        data = restore(meta, section)
+    except UserError as error:
+        moved = " If the images of this run have moved, say where they are: data.root=…"
+        raise UserError(f"{error}{'' if request.overrides else moved}") from error
+    if request.part == "val" and not data.num_val:
+        raise UserError("--split val: no images are held out (data.val_size=0).")
+    return Subject(classifier.net, meta, data, section, own_data(config, section))
+
+
+def restore(meta: CheckpointMeta, section: Mapping[str, Any]) -> ImageData:
+    """Return the data that a section of a config names, with the network's classes and normalisation."""
+    dataset = with_classes(datasets.build(section), meta["classes"])
+    return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)  # type: ignore[arg-type]
+
+
+def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return a data set whose labels are a network's, matched by the names of the classes.
+
+    Raises:
+        UserError: it has a class that the network does not know.
+    """
+    if missing := [name for name in dataset.classes if name not in classes]:
+        shown = ", ".join(missing[:8]) + (" …" if missing[8:] else "")
+        raise UserError(
+            f"{dataset.name} has classes that this network was not trained on: {shown}"
+            f"{suggest(missing[0], classes)}. Leave their images out, or give image files the network's names "
+            f"by data.labels={{{missing[0]}: {classes[0]}}}."
+        )
+    return dataset if list(dataset.classes) == list(classes) else Relabelled(dataset, classes)
+
+
+class Relabelled:
+    """A data set that has some of these classes, with the numbers that they have among all of them."""
+
+    def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
+        self.name, self.sizes, self.notes = dataset.name, dataset.sizes, dataset.notes
+        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        self.classes = tuple(classes)
+        self._dataset = dataset
+        self._numbers = np.array([self.classes.index(name) for name in dataset.classes])
+
+    def load(self, split: str) -> tuple[Images, np.ndarray]:
+        """Return images (N, C, H, W) and labels (N,)."""
+        images, labels = self._dataset.load(split)
+        return images, self._numbers[labels]
+
+
+def summarize(found: Evaluation) -> Record:
+    """Return accuracy and top-5 with their intervals, loss and calibration error."""
+    record: Record = {}
+    for key, top in (("accuracy", 1), ("accuracy_top5", 5)):
+        if key in found.metrics:
+            right = int(find_right(found.logits, found.labels, top).sum())
+            low, high = wilson(right, len(found.labels))
+            record |= {key: found.metrics[key], f"{key}_low": low, f"{key}_high": high}
+    return record | {
+        "loss": found.metrics["loss"],
+        "ece": measure_reliability(found.logits, found.labels).ece,
+    }
+
+
+def calibrate(subject: Subject, request: Request, found: Evaluation) -> Record:
+    """Fit a temperature on the hold-out of the run's own data, and return what it brings; or why there is none."""
+    if request.part == "val":
+        return {"why_not": "the hold-out, which it would be fitted on, is what is evaluated"}
+    try:
+        own = subject.restore_own()
+    except UserError as error:
+        return {"why_not": f"the hold-out of the run's own data is not there: {error}"}
+    if not own.num_val:
+        return {"why_not": "the run held no images out (data.val_size=0) to fit it on"}
+    held = evaluate(subject.net, subject.meta, own, "val")
+    temperature = fit_temperature(held.logits, held.labels)
+    return {
+        "temperature": temperature,
+        "ece_after": measure_reliability(found.logits / temperature, found.labels).ece,
+        "loss_after": log_loss(found.logits / temperature, found.labels),
+        "fitted_on": f"{len(held.labels):,} held-out images of {own.dataset.name}",
+    }
+
+
+def compare_with_own_test(run: Run, subject: Subject, record: Record, found: Evaluation) -> Record:
+    """Return what the run's own test found, and whether this is equal; or why there is nothing to compare."""
+    folder, config = RunFolder(run.home), subject.meta["config"]
+    summary = Summary(folder, writable=False).data
+    metrics = summary.get("metrics", {})
+    own = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
+    tested = folder.best if folder.best.exists() else folder.last
+    for other, why in (
+        (record["split"] != "test", f"these are its {record['split']} images"),
+        (is_other_data(config, subject.section), "these are other images"),
+        (record["weights"] == "raw", "it tested the averaged weights"),
+        (not own, "its summary.json is not there, or has no test"),
+        (run.checkpoint.absolute() != tested, f"it tested {tested.name}"),
+    ):
+        if other:
+            return {"why_not": why}
+    kind, trainer = device_kind(subject.meta), config["trainer"]
+    then = {
+        "device": summary.get("device"),
+        "torch": summary.get("versions", {}).get("torch"),
+        "precision": summary.get("precision"),
+        "compiled": summary.get("compiled"),
+    }
+    now = {
+        "device": record["device"],
+        "torch": record["versions"]["torch"],
+        "precision": record["precision"],
+        "compiled": bool(subject.meta.get("compiled")) and hardware.has_compiler(kind),
+    }
+    reasons = [f"{key} {then[key]} → {now[key]}" for key in then if then[key] != now[key]]
+    if (processes := hardware.count_processes(trainer["devices"], kind) * trainer["num_nodes"]) > 1:
+        reasons.append(f"processes {processes} → 1")
+    if config["data"]["root"] != subject.section["root"]:
+        reasons.append(f"data.root {config['data']['root']} → {subject.section['root']}")
+    return {"metrics": own, "equal": own == found.metrics, "changed": reasons}
+
+
+def say_own_test(own: Record) -> str:
+    """Return the line about the run's own test."""
+    if "why_not" in own:
+        return f"not compared with the run's own test: {own['why_not']}"
+    if own["equal"]:
+        return "equal to the run's own test"
+    numbers = ", ".join(f"{key} {value:.6g}" for key, value in own["metrics"].items())
+    changed = "; ".join(own["changed"]) or "nothing that is on record"
+    return f"differs from the run's own test ({numbers}). What has changed since: {changed}"
+
+
+def draw(
+    out: Path, subject: Subject, request: Request, found: Evaluation, record: Record, title: str
+) -> None:
+    """Write the confusion matrix, the reliability diagram, and the worst mistakes."""
+    classes, logits, labels = record["classes"], found.logits, found.labels
+    named = f"{title}, accuracy {record['accuracy']:.2%}"
+    save_figure(
+        plot_confusion_matrix(np.array(record["confusion"]), classes, named), out / "confusion_matrix.png"
+    )
+    curves = {"as it is": measure_reliability(logits, labels)}
+    if temperature := record["calibration"].get("temperature"):
+        curves[f"temperature {temperature:.3g}"] = measure_reliability(logits / temperature, labels)
+    confidence = confidences(logits)
+    save_figure(plot_reliability(curves, confidence.numpy(), title), out / "reliability.png")
+    wrong = (~find_right(logits, labels)).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    (out / "worst_mistakes.png").unlink(missing_ok=True)  # of before: there may be no mistake now
+    if len(worst):
+        images, _ = subject.data.read(request.part, found.rows[worst])
+        probabilities = logits[worst].softmax(1).numpy()
+        grid = images.cpu().numpy(), labels[worst].tolist(), probabilities, classes
+        text = f"{title}: the {len(worst)} most confident of {len(wrong):,} mistakes"
+        save_figure(plot_predictions(*grid, text), out / "worst_mistakes.png")
+
+
+def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, title: str) -> Record:
+    """Evaluate under every corruption at every strength; write corruptions.csv and its figure."""
+    from vitlab.inference.corruptions import CORRUPTIONS
+
+    rows: list[Record] = []
+    for name, corrupt in CORRUPTIONS.items():
+        for strength in STRENGTHS:
+
+            def change(
+                images: Tensor, places: Tensor, corrupt=corrupt, name=name, strength=strength
+            ) -> Tensor:  # type: ignore[no-untyped-def]
+                # The batches are the same each time, so their first row tells them apart.
+                seed = derive_seed(0, "corruption", name, strength, int(places[0]))
+                return corrupt(images, strength, torch.Generator().manual_seed(seed))
+
+            found = evaluate(subject.net, subject.meta, subject.data, part, change=change)
+            rows.append({"corruption": name, "strength": strength} | summarize(found))
+    write_atomic(out / "corruptions.csv", csv_text(list(rows[0]), rows).encode())
+    curves = {name: [row["accuracy"] for row in rows if row["corruption"] == name] for name in CORRUPTIONS}
+    save_figure(plot_robustness(curves, record["accuracy"], title), out / "corruptions.png")
+    return {
+        "mean_accuracy": float(np.mean([*curves.values()])),
+        "accuracy": curves,
+        "note": "CIFAR-C-style: comparable with each other, not with published figures on CIFAR-10-C",
+    }
+
+
+def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
+    """Look for near-duplicates of training images among the test images, and leave them out.
+
+    The hold-out counts as training images: it decided which weights were kept.
+    """
+    from vitlab.inference import near_duplicates
+
+    own = subject.restore_own()
+    sizes = {"train": own.num_train} | ({"val": own.num_val} if own.num_val else {})
+    images, labels = zip(*(own.read(name, torch.arange(n)) for name, n in sizes.items()), strict=True)
+    places = [(name, row) for name, n in sizes.items() for row in range(n)]
+    train, train_labels = torch.cat(images), torch.cat(labels).tolist()
+    test, _ = subject.data.read("test", found.rows)
+    pairs = near_duplicates.find(train, test)
+    classes, found_in = subject.meta["classes"], [int(row) for row in pairs.train_rows]
+    rows = [
+        {
+            "row": int(found.rows[place]),
+            "label": classes[int(found.labels[place])],
+            "train_split": places[near][0],
+            "train_row": places[near][1],
+            "train_label": classes[train_labels[near]],
+            "distance": f"{distance:.4g}",
+        }
+        for place, near, distance in zip(
+            pairs.test_rows.tolist(), found_in, pairs.distance.tolist(), strict=True
+        )
+    ]
+    columns = ["row", "label", "train_split", "train_row", "train_label", "distance"]
+    write_atomic(out / "near_duplicates.csv", csv_text(columns, rows).encode())
+    if rows:
+        figure = near_duplicates.plot_pairs(train.cpu().numpy(), test.cpu().numpy(), pairs, title)
+        save_figure(figure, out / "near_duplicates.png")
+    right = find_right(found.logits, found.labels)
+    kept = torch.ones(len(right), dtype=torch.bool)
+    kept[torch.as_tensor(pairs.test_rows)] = False
+    low, high = wilson(int(right[kept].sum()), int(kept.sum()))
+    return {
+        "near_duplicates": len(rows),
+        "share": len(rows) / len(right),
+        "accuracy_without": right[kept].double().mean().item(),
+        "accuracy_without_low": low,
+        "accuracy_without_high": high,
+        "threshold": near_duplicates.THRESHOLD,
+        "method": near_duplicates.METHOD,
+    }
+
+
+def predictions_csv(found: Evaluation, classes: Sequence[str]) -> str:
+    """Return a line an image: its row in the split, label, prediction and the probability of that."""
+    probability, predicted = found.logits.softmax(1).max(1)
+    columns = (found.rows.tolist(), found.labels.tolist(), predicted.tolist(), probability.tolist())
+    return csv_text(
+        ["row", "label", "prediction", "probability"],
+        (
+            {"row": row, "label": classes[label], "prediction": classes[said], "probability": f"{p:.4f}"}
+            for row, label, said, p in zip(*columns, strict=True)
+        ),
+    )
+
+
+def make_table(record: Record, title: str) -> Table:
+    """Return the scores of one run as people read them."""
+    table = Table(title=title, header_style="bold cyan")
+    table.add_column("measure")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("95 % interval, notes")
+    for row in table_rows(record):
+        table.add_row(*row)
+    return table
+
+
+def table_rows(record: Record) -> Iterable[tuple[str, str, str]]:
+    """Yield measure, value and a note."""
+    yield "accuracy", f"{record['accuracy']:.2%}", show_interval(record)
+    if "accuracy_top5" in record:
+        yield "top-5", f"{record['accuracy_top5']:.2%}", show_interval(record, "accuracy_top5")
+    yield "loss", f"{record['loss']:.4f}", ""
+    yield "calibration error (ECE)", f"{record['ece']:.2%}", "15 bins of equally many images"
+    fitted = record["calibration"]
+    if "why_not" in fitted:
+        yield "temperature", "-", f"not fitted: {fitted['why_not']}"
+    else:
+        brings = f"ECE {fitted['ece_after']:.2%}, loss {fitted['loss_after']:.4f}; {fitted['fitted_on']}"
+        yield "temperature", f"{fitted['temperature']:.3f}", brings
+    if flip := record.get("tta", {}).get("flip"):
+        p_value = f"; McNemar's p = {flip['p_value']:.2g}"
+        yield "with test-time flip", f"{flip['accuracy']:.2%}", show_interval(flip) + p_value
+    if corrupted := record.get("corruptions"):
+        for name, accuracy in corrupted["accuracy"].items():
+            yield name, f"{np.mean(accuracy):.2%}", "  ".join(f"{value:.1%}" for value in accuracy)
+        yield "mean of corruptions", f"{corrupted['mean_accuracy']:.2%}", corrupted["note"]
+    if audited := record.get("audit"):
+        number = f"{audited['near_duplicates']:,} near-duplicates"
+        note = f"{show_interval(audited, 'accuracy_without')}; {number} left out ({audited['share']:.2%})"
+        yield "without near-duplicates", f"{audited['accuracy_without']:.2%}", note
+    yield "images/s", f"{record['images_per_second']:,.0f}", f"{record['precision']} on {record['device']}"
+
+
+def show_interval(record: Record, key: str = "accuracy") -> str:
+    """Return the two ends of an interval."""
+    return f"{record[f'{key}_low']:.2%} to {record[f'{key}_high']:.2%}"
+
+
+def make_class_table(scores: Sequence[ClassScore]) -> Table:
+    """Return precision, recall and F1 of the classes; of many those with the lowest F1."""
+    worst = scores
+    title = None
+    if len(scores) > CLASSES:
+        worst = sorted(scores, key=lambda score: 1.0 if score["f1"] is None else score["f1"])[:CLASSES]
+        title = f"{CLASSES} of {len(scores)} classes, those with the lowest F1"
+    table = Table(title=title, header_style="bold cyan")
+    table.add_column("class")
+    for head in ("precision", "recall", "F1", "images"):
+        table.add_column(head, justify="right")
+    for score in worst:
+        shares = (
+            "-" if value is None else f"{value:.1%}"
+            for value in (score["precision"], score["recall"], score["f1"])
+        )
+        table.add_row(score["name"], *shares, f"{score['support']:,}")
+    return table
+
+
+def check_same_images(one: Result, other: Result) -> None:
+    """Check that two runs were evaluated on the same images, as far as their number and labels tell.
+
+    Raises:
+        UserError: they were not.
+    """
+    named = [np.array(result.classes)[result.found.labels.numpy()] for result in (one, other)]
+    rows = [result.found.rows for result in (one, other)]
+    if not (torch.equal(*rows) and (named[0] == named[1]).all()):
+        numbers = " and ".join(
+            f"{len(result.found.rows):,} of {result.record['data']['name']}" for result in (one, other)
+        )
+        raise UserError(
+            f"{one.run.name} and {other.run.name} were evaluated on different images ({numbers}), so they "
+            "cannot be compared: give them the same by data=…, or evaluate one at a time."
+        )
+
+
+def compare_results(results: Sequence[Result], request: Request, console: Console) -> None:
+    """Compare runs on the same images; write comparison.json and differences.csv, and print the tables."""
+    pairs = compare_pairs({result.run.name: result.right for result in results})
+    kept = (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "loss",
+        "ece",
+        "images_per_second",
+        "checkpoint",
+        "sha256",
+    )
+    record = {
+        "runs": [{"name": result.run.name} | {key: result.record[key] for key in kept} for result in results],
+        "pairs": pairs,
+        "images": len(results[0].found.rows),
+        "split": request.part,
+        "command": request.command,
+    }
+    write_json(request.out / "comparison.json", record)
+    write_atomic(request.out / "differences.csv", differences_csv(results).encode())
+    table = Table(title=f"{record['images']:,} {request.part} images", header_style="bold cyan")
+    table.add_column("run")
+    for head in ("accuracy", "95 % interval", "loss", "ECE", "images/s"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for result in results:
+        own = result.record
+        cells = f"{own['accuracy']:.2%}", show_interval(own), f"{own['loss']:.4f}", f"{own['ece']:.2%}"
+        table.add_row(result.run.name, *cells, f"{own['images_per_second']:,.0f}")
+    console.print(table, soft_wrap=False)
+    holm = ", Holm's correction" if len(pairs) > 1 else ""
+    table = Table(title=f"On the same images (McNemar's exact test{holm})", header_style="bold cyan")
+    table.add_column("runs")
+    for head in ("difference", "first alone right", "second alone right", "p"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for pair in pairs:
+        difference = f"{100 * pair['difference']:+.2f} points"
+        alone = f"{pair['only_one']:,}", f"{pair['only_other']:,}"
+        table.add_row(f"{pair['one']}, {pair['other']}", difference, *alone, f"{pair['p_holm']:.2g}")
+    console.print(table, soft_wrap=False)
+    console.print(f"comparison.json and differences.csv are in {request.out}")
+
+
+def differences_csv(results: Sequence[Result]) -> str:
+    """Return a line for each image that runs call differently: row, label, and what each says."""
+    said = np.stack(
+        [np.array(result.classes)[result.found.logits.argmax(1).numpy()] for result in results]
+    )  # (runs, N)
+    first = results[0]
+    names = [result.run.name for result in results]
+    return csv_text(
+        ["row", "label", *names],
+        (
+            {"row": int(first.found.rows[place]), "label": first.classes[int(first.found.labels[place])]}
+            | dict(zip(names, said[:, place], strict=True))
+            for place in np.flatnonzero((said != said[0]).any(0))
+        ),
+    )
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write a record as JSON; allow_nan=False, since other readers refuse a NaN."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, f"{text}\n".encode())
