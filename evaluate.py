@@ -1,4 +1,4 @@
-"""Evaluate trained networks: accuracy with its interval, classes, calibration, mistakes, and what they withstand.
+"""Evaluate trained networks: accuracy with its interval, classes, calibration, mistakes, robustness.
 
 python evaluate.py outputs/runs/NAME                       its own test images, as its own test computed them
 python evaluate.py outputs/runs/NAME data.root=/mnt/images the same images, which have moved

@@ -1,7 +1,7 @@
-"""Evaluate trained networks on labelled images: scores, calibration, mistakes, and networks against each other."""
+"""Evaluate trained networks on labelled images: scores, calibration, mistakes, and one against another."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from vitlab.inference.scores import (
     score_classes,
     wilson,
 )
-from vitlab.training.evaluation import Evaluation, device_kind, evaluate, restore_data, run_precision
+from vitlab.training.evaluation import Change, Evaluation, device_kind, evaluate, restore_data, run_precision
 from vitlab.training.figures import plot_confusion_matrix, plot_predictions
 
 STRENGTHS = range(1, 6)  # of corruptions
@@ -118,8 +118,8 @@ def evaluate_runs(request: Request, console: Console) -> list[Result]:
     """Evaluate each run, and where there are several compare them; write everything and print the tables.
 
     Raises:
-        UserError: a checkpoint cannot be read, its data are not there or do not fit, or several runs have other
-            images.
+        UserError: a checkpoint cannot be read, its data are not there or do not fit, or several runs have
+            different images.
     """
     results: list[Result] = []
     for run in request.runs:
@@ -191,10 +191,10 @@ def make_subject(run: Run, request: Request) -> Subject:
     classifier = load(run.checkpoint, raw=request.raw)
     config, meta = classifier.config, classifier.meta
     section = compose_data(config, request.overrides)
-    # A run's limit is repeated with its own test; other images, and those of a run without a test, are all taken.
+    # A run's limit belongs to its own test; of other images, and of a run that tested none, all are taken.
     if is_other_data(config, section) or config["trainer"]["limit_test_batches"] == 0:
         trainer = config["trainer"] | {"limit_test_batches": 1.0}
-        meta = meta | {"config": config | {"trainer": trainer}}  # type: ignore[assignment]
+        meta = meta | {"config": config | {"trainer": trainer}}
     try:
         data = restore(meta, section)
     except UserError as error:
@@ -208,7 +208,7 @@ def make_subject(run: Run, request: Request) -> Subject:
 def restore(meta: CheckpointMeta, section: Mapping[str, Any]) -> ImageData:
     """Return the data that a section of a config names, with the network's classes and normalisation."""
     dataset = with_classes(datasets.build(section), meta["classes"])
-    return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)  # type: ignore[arg-type]
+    return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)
 
 
 def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -221,8 +221,8 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         shown = ", ".join(missing[:8]) + (" …" if missing[8:] else "")
         raise UserError(
             f"{dataset.name} has classes that this network was not trained on: {shown}"
-            f"{suggest(missing[0], classes)}. Leave their images out, or give image files the network's names "
-            f"by data.labels={{{missing[0]}: {classes[0]}}}."
+            f"{suggest(missing[0], classes)}. Leave their images out, or rename classes of image files by "
+            f"data.labels={{{missing[0]}: {classes[0]}}}."
         )
     return dataset if list(dataset.classes) == list(classes) else Relabelled(dataset, classes)
 
@@ -258,7 +258,7 @@ def summarize(found: Evaluation) -> Record:
 
 
 def calibrate(subject: Subject, request: Request, found: Evaluation) -> Record:
-    """Fit a temperature on the hold-out of the run's own data, and return what it brings; or why there is none."""
+    """Return what a temperature brings fitted on the hold-out of the run's data, or why there is none."""
     if request.part == "val":
         return {"why_not": "the hold-out, which it would be fitted on, is what is evaluated"}
     try:
@@ -346,7 +346,8 @@ def draw(
         images, _ = subject.data.read(request.part, found.rows[worst])
         probabilities = logits[worst].softmax(1).numpy()
         grid = images.cpu().numpy(), labels[worst].tolist(), probabilities, classes
-        text = f"{title}: the {len(worst)} most confident of {len(wrong):,} mistakes"
+        which = f"the {len(worst)} most confident of {len(wrong):,}" if len(worst) < len(wrong) else "all"
+        text = f"{title}, {which} mistakes"
         save_figure(plot_predictions(*grid, text), out / "worst_mistakes.png")
 
 
@@ -357,14 +358,7 @@ def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, 
     rows: list[Record] = []
     for name, corrupt in CORRUPTIONS.items():
         for strength in STRENGTHS:
-
-            def change(
-                images: Tensor, places: Tensor, corrupt=corrupt, name=name, strength=strength
-            ) -> Tensor:  # type: ignore[no-untyped-def]
-                # The batches are the same each time, so their first row tells them apart.
-                seed = derive_seed(0, "corruption", name, strength, int(places[0]))
-                return corrupt(images, strength, torch.Generator().manual_seed(seed))
-
+            change = seeded(corrupt, name, strength)
             found = evaluate(subject.net, subject.meta, subject.data, part, change=change)
             rows.append({"corruption": name, "strength": strength} | summarize(found))
     write_atomic(out / "corruptions.csv", csv_text(list(rows[0]), rows).encode())
@@ -375,6 +369,17 @@ def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, 
         "accuracy": curves,
         "note": "CIFAR-C-style: comparable with each other, not with published figures on CIFAR-10-C",
     }
+
+
+def seeded(corrupt: Callable[[Tensor, int, torch.Generator], Tensor], name: str, strength: int) -> Change:
+    """Return a corruption at one strength, whose random numbers depend on nothing but the images' rows."""
+
+    def change(images: Tensor, rows: Tensor) -> Tensor:
+        # A batch has the same rows each time, and the first one tells it from the others.
+        seed = derive_seed(0, "corruption", name, strength, int(rows[0]))
+        return corrupt(images, strength, torch.Generator().manual_seed(seed))
+
+    return change
 
 
 def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
@@ -463,8 +468,8 @@ def table_rows(record: Record) -> Iterable[tuple[str, str, str]]:
         brings = f"ECE {fitted['ece_after']:.2%}, loss {fitted['loss_after']:.4f}; {fitted['fitted_on']}"
         yield "temperature", f"{fitted['temperature']:.3f}", brings
     if flip := record.get("tta", {}).get("flip"):
-        p_value = f"; McNemar's p = {flip['p_value']:.2g}"
-        yield "with test-time flip", f"{flip['accuracy']:.2%}", show_interval(flip) + p_value
+        note = f"{show_interval(flip)}; McNemar's p {show_p(flip['p_value'])}"
+        yield "with test-time flip", f"{flip['accuracy']:.2%}", note
     if corrupted := record.get("corruptions"):
         for name, accuracy in corrupted["accuracy"].items():
             yield name, f"{np.mean(accuracy):.2%}", "  ".join(f"{value:.1%}" for value in accuracy)
@@ -479,6 +484,11 @@ def table_rows(record: Record) -> Iterable[tuple[str, str, str]]:
 def show_interval(record: Record, key: str = "accuracy") -> str:
     """Return the two ends of an interval."""
     return f"{record[f'{key}_low']:.2%} to {record[f'{key}_high']:.2%}"
+
+
+def show_p(p_value: float) -> str:
+    """Return a p-value with two digits; below a ten-thousandth its size says nothing more."""
+    return f"{p_value:.2g}" if p_value >= 1e-4 else "< 0.0001"
 
 
 def make_class_table(scores: Sequence[ClassScore]) -> Table:
@@ -558,7 +568,7 @@ def compare_results(results: Sequence[Result], request: Request, console: Consol
     for pair in pairs:
         difference = f"{100 * pair['difference']:+.2f} points"
         alone = f"{pair['only_one']:,}", f"{pair['only_other']:,}"
-        table.add_row(f"{pair['one']}, {pair['other']}", difference, *alone, f"{pair['p_holm']:.2g}")
+        table.add_row(f"{pair['one']}, {pair['other']}", difference, *alone, show_p(pair["p_holm"]))
     console.print(table, soft_wrap=False)
     console.print(f"comparison.json and differences.csv are in {request.out}")
 

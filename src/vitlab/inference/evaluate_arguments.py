@@ -72,8 +72,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def find_runs(given: Sequence[str], out: str | None) -> tuple[list[Run], Path]:
     """Return the runs, each once, and the folder of what compares them.
 
-    Without ``--out`` each run's results go into its own folder, and the comparison into the one that holds them
-    all; with it, everything goes there.
+    Without ``--out`` each run's results go into its own folder, and the comparison into the folder that holds
+    all of them; with it, everything goes there.
 
     Raises:
         UserError: one of them is no run, or still training.
@@ -111,8 +111,8 @@ def check_overrides(runs: Sequence[Run], overrides: Sequence[str]) -> None:
 def compose_data(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the ``data`` section that overrides make of a run's.
 
-    Another data set (``data=``) begins with the values of its YAML file, but for the size of the images, their
-    channels, and the batch size, which are the run's. The other keys change the run's own section.
+    Another data set (``data=``) begins with the values of its YAML file, but for the size of the images,
+    their channels, and the batch size, which are the run's. The other keys change the run's own section.
 
     Args:
         config: of the run, resolved.
@@ -147,7 +147,7 @@ def compose_data(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         raise UserError("\n".join(problems.values()))
     if section["channels"] != own["channels"]:
         raise UserError(
-            f"data.channels={section['channels']}: this network takes images of {own['channels']} channel(s), "
+            f"data.channels={section['channels']}: this network takes images of {own['channels']} channels, "
             "and all are converted to that; leave it out."
         )
     return {str(key): value for key, value in section.items()}

@@ -17,7 +17,7 @@ def plot_reliability(curves: Mapping[str, Reliability], confidence: np.ndarray, 
         curves: name → bins; each bin is a point with its 95 % interval. The first is of the network as it is.
         confidence: (N,) of the network as it is.
     """
-    figure = new_figure(width=5.2, height=6.2)
+    figure = new_figure(width=5.2, height=6.6)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as often right as it says")
     for (name, found), colour in zip(curves.items(), (TRAIN, VAL), strict=False):
@@ -29,7 +29,7 @@ def plot_reliability(curves: Mapping[str, Reliability], confidence: np.ndarray, 
         label = f"{name}: ECE {found.ece:.2%}"
         style = {"fmt": "o-", "markersize": 4, "linewidth": 1, "elinewidth": 1}
         upper.errorbar(found.confidence, found.accuracy, bars, color=colour, label=label, **style)
-    upper.set(ylabel="accuracy of the bin", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    upper.set(ylabel="accuracy of the bin", xlim=(0, 1.02), ylim=(0, 1.02))
     upper.legend(frameon=False, fontsize=8, loc="upper left")
     lower.hist(
         confidence,
