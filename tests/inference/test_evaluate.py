@@ -20,7 +20,9 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
 from vitlab.core.run_folder import RunFolder
 from vitlab.data import datasets
-from vitlab.inference.evaluate import Relabelled
+from vitlab.inference import near_duplicates
+from vitlab.inference.corruptions import CORRUPTIONS
+from vitlab.inference.relabel import with_classes
 from vitlab.inference.scores import wilson
 
 FIGURES = {"confusion_matrix.png", "reliability.png", "worst_mistakes.png"}
@@ -42,9 +44,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
-def save_images(folder: Path, classes: list[str], split: str = "test", number: int = 6) -> Path:
+def save_images(
+    folder: Path, classes: list[str], split: str = "test", number: int = 6, seed: int = 0
+) -> Path:
     """Write images of noise into ``folder/split/<class>/``."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     for name in classes:
         (folder / split / name).mkdir(parents=True)
         for place in range(number):
@@ -209,7 +213,7 @@ def test_other_images_of_some_classes_are_matched_by_name(trained: Path, tmp_pat
 
 def test_labels_get_the_networks_numbers(tmp_path: Path) -> None:
     options = record_options(save_images(save_images(tmp_path, ["b", "a"], "train"), ["b", "a"]))
-    dataset = Relabelled(datasets.build(options), ["z", "b", "a"])
+    dataset = with_classes(datasets.build(options), ["z", "b", "a"])
     assert dataset.load("test")[1].tolist() == [2] * 6 + [1] * 6
 
 
@@ -278,6 +282,47 @@ def test_runs_on_different_images_are_not_compared(trained: Path, train: Train, 
     with pytest.raises(UserError, match=r"different images \(41 of shapes and 40 of shapes\)"):
         evaluate(trained, other, "--out", tmp_path)
     evaluate(trained, other, "data.num_test=30", "--out", tmp_path)
+
+
+def test_corruptions_are_drawn_alike_each_time(
+    trained: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        evaluate(trained, "--corruptions", "--out", tmp_path / name)
+    one, two = ((tmp_path / name / "corruptions.csv").read_text() for name in ("one", "two"))
+    assert one == two
+    lines = rows(tmp_path / "one" / "corruptions.csv")
+    assert [line["strength"] for line in lines] == [*"12345"] * len(CORRUPTIONS)
+    assert len({line["loss"] for line in lines}) == len(lines)  # no two are the same images
+    found = record(tmp_path / "one")
+    mean = np.mean([float(line["accuracy"]) for line in lines])
+    assert found["corruptions"]["mean_accuracy"] == pytest.approx(mean)
+    assert found["loss"] == record(evaluated)["loss"]
+    assert (tmp_path / "one" / "corruptions.png").exists()
+    assert "CIFAR-C-style" in capsys.readouterr().out
+
+
+def test_near_duplicates_are_found_in_all_training_images_and_left_out(train: Train, tmp_path: Path) -> None:
+    for split, number in (("train", 12), ("test", 6)):
+        save_images(tmp_path / "photos", ["star", "bar"], split, number, seed=len(split))
+    copied = [(4, "bar", 0), (11, "star", 3)]  # training image → test image of the same class
+    for one, name, other in copied:
+        shutil.copy(tmp_path / f"photos/train/{name}/{one}.png", tmp_path / f"photos/test/{name}/{other}.png")
+    base = [*(o for o in TINY if not o.startswith("data")), "data=image_folder", "data.batch_size=4"]
+    held = ["data.val_size=0.5", "data.image_size=32"]  # of the two, one may be held out
+    folder = train(f"data.root={tmp_path / 'photos'}", "data.cache=null", *held, base=base)
+    evaluate(folder, "--audit")
+    out = folder / "evaluation"
+    found = {(line["row"], line["label"], line["train_split"]) for line in rows(out / "near_duplicates.csv")}
+    assert found == {("0", "bar", "train"), ("9", "star", "train")}
+    audited = record(out)["audit"]
+    said = [line for line in rows(out / "predictions.csv") if line["row"] not in ("0", "9")]
+    right = np.mean([line["label"] == line["prediction"] for line in said])
+    assert audited["accuracy_without"] == pytest.approx(right)
+    assert (audited["near_duplicates"], audited["share"]) == (2, pytest.approx(2 / 12))
+    assert audited["accuracy_without_low"] <= right <= audited["accuracy_without_high"]
+    assert audited["method"] == near_duplicates.METHOD
+    assert (out / "near_duplicates.png").exists()
 
 
 @pytest.mark.parametrize(

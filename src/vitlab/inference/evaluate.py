@@ -1,7 +1,7 @@
 """Evaluate trained networks on labelled images: scores, calibration, mistakes, and one against another."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vitlab.core import hardware
@@ -20,17 +19,24 @@ from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.seeding import derive_seed
-from vitlab.core.suggest import suggest
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
-from vitlab.data.datasets import Dataset
-from vitlab.data.decode import Images
+from vitlab.inference import near_duplicates
 from vitlab.inference.calibration import confidences, fit_temperature, measure_reliability
+from vitlab.inference.corruptions import CORRUPTIONS
 from vitlab.inference.evaluate_arguments import Run, compose_data, is_other_data, own_data
 from vitlab.inference.evaluate_figures import plot_reliability, plot_robustness
+from vitlab.inference.evaluate_tables import (
+    make_class_table,
+    make_corruption_table,
+    make_pair_table,
+    make_run_table,
+    make_table,
+    say_own_test,
+)
 from vitlab.inference.load import load
+from vitlab.inference.relabel import with_classes
 from vitlab.inference.scores import (
-    ClassScore,
     compare_pairs,
     count_confusions,
     find_right,
@@ -44,8 +50,6 @@ from vitlab.training.figures import plot_confusion_matrix, plot_predictions
 
 STRENGTHS = range(1, 6)  # of corruptions
 MISTAKES = 32  # images in worst_mistakes.png
-PAIRS = 8  # images in near_duplicates.png
-CLASSES = 20  # most lines in the table of classes: those with the lowest F1
 Record = dict[str, Any]
 
 
@@ -175,6 +179,8 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     write_json(run.out / "evaluation.json", record)
     write_atomic(run.out / "predictions.csv", predictions_csv(found, classes).encode())
     console.print(make_table(record, title), soft_wrap=False)
+    if "corruptions" in record:
+        console.print(make_corruption_table(record["corruptions"]["accuracy"]), soft_wrap=False)
     if len(request.runs) == 1:
         console.print(make_class_table(record["per_class"]), soft_wrap=False)
     console.print(say_own_test(record["own_test"]))
@@ -209,38 +215,6 @@ def restore(meta: CheckpointMeta, section: Mapping[str, Any]) -> ImageData:
     """Return the data that a section of a config names, with the network's classes and normalisation."""
     dataset = with_classes(datasets.build(section), meta["classes"])
     return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)
-
-
-def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """Return a data set whose labels are a network's, matched by the names of the classes.
-
-    Raises:
-        UserError: it has a class that the network does not know.
-    """
-    if missing := [name for name in dataset.classes if name not in classes]:
-        shown = ", ".join(missing[:8]) + (" …" if missing[8:] else "")
-        raise UserError(
-            f"{dataset.name} has classes that this network was not trained on: {shown}"
-            f"{suggest(missing[0], classes)}. Leave their images out, or rename classes of image files by "
-            f"data.labels={{{missing[0]}: {classes[0]}}}."
-        )
-    return dataset if list(dataset.classes) == list(classes) else Relabelled(dataset, classes)
-
-
-class Relabelled:
-    """A data set that has some of these classes, with the numbers that they have among all of them."""
-
-    def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
-        self.name, self.sizes, self.notes = dataset.name, dataset.sizes, dataset.notes
-        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
-        self.classes = tuple(classes)
-        self._dataset = dataset
-        self._numbers = np.array([self.classes.index(name) for name in dataset.classes])
-
-    def load(self, split: str) -> tuple[Images, np.ndarray]:
-        """Return images (N, C, H, W) and labels (N,)."""
-        images, labels = self._dataset.load(split)
-        return images, self._numbers[labels]
 
 
 def summarize(found: Evaluation) -> Record:
@@ -314,17 +288,6 @@ def compare_with_own_test(run: Run, subject: Subject, record: Record, found: Eva
     return {"metrics": own, "equal": own == found.metrics, "changed": reasons}
 
 
-def say_own_test(own: Record) -> str:
-    """Return the line about the run's own test."""
-    if "why_not" in own:
-        return f"not compared with the run's own test: {own['why_not']}"
-    if own["equal"]:
-        return "equal to the run's own test"
-    numbers = ", ".join(f"{key} {value:.6g}" for key, value in own["metrics"].items())
-    changed = "; ".join(own["changed"]) or "nothing that is on record"
-    return f"differs from the run's own test ({numbers}). What has changed since: {changed}"
-
-
 def draw(
     out: Path, subject: Subject, request: Request, found: Evaluation, record: Record, title: str
 ) -> None:
@@ -353,8 +316,6 @@ def draw(
 
 def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, title: str) -> Record:
     """Evaluate under every corruption at every strength; write corruptions.csv and its figure."""
-    from vitlab.inference.corruptions import CORRUPTIONS
-
     rows: list[Record] = []
     for name, corrupt in CORRUPTIONS.items():
         for strength in STRENGTHS:
@@ -367,7 +328,7 @@ def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, 
     return {
         "mean_accuracy": float(np.mean([*curves.values()])),
         "accuracy": curves,
-        "note": "CIFAR-C-style: comparable with each other, not with published figures on CIFAR-10-C",
+        "note": "CIFAR-C-style: not comparable with published figures on CIFAR-10-C",
     }
 
 
@@ -387,37 +348,36 @@ def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
 
     The hold-out counts as training images: it decided which weights were kept.
     """
-    from vitlab.inference import near_duplicates
-
-    own = subject.restore_own()
-    sizes = {"train": own.num_train} | ({"val": own.num_val} if own.num_val else {})
-    images, labels = zip(*(own.read(name, torch.arange(n)) for name, n in sizes.items()), strict=True)
-    places = [(name, row) for name, n in sizes.items() for row in range(n)]
-    train, train_labels = torch.cat(images), torch.cat(labels).tolist()
+    dataset, classes = subject.restore_own().dataset, subject.meta["classes"]
+    splits = [split for split in ("train", "val") if split in dataset.sizes]
+    read = [dataset.load(split) for split in splits]
+    train = torch.cat([torch.from_numpy(images[np.arange(len(labels))]) for images, labels in read])
+    known = [classes[label] for _, labels in read for label in labels]
+    places = [(split, row) for split in splits for row in range(dataset.sizes[split])]
     test, _ = subject.data.read("test", found.rows)
-    pairs = near_duplicates.find(train, test)
-    classes, found_in = subject.meta["classes"], [int(row) for row in pairs.train_rows]
+    named = [classes[label] for label in found.labels]
+    pairs = near_duplicates.find(train, test.cpu())
     rows = [
         {
-            "row": int(found.rows[place]),
-            "label": classes[int(found.labels[place])],
+            "row": int(found.rows[one]),
+            "label": named[one],
             "train_split": places[near][0],
             "train_row": places[near][1],
-            "train_label": classes[train_labels[near]],
-            "distance": f"{distance:.4g}",
+            "train_label": known[near],
+            "distance": f"{distance:.4f}",
         }
-        for place, near, distance in zip(
-            pairs.test_rows.tolist(), found_in, pairs.distance.tolist(), strict=True
+        for one, near, distance in zip(
+            *(part.tolist() for part in (pairs.test_rows, pairs.train_rows, pairs.distance)), strict=True
         )
     ]
     columns = ["row", "label", "train_split", "train_row", "train_label", "distance"]
     write_atomic(out / "near_duplicates.csv", csv_text(columns, rows).encode())
     if rows:
-        figure = near_duplicates.plot_pairs(train.cpu().numpy(), test.cpu().numpy(), pairs, title)
+        figure = near_duplicates.plot_pairs(pairs, train, test, train_names=known, test_names=named)
         save_figure(figure, out / "near_duplicates.png")
     right = find_right(found.logits, found.labels)
     kept = torch.ones(len(right), dtype=torch.bool)
-    kept[torch.as_tensor(pairs.test_rows)] = False
+    kept[pairs.test_rows] = False
     low, high = wilson(int(right[kept].sum()), int(kept.sum()))
     return {
         "near_duplicates": len(rows),
@@ -428,87 +388,6 @@ def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
         "threshold": near_duplicates.THRESHOLD,
         "method": near_duplicates.METHOD,
     }
-
-
-def predictions_csv(found: Evaluation, classes: Sequence[str]) -> str:
-    """Return a line an image: its row in the split, label, prediction and the probability of that."""
-    probability, predicted = found.logits.softmax(1).max(1)
-    columns = (found.rows.tolist(), found.labels.tolist(), predicted.tolist(), probability.tolist())
-    return csv_text(
-        ["row", "label", "prediction", "probability"],
-        (
-            {"row": row, "label": classes[label], "prediction": classes[said], "probability": f"{p:.4f}"}
-            for row, label, said, p in zip(*columns, strict=True)
-        ),
-    )
-
-
-def make_table(record: Record, title: str) -> Table:
-    """Return the scores of one run as people read them."""
-    table = Table(title=title, header_style="bold cyan")
-    table.add_column("measure")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % interval, notes")
-    for row in table_rows(record):
-        table.add_row(*row)
-    return table
-
-
-def table_rows(record: Record) -> Iterable[tuple[str, str, str]]:
-    """Yield measure, value and a note."""
-    yield "accuracy", f"{record['accuracy']:.2%}", show_interval(record)
-    if "accuracy_top5" in record:
-        yield "top-5", f"{record['accuracy_top5']:.2%}", show_interval(record, "accuracy_top5")
-    yield "loss", f"{record['loss']:.4f}", ""
-    yield "calibration error (ECE)", f"{record['ece']:.2%}", "15 bins of equally many images"
-    fitted = record["calibration"]
-    if "why_not" in fitted:
-        yield "temperature", "-", f"not fitted: {fitted['why_not']}"
-    else:
-        brings = f"ECE {fitted['ece_after']:.2%}, loss {fitted['loss_after']:.4f}; {fitted['fitted_on']}"
-        yield "temperature", f"{fitted['temperature']:.3f}", brings
-    if flip := record.get("tta", {}).get("flip"):
-        note = f"{show_interval(flip)}; McNemar's p {show_p(flip['p_value'])}"
-        yield "with test-time flip", f"{flip['accuracy']:.2%}", note
-    if corrupted := record.get("corruptions"):
-        for name, accuracy in corrupted["accuracy"].items():
-            yield name, f"{np.mean(accuracy):.2%}", "  ".join(f"{value:.1%}" for value in accuracy)
-        yield "mean of corruptions", f"{corrupted['mean_accuracy']:.2%}", corrupted["note"]
-    if audited := record.get("audit"):
-        number = f"{audited['near_duplicates']:,} near-duplicates"
-        note = f"{show_interval(audited, 'accuracy_without')}; {number} left out ({audited['share']:.2%})"
-        yield "without near-duplicates", f"{audited['accuracy_without']:.2%}", note
-    yield "images/s", f"{record['images_per_second']:,.0f}", f"{record['precision']} on {record['device']}"
-
-
-def show_interval(record: Record, key: str = "accuracy") -> str:
-    """Return the two ends of an interval."""
-    return f"{record[f'{key}_low']:.2%} to {record[f'{key}_high']:.2%}"
-
-
-def show_p(p_value: float) -> str:
-    """Return a p-value with two digits; below a ten-thousandth its size says nothing more."""
-    return f"{p_value:.2g}" if p_value >= 1e-4 else "< 0.0001"
-
-
-def make_class_table(scores: Sequence[ClassScore]) -> Table:
-    """Return precision, recall and F1 of the classes; of many those with the lowest F1."""
-    worst = scores
-    title = None
-    if len(scores) > CLASSES:
-        worst = sorted(scores, key=lambda score: 1.0 if score["f1"] is None else score["f1"])[:CLASSES]
-        title = f"{CLASSES} of {len(scores)} classes, those with the lowest F1"
-    table = Table(title=title, header_style="bold cyan")
-    table.add_column("class")
-    for head in ("precision", "recall", "F1", "images"):
-        table.add_column(head, justify="right")
-    for score in worst:
-        shares = (
-            "-" if value is None else f"{value:.1%}"
-            for value in (score["precision"], score["recall"], score["f1"])
-        )
-        table.add_row(score["name"], *shares, f"{score['support']:,}")
-    return table
 
 
 def check_same_images(one: Result, other: Result) -> None:
@@ -532,6 +411,7 @@ def check_same_images(one: Result, other: Result) -> None:
 def compare_results(results: Sequence[Result], request: Request, console: Console) -> None:
     """Compare runs on the same images; write comparison.json and differences.csv, and print the tables."""
     pairs = compare_pairs({result.run.name: result.right for result in results})
+    records = {result.run.name: result.record for result in results}
     kept = (
         "accuracy",
         "accuracy_low",
@@ -543,7 +423,7 @@ def compare_results(results: Sequence[Result], request: Request, console: Consol
         "sha256",
     )
     record = {
-        "runs": [{"name": result.run.name} | {key: result.record[key] for key in kept} for result in results],
+        "runs": [{"name": name} | {key: own[key] for key in kept} for name, own in records.items()],
         "pairs": pairs,
         "images": len(results[0].found.rows),
         "split": request.part,
@@ -551,26 +431,22 @@ def compare_results(results: Sequence[Result], request: Request, console: Consol
     }
     write_json(request.out / "comparison.json", record)
     write_atomic(request.out / "differences.csv", differences_csv(results).encode())
-    table = Table(title=f"{record['images']:,} {request.part} images", header_style="bold cyan")
-    table.add_column("run")
-    for head in ("accuracy", "95 % interval", "loss", "ECE", "images/s"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for result in results:
-        own = result.record
-        cells = f"{own['accuracy']:.2%}", show_interval(own), f"{own['loss']:.4f}", f"{own['ece']:.2%}"
-        table.add_row(result.run.name, *cells, f"{own['images_per_second']:,.0f}")
-    console.print(table, soft_wrap=False)
-    holm = ", Holm's correction" if len(pairs) > 1 else ""
-    table = Table(title=f"On the same images (McNemar's exact test{holm})", header_style="bold cyan")
-    table.add_column("runs")
-    for head in ("difference", "first alone right", "second alone right", "p"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for pair in pairs:
-        difference = f"{100 * pair['difference']:+.2f} points"
-        alone = f"{pair['only_one']:,}", f"{pair['only_other']:,}"
-        table.add_row(f"{pair['one']}, {pair['other']}", difference, *alone, show_p(pair["p_holm"]))
-    console.print(table, soft_wrap=False)
+    console.print(make_run_table(records, f"{record['images']:,} {request.part} images"), soft_wrap=False)
+    console.print(make_pair_table(pairs), soft_wrap=False)
     console.print(f"comparison.json and differences.csv are in {request.out}")
+
+
+def predictions_csv(found: Evaluation, classes: Sequence[str]) -> str:
+    """Return a line an image: its row in the split, label, prediction and the probability of that."""
+    probability, predicted = found.logits.softmax(1).max(1)
+    columns = (found.rows.tolist(), found.labels.tolist(), predicted.tolist(), probability.tolist())
+    return csv_text(
+        ["row", "label", "prediction", "probability"],
+        (
+            {"row": row, "label": classes[label], "prediction": classes[said], "probability": f"{p:.4f}"}
+            for row, label, said, p in zip(*columns, strict=True)
+        ),
+    )
 
 
 def differences_csv(results: Sequence[Result]) -> str:

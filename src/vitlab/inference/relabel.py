@@ -1,0 +1,42 @@
+"""Other data with a trained network's classes, matched by their names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vitlab.core.errors import UserError
+from vitlab.core.suggest import suggest
+from vitlab.data.datasets import Dataset
+from vitlab.data.decode import Images
+
+
+def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return a data set whose labels are a network's, matched by the names of the classes.
+
+    Raises:
+        UserError: it has a class that the network does not know.
+    """
+    if missing := [name for name in dataset.classes if name not in classes]:
+        shown = ", ".join(missing[:8]) + (" …" if missing[8:] else "")
+        raise UserError(
+            f"{dataset.name} has classes that this network was not trained on: {shown}"
+            f"{suggest(missing[0], classes)}. Leave their images out, or rename classes of image files by "
+            f"data.labels={{{missing[0]}: {classes[0]}}}."
+        )
+    return dataset if list(dataset.classes) == list(classes) else Relabelled(dataset, classes)
+
+
+class Relabelled:
+    """A data set that has some of these classes, with the numbers that they have among all of them."""
+
+    def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
+        self.name, self.sizes, self.notes = dataset.name, dataset.sizes, dataset.notes
+        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        self.classes = tuple(classes)
+        self._dataset = dataset
+        self._numbers = np.array([self.classes.index(name) for name in dataset.classes])
+
+    def load(self, split: str) -> tuple[Images, np.ndarray]:
+        """Return images (N, C, H, W) and labels (N,)."""
+        images, labels = self._dataset.load(split)
+        return images, self._numbers[labels]
