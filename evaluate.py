@@ -54,7 +54,8 @@ def main() -> None:
     check_overrides(runs, overrides)
     for folder in dict.fromkeys([*(run.out for run in runs), out]):
         make_folder(folder)
-    from vitlab.inference.evaluate import Request, evaluate_runs  # torch takes seconds to import
+    from vitlab.inference.evaluate import evaluate_runs  # torch takes seconds to import
+    from vitlab.inference.evaluate_subject import Request
 
     request = Request(
         runs=runs,

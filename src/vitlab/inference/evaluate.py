@@ -1,7 +1,7 @@
 """Evaluate trained networks on labelled images: scores, calibration, mistakes, and one against another."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,26 @@ from rich.console import Console
 from torch import Tensor
 
 from vitlab.core import hardware
-from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.errors import UserError
 from vitlab.core.files import csv_text, sha256, write_atomic
 from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
-from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.seeding import derive_seed
-from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
 from vitlab.inference import near_duplicates
 from vitlab.inference.calibration import confidences, fit_temperature, measure_reliability
 from vitlab.inference.corruptions import CORRUPTIONS
-from vitlab.inference.evaluate_arguments import Run, compose_data, is_other_data, own_data
+from vitlab.inference.evaluate_arguments import Run
 from vitlab.inference.evaluate_figures import plot_reliability, plot_robustness
+from vitlab.inference.evaluate_subject import Request, Subject, prepare
 from vitlab.inference.evaluate_tables import (
     make_class_table,
     make_corruption_table,
     make_pair_table,
     make_run_table,
     make_table,
-    say_own_test,
 )
-from vitlab.inference.load import load
-from vitlab.inference.relabel import with_classes
+from vitlab.inference.own_test import compare_with_own_test, say_own_test
 from vitlab.inference.scores import (
     compare_pairs,
     count_confusions,
@@ -45,62 +41,17 @@ from vitlab.inference.scores import (
     score_classes,
     wilson,
 )
-from vitlab.training.evaluation import Change, Evaluation, device_kind, evaluate, restore_data, run_precision
+from vitlab.training.evaluation import Change, Evaluation, device_kind, evaluate, run_precision
 from vitlab.training.figures import plot_confusion_matrix, plot_predictions
 
 STRENGTHS = range(1, 6)  # of corruptions
 MISTAKES = 32  # images in worst_mistakes.png
+# Of each run's record in comparison.json.
+KEPT = (
+    *("accuracy", "accuracy_low", "accuracy_high", "loss", "ece"),
+    *("images_per_second", "checkpoint", "sha256"),
+)
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be evaluated, and how.
-
-    Attributes:
-        overrides: that make other data of the runs' own.
-        part: ``test``, ``val`` or ``train``.
-        raw: of a run with ``callbacks.ema``, take the weights as the optimizer left them.
-        flip: also average every image's probabilities with its mirror image's.
-        corruptions, audit: do these too.
-        out: the folder for the comparison of several runs.
-        command: as typed, for the record.
-    """
-
-    runs: Sequence[Run]
-    overrides: Sequence[str]
-    part: str
-    raw: bool
-    flip: bool
-    corruptions: bool
-    audit: bool
-    out: Path
-    command: str
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A trained network, and the images that it is evaluated on.
-
-    Attributes:
-        meta: of its checkpoint.
-        data: what is evaluated.
-        own: the section of the data that it was trained on; ``section`` is that of ``data``.
-    """
-
-    net: torch.nn.Module
-    meta: CheckpointMeta
-    data: ImageData
-    section: Mapping[str, Any]
-    own: Mapping[str, Any]
-
-    def restore_own(self) -> ImageData:
-        """Return the data that the network was trained on.
-
-        Raises:
-            UserError: they are not there, or have other classes by now.
-        """
-        return self.data if self.own == self.section else restore(self.meta, self.own)
 
 
 @dataclass(frozen=True)
@@ -136,7 +87,7 @@ def evaluate_runs(request: Request, console: Console) -> list[Result]:
 
 def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     """Evaluate one run, write what comes out into its folder, and print the table."""
-    subject = make_subject(run, request)
+    subject = prepare(run, request)
     data, part, meta = subject.data, request.part, subject.meta
     for note in data.notes:
         console.print(f"note: {note}")
@@ -175,7 +126,7 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     if request.corruptions:
         record["corruptions"] = measure_corruptions(run.out, subject, part, record, title)
     if request.audit:
-        record["audit"] = audit(run.out, subject, found, title)
+        record["audit"] = audit(run.out, subject, found)
     write_json(run.out / "evaluation.json", record)
     write_atomic(run.out / "predictions.csv", predictions_csv(found, classes).encode())
     console.print(make_table(record, title), soft_wrap=False)
@@ -186,35 +137,6 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     console.print(say_own_test(record["own_test"]))
     console.print(f"evaluation.json, predictions.csv and figures are in {run.out}")
     return Result(run, classes, found, record)
-
-
-def make_subject(run: Run, request: Request) -> Subject:
-    """Load a run's network, and build the data that it is to be evaluated on.
-
-    Raises:
-        UserError: they are not there, or do not fit the network.
-    """
-    classifier = load(run.checkpoint, raw=request.raw)
-    config, meta = classifier.config, classifier.meta
-    section = compose_data(config, request.overrides)
-    # A run's limit belongs to its own test; of other images, and of a run that tested none, all are taken.
-    if is_other_data(config, section) or config["trainer"]["limit_test_batches"] == 0:
-        trainer = config["trainer"] | {"limit_test_batches": 1.0}
-        meta = meta | {"config": config | {"trainer": trainer}}
-    try:
-        data = restore(meta, section)
-    except UserError as error:
-        moved = " If the images of this run have moved, say where they are: data.root=…"
-        raise UserError(f"{error}{'' if request.overrides else moved}") from error
-    if request.part == "val" and not data.num_val:
-        raise UserError("--split val: no images are held out (data.val_size=0).")
-    return Subject(classifier.net, meta, data, section, own_data(config, section))
-
-
-def restore(meta: CheckpointMeta, section: Mapping[str, Any]) -> ImageData:
-    """Return the data that a section of a config names, with the network's classes and normalisation."""
-    dataset = with_classes(datasets.build(section), meta["classes"])
-    return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)
 
 
 def summarize(found: Evaluation) -> Record:
@@ -235,10 +157,9 @@ def calibrate(subject: Subject, request: Request, found: Evaluation) -> Record:
     """Return what a temperature brings fitted on the hold-out of the run's data, or why there is none."""
     if request.part == "val":
         return {"why_not": "the hold-out, which it would be fitted on, is what is evaluated"}
-    try:
-        own = subject.restore_own()
-    except UserError as error:
-        return {"why_not": f"the hold-out of the run's own data is not there: {error}"}
+    own = subject.own
+    if isinstance(own, UserError):
+        return {"why_not": f"the hold-out of the run's own data is not there: {own}"}
     if not own.num_val:
         return {"why_not": "the run held no images out (data.val_size=0) to fit it on"}
     held = evaluate(subject.net, subject.meta, own, "val")
@@ -249,43 +170,6 @@ def calibrate(subject: Subject, request: Request, found: Evaluation) -> Record:
         "loss_after": log_loss(found.logits / temperature, found.labels),
         "fitted_on": f"{len(held.labels):,} held-out images of {own.dataset.name}",
     }
-
-
-def compare_with_own_test(run: Run, subject: Subject, record: Record, found: Evaluation) -> Record:
-    """Return what the run's own test found, and whether this is equal; or why there is nothing to compare."""
-    folder, config = RunFolder(run.home), subject.meta["config"]
-    summary = Summary(folder, writable=False).data
-    metrics = summary.get("metrics", {})
-    own = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
-    tested = folder.best if folder.best.exists() else folder.last
-    for other, why in (
-        (record["split"] != "test", f"these are its {record['split']} images"),
-        (is_other_data(config, subject.section), "these are other images"),
-        (record["weights"] == "raw", "it tested the averaged weights"),
-        (not own, "its summary.json is not there, or has no test"),
-        (run.checkpoint.absolute() != tested, f"it tested {tested.name}"),
-    ):
-        if other:
-            return {"why_not": why}
-    kind, trainer = device_kind(subject.meta), config["trainer"]
-    then = {
-        "device": summary.get("device"),
-        "torch": summary.get("versions", {}).get("torch"),
-        "precision": summary.get("precision"),
-        "compiled": summary.get("compiled"),
-    }
-    now = {
-        "device": record["device"],
-        "torch": record["versions"]["torch"],
-        "precision": record["precision"],
-        "compiled": bool(subject.meta.get("compiled")) and hardware.has_compiler(kind),
-    }
-    reasons = [f"{key} {then[key]} → {now[key]}" for key in then if then[key] != now[key]]
-    if (processes := hardware.count_processes(trainer["devices"], kind) * trainer["num_nodes"]) > 1:
-        reasons.append(f"processes {processes} → 1")
-    if config["data"]["root"] != subject.section["root"]:
-        reasons.append(f"data.root {config['data']['root']} → {subject.section['root']}")
-    return {"metrics": own, "equal": own == found.metrics, "changed": reasons}
 
 
 def draw(
@@ -343,12 +227,13 @@ def seeded(corrupt: Callable[[Tensor, int, torch.Generator], Tensor], name: str,
     return change
 
 
-def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
+def audit(out: Path, subject: Subject, found: Evaluation) -> Record:
     """Look for near-duplicates of training images among the test images, and leave them out.
 
     The hold-out counts as training images: it decided which weights were kept.
     """
-    dataset, classes = subject.restore_own().dataset, subject.meta["classes"]
+    assert isinstance(subject.own, ImageData)
+    dataset, classes = subject.own.dataset, subject.meta["classes"]
     splits = [split for split in ("train", "val") if split in dataset.sizes]
     read = [dataset.load(split) for split in splits]
     train = torch.cat([torch.from_numpy(images[np.arange(len(labels))]) for images, labels in read])
@@ -378,16 +263,17 @@ def audit(out: Path, subject: Subject, found: Evaluation, title: str) -> Record:
     right = find_right(found.logits, found.labels)
     kept = torch.ones(len(right), dtype=torch.bool)
     kept[pairs.test_rows] = False
-    low, high = wilson(int(right[kept].sum()), int(kept.sum()))
-    return {
+    record: Record = {
         "near_duplicates": len(rows),
         "share": len(rows) / len(right),
-        "accuracy_without": right[kept].double().mean().item(),
-        "accuracy_without_low": low,
-        "accuracy_without_high": high,
         "threshold": near_duplicates.THRESHOLD,
         "method": near_duplicates.METHOD,
     }
+    if number := int(kept.sum()):
+        good = int(right[kept].sum())
+        low, high = wilson(good, number)
+        record |= {"accuracy": good / number, "accuracy_low": low, "accuracy_high": high}
+    return record
 
 
 def check_same_images(one: Result, other: Result) -> None:
@@ -412,18 +298,8 @@ def compare_results(results: Sequence[Result], request: Request, console: Consol
     """Compare runs on the same images; write comparison.json and differences.csv, and print the tables."""
     pairs = compare_pairs({result.run.name: result.right for result in results})
     records = {result.run.name: result.record for result in results}
-    kept = (
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "loss",
-        "ece",
-        "images_per_second",
-        "checkpoint",
-        "sha256",
-    )
     record = {
-        "runs": [{"name": name} | {key: own[key] for key in kept} for name, own in records.items()],
+        "runs": [{"name": name} | {key: own[key] for key in KEPT} for name, own in records.items()],
         "pairs": pairs,
         "images": len(results[0].found.rows),
         "split": request.part,

@@ -41,9 +41,10 @@ def table_rows(record: Record) -> Iterable[tuple[str, str, str]]:
     if corrupted := record.get("corruptions"):
         yield "mean of corruptions", f"{corrupted['mean_accuracy']:.2%}", "CIFAR-C-style, see below"
     if audited := record.get("audit"):
-        number = f"{audited['near_duplicates']:,} near-duplicates"
-        note = f"{show_interval(audited, 'accuracy_without')}; {number} left out ({audited['share']:.2%})"
-        yield "without near-duplicates", f"{audited['accuracy_without']:.2%}", note
+        value, note = "-", f"{audited['near_duplicates']:,} near-duplicates left out ({audited['share']:.2%})"
+        if "accuracy" in audited:
+            value, note = f"{audited['accuracy']:.2%}", f"{show_interval(audited)}; {note}"
+        yield "without near-duplicates", value, note
     yield "images/s", f"{record['images_per_second']:,.0f}", f"{record['precision']} on {record['device']}"
 
 
@@ -116,14 +117,3 @@ def make_pair_table(pairs: Sequence[Comparison]) -> Table:
         alone = f"{pair['only_one']:,}", f"{pair['only_other']:,}"
         table.add_row(f"{pair['one']}, {pair['other']}", difference, *alone, show_p(pair["p_holm"]))
     return table
-
-
-def say_own_test(own: Record) -> str:
-    """Return the line about the run's own test."""
-    if "why_not" in own:
-        return f"not compared with the run's own test: {own['why_not']}"
-    if own["equal"]:
-        return "equal to the run's own test"
-    numbers = ", ".join(f"{key} {value:.6g}" for key, value in own["metrics"].items())
-    changed = "; ".join(own["changed"]) or "nothing that is on record"
-    return f"differs from the run's own test ({numbers}). What has changed since: {changed}"
