@@ -16,14 +16,24 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     Raises:
         UserError: it has a class that the network does not know.
     """
-    if missing := [name for name in dataset.classes if name not in classes]:
-        shown = ", ".join(missing[:8]) + (" …" if missing[8:] else "")
+    missing = [name for name in dataset.classes if name not in classes]
+    if len(missing) == len(dataset.classes):
         raise UserError(
-            f"{dataset.name} has classes that this network was not trained on: {shown}"
+            f"{dataset.name} has no class that this network was trained on: expected {list_some(classes)}, "
+            f"found {list_some(missing)}{suggest(missing[0], classes)}."
+        )
+    if missing:
+        raise UserError(
+            f"{dataset.name} has classes that this network was not trained on: {list_some(missing)}"
             f"{suggest(missing[0], classes)}. Leave their images out, or rename classes of image files by "
             f"data.labels={{{missing[0]}: {classes[0]}}}."
         )
     return dataset if list(dataset.classes) == list(classes) else Relabelled(dataset, classes)
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return the first names as one text."""
+    return ", ".join(names[:8]) + (" …" if names[8:] else "")
 
 
 class Relabelled:
