@@ -70,6 +70,12 @@ def evaluated(trained: Path) -> Path:
     return trained / "evaluation"
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of the time; `evaluated`, made before, has them."""
+    monkeypatch.setattr("vitlab.inference.evaluate.draw", lambda *given: None)
+
+
 def test_the_scores_equal_the_runs_own_test_to_the_last_digit(trained: Path, evaluated: Path) -> None:
     found, own = record(evaluated), summary(trained)["metrics"]
     for key in ("accuracy", "accuracy_top5", "loss"):
