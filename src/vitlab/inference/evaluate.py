@@ -18,6 +18,7 @@ from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.seeding import derive_seed
 from vitlab.data.datamodule import ImageData
+from vitlab.data.decode import with_bar
 from vitlab.inference import near_duplicates
 from vitlab.inference.calibration import confidences, fit_temperature, measure_reliability
 from vitlab.inference.corruptions import CORRUPTIONS
@@ -91,6 +92,7 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     data, part, meta = subject.data, request.part, subject.meta
     for note in data.notes:
         console.print(f"note: {note}")
+    console.print(f"evaluating {run.name} on the {part} images of {data.dataset.name}")
     found = evaluate(subject.net, meta, data, part)
     classes, number = list(meta["classes"]), len(found.labels)
     counts = count_confusions(found.logits, found.labels)
@@ -201,11 +203,11 @@ def draw(
 def measure_corruptions(out: Path, subject: Subject, part: str, record: Record, title: str) -> Record:
     """Evaluate under every corruption at every strength; write corruptions.csv and its figure."""
     rows: list[Record] = []
-    for name, corrupt in CORRUPTIONS.items():
-        for strength in STRENGTHS:
-            change = seeded(corrupt, name, strength)
-            found = evaluate(subject.net, subject.meta, subject.data, part, change=change)
-            rows.append({"corruption": name, "strength": strength} | summarize(found))
+    passes = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
+    for name, strength in with_bar(passes, "Corrupting", len(passes), 1, fewest=1):
+        change = seeded(CORRUPTIONS[name], name, strength)
+        found = evaluate(subject.net, subject.meta, subject.data, part, change=change)
+        rows.append({"corruption": name, "strength": strength} | summarize(found))
     write_atomic(out / "corruptions.csv", csv_text(list(rows[0]), rows).encode())
     curves = {name: [row["accuracy"] for row in rows if row["corruption"] == name] for name in CORRUPTIONS}
     save_figure(plot_robustness(curves, record["accuracy"], title), out / "corruptions.png")
