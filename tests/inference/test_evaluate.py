@@ -172,14 +172,14 @@ def test_a_difference_to_the_runs_own_test_is_said_with_what_changed(
 ) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     edited = summary(folder)
-    edited["metrics"]["test/loss"] += 1e-6
+    edited["metrics"]["test/loss"] = 2.5
     edited["versions"]["torch"] = "2.0"
     (folder / "summary.json").write_text(json.dumps(edited))
     evaluate(folder)
     own = record(folder / "evaluation")["own_test"]
     assert own["equal"] is False
     assert own["changed"] == [f"torch 2.0 → {version('torch')}"]
-    assert "differs from the run's own test" in capsys.readouterr().out
+    assert "differs from the run's own test: loss 2.5 → " in capsys.readouterr().out
 
 
 def test_the_hold_out_has_no_temperature_and_the_training_images_have(trained: Path, tmp_path: Path) -> None:

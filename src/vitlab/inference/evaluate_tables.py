@@ -81,7 +81,7 @@ def make_class_table(scores: Sequence[ClassScore]) -> Table:
 def make_corruption_table(accuracy: Mapping[str, Sequence[float]]) -> Table:
     """Return the accuracy under each corruption, by strength."""
     table = Table(
-        title="Accuracy by strength; CIFAR-C-style, not comparable with figures on CIFAR-10-C",
+        title="Accuracy by strength: CIFAR-C-style, not CIFAR-10-C",
         header_style="bold cyan",
     )
     table.add_column("corruption")

@@ -46,7 +46,9 @@ def compare_with_own_test(run: Run, subject: Subject, record: Record, found: Eva
         reasons.append(f"processes {processes} → 1")
     if config["data"]["root"] != subject.section["root"]:
         reasons.append(f"data.root {config['data']['root']} → {subject.section['root']}")
-    return {"metrics": own, "equal": own == found.metrics, "changed": reasons}
+    pairs = {key: [value, found.metrics[key]] for key, value in own.items()}
+    differs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {"metrics": own, "equal": not differs, "differs": differs, "changed": reasons}
 
 
 def say_own_test(own: Record) -> str:
@@ -55,6 +57,6 @@ def say_own_test(own: Record) -> str:
         return f"not compared with the run's own test: {own['why_not']}"
     if own["equal"]:
         return "equal to the run's own test"
-    numbers = ", ".join(f"{key} {value:.6g}" for key, value in own["metrics"].items())
+    numbers = ", ".join(f"{key} {then!r} → {now!r}" for key, (then, now) in own["differs"].items())
     changed = "; ".join(own["changed"]) or "nothing that is on record"
-    return f"differs from the run's own test ({numbers}). What has changed since: {changed}"
+    return f"differs from the run's own test: {numbers}. What has changed since: {changed}"
