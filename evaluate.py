@@ -3,6 +3,7 @@
 python evaluate.py outputs/runs/NAME                       its own test images, as its own test computed them
 python evaluate.py outputs/runs/NAME data.root=/mnt/images the same images, which have moved
 python evaluate.py outputs/runs/NAME data=image_folder data.root=photos   other images of the same classes
+python evaluate.py outputs/runs/NAME data.root=photos --split all         and those of their training part too
 python evaluate.py outputs/runs/NAME --corruptions --audit --tta flip
 python evaluate.py outputs/runs/ONE outputs/runs/OTHER     and which is better, image by image
 
@@ -31,7 +32,7 @@ def main() -> None:
         help="run folders, or checkpoints; words that begin with data= or data. name other data",
     )
     parser.add_argument(
-        "--split", choices=("test", "val", "train"), default="test", help="which images (test)"
+        "--split", choices=("test", "val", "train", "all"), default="test", help="which images (test)"
     )
     parser.add_argument("--raw", action="store_true", help="of a run with EMA, the weights without averaging")
     parser.add_argument("--tta", choices=("flip",), help="also with an image and its mirror image averaged")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import evaluate as verb
+import vitlab
 from tests.conftest import ROOT, TINY, Train, slow, summary
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
@@ -224,6 +225,21 @@ def test_other_images_of_some_classes_are_matched_by_name(trained: Path, tmp_pat
     )
     assert found["own_test"]["why_not"] == "these are other images"
     assert found["calibration"]["fitted_on"] == "16 held-out images of shapes"  # the run's own
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val", "test")])
+def test_all_images_of_other_data_are_evaluated_if_so_asked(
+    trained: Path, tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    for part in parts:
+        save_images(tmp_path / "photos", ["star", "bar"], part)
+    where = ["data=image_folder", f"data.root={tmp_path / 'photos'}", "data.cache=null", "--split", "all"]
+    evaluate(trained, *where, "--out", tmp_path / "out")
+    assert record(tmp_path / "out")["images"] == 12 * len(parts)
+    said = [line["prediction"] for line in rows(tmp_path / "out" / "predictions.csv")]
+    files = [str(file) for file in (tmp_path / "photos").rglob("*.png")]
+    predicted = vitlab.load(trained).predict(files)
+    assert sorted(said) == sorted(prediction.class_name for prediction in predicted)
 
 
 def test_labels_get_the_networks_numbers(tmp_path: Path) -> None:

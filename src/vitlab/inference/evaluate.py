@@ -89,14 +89,14 @@ def evaluate_runs(request: Request, console: Console) -> list[Result]:
 def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     """Evaluate one run, write what comes out into its folder, and print the table."""
     subject = prepare(run, request)
-    data, part, meta = subject.data, request.part, subject.meta
+    data, part, meta = subject.data, subject.part, subject.meta
     for note in data.notes:
         console.print(f"note: {note}")
-    console.print(f"evaluating {run.name} on the {part} images of {data.dataset.name}")
+    console.print(f"evaluating {run.name} on the {request.part} images of {data.dataset.name}")
     found = evaluate(subject.net, meta, data, part)
     classes, number = list(meta["classes"]), len(found.labels)
     counts = count_confusions(found.logits, found.labels)
-    title = f"{run.name} on {data.dataset.name}: {number:,} {part} images"
+    title = f"{run.name} on {data.dataset.name}: {number:,} {request.part} images"
     kind, ema = device_kind(meta), meta["config"]["callbacks"].get("ema", {}).get("decay") is not None
     if request.raw and not ema:
         console.print(f"note: {run.name} has no averaged weights (callbacks.ema): --raw changes nothing.")
@@ -106,7 +106,7 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
         "per_class": score_classes(counts, classes),
         "classes": classes,
         "confusion": counts.tolist(),
-        "split": part,
+        "split": request.part,
         "images": number,
         "data": {"name": data.dataset.name} | dict(subject.section),
         "images_per_second": number / found.seconds,
@@ -157,9 +157,9 @@ def summarize(found: Evaluation) -> Record:
 
 def calibrate(subject: Subject, request: Request, found: Evaluation) -> Record:
     """Return what a temperature brings fitted on the hold-out of the run's data, or why there is none."""
-    if request.part == "val":
-        return {"why_not": "the hold-out, which it would be fitted on, is what is evaluated"}
     own = subject.own
+    if request.part in ("val", "all") and own is subject.data:
+        return {"why_not": "the hold-out, which it would be fitted on, is among what is evaluated"}
     if isinstance(own, UserError):
         return {"why_not": f"the hold-out of the run's own data is not there: {own}"}
     if not own.num_val:
@@ -192,7 +192,7 @@ def draw(
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     (out / "worst_mistakes.png").unlink(missing_ok=True)  # of before: there may be no mistake now
     if len(worst):
-        images, _ = subject.data.read(request.part, found.rows[worst])
+        images, _ = subject.data.read(subject.part, found.rows[worst])
         probabilities = logits[worst].softmax(1).numpy()
         grid = images.cpu().numpy(), labels[worst].tolist(), probabilities, classes
         which = f"the {len(worst)} most confident of {len(wrong):,}" if len(worst) < len(wrong) else "all"

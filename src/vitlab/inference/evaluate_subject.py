@@ -13,7 +13,7 @@ from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
 from vitlab.inference.evaluate_arguments import Run, compose_data, is_other_data, own_data
 from vitlab.inference.load import load
-from vitlab.inference.relabel import with_classes
+from vitlab.inference.relabel import Pooled, with_classes
 from vitlab.training.evaluation import restore_data
 
 
@@ -23,7 +23,7 @@ class Request:
 
     Attributes:
         overrides: that make other data of the runs' own.
-        part: ``test``, ``val`` or ``train``.
+        part: ``test``, ``val``, ``train`` or ``all``.
         raw: of a run with ``callbacks.ema``, take the weights as the optimizer left them.
         flip: also average every image's probabilities with its mirror image's.
         corruptions, audit: do these too.
@@ -49,6 +49,7 @@ class Subject:
     Attributes:
         meta: of its checkpoint.
         data: what is evaluated.
+        part: of them.
         section: of the config, that names ``data``.
         own: the data that it was trained on, or why they cannot be had.
     """
@@ -56,6 +57,7 @@ class Subject:
     net: torch.nn.Module
     meta: CheckpointMeta
     data: ImageData
+    part: str
     section: Mapping[str, Any]
     own: ImageData | UserError
 
@@ -70,11 +72,12 @@ def prepare(run: Run, request: Request) -> Subject:
     config, meta = classifier.config, classifier.meta
     section = compose_data(config, request.overrides)
     # A run's limit belongs to its own test; of other images, and of a run that tested none, all are taken.
-    if is_other_data(config, section) or config["trainer"]["limit_test_batches"] == 0:
+    whole = is_other_data(config, section) or request.part == "all"
+    if whole or config["trainer"]["limit_test_batches"] == 0:
         trainer = config["trainer"] | {"limit_test_batches": 1.0}
         meta = meta | {"config": config | {"trainer": trainer}}
     try:
-        data = restore(meta, section)
+        data = restore(meta, section, pooled=request.part == "all")
     except UserError as error:
         moved = " If the images of this run have moved, say where they are: data.root=…"
         raise UserError(f"{error}{'' if request.overrides else moved}") from error
@@ -89,10 +92,16 @@ def prepare(run: Run, request: Request) -> Subject:
             own = error
     if request.audit and isinstance(own, UserError):
         raise UserError(f"--audit needs the images that the run was trained on: {own}")
-    return Subject(classifier.net, meta, data, section, own)
+    part = "test" if request.part == "all" else request.part
+    return Subject(classifier.net, meta, data, part, section, own)
 
 
-def restore(meta: CheckpointMeta, section: Mapping[str, Any]) -> ImageData:
-    """Return the data that a section of a config names, with the network's classes and normalisation."""
+def restore(meta: CheckpointMeta, section: Mapping[str, Any], *, pooled: bool = False) -> ImageData:
+    """Return the data that a section of a config names, with the network's classes and normalisation.
+
+    Args:
+        pooled: whether all of them are test images.
+    """
     dataset = with_classes(datasets.build(section), meta["classes"])
+    dataset = Pooled(dataset) if pooled else dataset
     return restore_data(meta | {"config": meta["config"] | {"data": section}}, dataset)

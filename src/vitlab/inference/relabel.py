@@ -1,4 +1,4 @@
-"""Other data with a trained network's classes, matched by their names."""
+"""Other data for a trained network: with its classes by name, or all images as one part."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from vitlab.core.errors import UserError
 from vitlab.core.suggest import suggest
 from vitlab.data.datasets import Dataset
-from vitlab.data.decode import Images
+from vitlab.data.decode import Images, LazyImages
 
 
 def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -34,6 +34,41 @@ def with_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 def list_some(names: Sequence[str]) -> str:
     """Return the first names as one text."""
     return ", ".join(names[:8]) + (" …" if names[8:] else "")
+
+
+class Pooled:
+    """A data set whose test part is all of its images: those of training first, then its other parts."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.name, self.classes, self.notes = dataset.name, dataset.classes, dataset.notes
+        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        self.sizes = {"train": dataset.sizes["train"], "test": sum(dataset.sizes.values())}
+        self._dataset = dataset
+
+    def load(self, split: str) -> tuple[Images, np.ndarray]:
+        """Return images (N, C, H, W) and labels (N,)."""
+        if split == "train":
+            return self._dataset.load(split)
+        parts = [self._dataset.load(name) for name in self._dataset.sizes]
+        return Joined([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+class Joined(LazyImages):
+    """Images of several parts, one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([part.shape[0] for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        of = np.searchsorted(self._ends, rows, side="right")  # (n,) the part of each row
+        for number, part in enumerate(self._parts):
+            mine = of == number
+            first = self._ends[number] - part.shape[0]
+            found[mine] = part[rows[mine] - first]
+        return found
 
 
 class Relabelled:
