@@ -19,7 +19,9 @@ def disk_problem(error: BaseException | None) -> str | None:
 
     Libraries wrap them, and torch's writer hides them behind a complaint of its own.
     """
-    while error is not None:
+    seen: list[BaseException] = []  # chains may be circles
+    while error is not None and error not in seen:
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in PROBLEMS:
             return PROBLEMS[error.errno] + (f": {error.filename}" if error.filename else "")
         error = error.__cause__ or error.__context__
