@@ -134,6 +134,7 @@ BUILT_FROM = (
 
 def test_a_key_that_was_deleted_before_the_first_checkpoint_is_named(copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints")
+    (copied / "metrics.csv").unlink()
     unfinished = json.dumps(summary(copied) | {"status": "interrupted"})
     before = (copied / "config.yaml").read_text()
     for key in BUILT_FROM:
