@@ -83,7 +83,7 @@ def test_without_the_extra_it_is_named_and_the_rest_is_measured(
     monkeypatch.setattr(importlib.util, "find_spec", find)
     runtimes, notes = build_runtimes(ours, choose_images(ours), tmp_path)
     assert [runtime.name for runtime in runtimes] == ["eager", "timm"]
-    assert any("ONNX Runtime is not measured" in note and "[onnx]" in note for note in notes)
+    assert any("ONNX Runtime needs onnx" in note and "[onnx]" in note for note in notes)
 
 
 def test_what_timm_does_not_have_is_left_out_with_its_reason(

@@ -18,7 +18,7 @@ from vitlab.core.hardware import has_compiler
 from vitlab.core.signals import StopSignal
 from vitlab.data.preprocess import resize_pixels
 from vitlab.inference.load import Classifier
-from vitlab.inference.onnx import export_onnx, open_onnx, quantize
+from vitlab.inference.onnx import export_onnx, need_onnx, open_onnx, quantize
 from vitlab.inference.timm_format import to_timm, why_not_timm
 from vitlab.models.attention_weights import eager_copy
 from vitlab.training.build import Components
@@ -69,9 +69,10 @@ def build_runtimes(job: Components, images: Tensor, folder: Path) -> tuple[list[
         notes.append("PyTorch compiled is not measured: torch.compile finds no compiler")
     if images.device.type == "cpu":
         try:
+            need_onnx("measuring ONNX Runtime")
             runtimes += build_onnx(model, images, folder)
         except UserError as error:
-            notes.append(f"ONNX Runtime is not measured: {error}")
+            notes.append(str(error))
     else:
         notes.append("ONNX Runtime is not measured: vitlab uses it on the CPU alone (trainer=cpu)")
     if reason := why_not_timm(job.net):
@@ -97,11 +98,7 @@ def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def build_onnx(model: Classifier, images: Tensor, folder: Path) -> Iterator[Runtime]:
-    """Yield ONNX Runtime in float32 and in 8 bits.
-
-    Raises:
-        UserError: the extra ``onnx`` is not installed.
-    """
+    """Yield ONNX Runtime in float32 and in 8 bits."""
     whole, small = folder / "float32.onnx", folder / "int8.onnx"
     channels, height, width = images.shape[1:]
     export_onnx(model, whole, (channels, height, width))

@@ -222,7 +222,7 @@ def write_timm(request: Request, classifier: Classifier, work: Path) -> Content:
 
 def write_onnx(request: Request, classifier: Classifier, work: Path) -> Content:
     """Write the ONNX file, another in 8 bits where that is asked for, and hold both against the network."""
-    onnx.need_onnx()
+    onnx.need_onnx("export.py --format onnx")
     meta = classifier.meta
     source = Images(request, classifier)
     images, whose = source.real()

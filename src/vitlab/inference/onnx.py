@@ -49,11 +49,7 @@ def export_onnx(
         size: (C, H, W) of the images.
         raw: whether the file is to hold ``model`` alone, without the softmax.
         metadata: what the file says of itself, a text each or, as JSON, anything else.
-
-    Raises:
-        UserError: the extra ``onnx`` is not installed.
     """
-    need_onnx()
     net = eager_copy(model)
     # A batch of two: an export from one image takes the one for a constant.
     images = torch.zeros(2, *size, dtype=torch.float32 if raw else torch.uint8)
@@ -87,11 +83,7 @@ def quantize(path: Path, target: Path, images: Tensor) -> None:
         path: the file in float32.
         target: the file to write.
         images: uint8 (n, C, H, W), training images.
-
-    Raises:
-        UserError: the extra ``onnx`` is not installed.
     """
-    need_onnx()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -123,12 +115,7 @@ def quantize(path: Path, target: Path, images: Tensor) -> None:
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return what runs a file on the CPU: images (N, C, H, W) → (N, K).
-
-    Raises:
-        UserError: the extra ``onnx`` is not installed.
-    """
-    need_onnx()
+    """Return what runs a file on the CPU: images (N, C, H, W) → (N, K)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,9 +125,13 @@ def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
 
-def need_onnx() -> None:
-    """Raise a UserError where the extra ``onnx`` is not installed."""
-    need("onnx", "onnxruntime", "onnxscript", extra="onnx", what="export.py --format onnx")
+def need_onnx(what: str) -> None:
+    """Check that the extra ``onnx`` is installed, before anything of this module is used.
+
+    Raises:
+        UserError: it is not; ``what`` says in the message who needs it.
+    """
+    need("onnx", "onnxruntime", "onnxscript", extra="onnx", what=what)
 
 
 @contextlib.contextmanager
