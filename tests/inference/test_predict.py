@@ -234,6 +234,7 @@ def test_a_network_without_attention_says_which_methods_work(
         (["{run}", "{image}", "--top", "0"], "--top 0: expected 1 or more"),
         (["{run}", "{image}", "--format", "json"], "invalid choice: 'json'"),
         (["{run}", "{image}", "--explain", "rolout"], r"--explain rolout: .* \(did you mean 'rollout'\?\)"),
+        (["{run}", "{image}", "--fromat=csv"], r"--fromat=csv \(did you mean '--format'\?\)"),
         (["{run}", "{image}", "--out", "{tmp}"], "--out is the folder for overlays"),
         (["{run}", "{image}", "--explain", "rollout", "--out", "{image}/x"], "nothing can be written to"),
         (["{image}", "{image}"], "cannot be read as a checkpoint"),

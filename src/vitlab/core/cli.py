@@ -10,6 +10,7 @@ from vitlab.core.console import printable
 from vitlab.core.disk import disk_problem
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
+from vitlab.core.suggest import suggest
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +20,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python {self.prog} --help.")
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        meant = suggest(unknown, self._option_string_actions) if unknown else ""
+        raise UserError(f"{message}{meant}. See python {self.prog} --help.")
 
 
 def finish(work: Callable[[], object]) -> int:
