@@ -100,15 +100,15 @@ def test_the_best_checkpoint_serves_where_it_is_the_newest_that_can_be_read(
     assert_alike(finished, folder)
 
 
-def test_a_best_checkpoint_from_within_an_epoch_is_not_resumed_from(train: Train, fresh: Train) -> None:
+def test_a_run_that_has_only_a_best_checkpoint_from_within_an_epoch_starts_over(
+    train: Train, fresh: Train
+) -> None:
     options = ("trainer.val_check_interval=3",)
     whole, folder = train(*options, name="whole"), fresh(*options)
     end_at(folder, 6, signal.SIGKILL)  # the one checkpoint is of a validation in the first epoch
     assert not (folder / "checkpoints" / "last.ckpt").exists()
-    with pytest.raises(UserError, match="in the middle of an epoch"):
-        run(RunFolder(folder))
-    (folder / "checkpoints" / "best.ckpt").unlink()
     run(RunFolder(folder))
+    assert summary(folder)["train"]["resumed_at"] == [0]
     assert_alike(whole, folder)
 
 

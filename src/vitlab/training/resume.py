@@ -30,29 +30,30 @@ MISSING: Any = object()
 
 
 class SavedRun(NamedTuple):
-    """What a run's own checkpoint says of it: the file, the optimizer steps done, and what it carries."""
+    """What a run's own checkpoint says of it.
+
+    Attributes:
+        step: optimizer steps done.
+        meta: what the file carries.
+        restartable: whether training can go on from it, see `Checkpointing`.
+    """
 
     path: Path
     step: int
     meta: CheckpointMeta
+    restartable: bool
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
         """Read a run's checkpoint.
 
         Raises:
-            UserError: the file is damaged, no checkpoint of a run, or none that training can go on from.
+            UserError: the file is damaged or no checkpoint of a run.
         """
         checkpoint = read_checkpoint(path)
-        if (
-            not checkpoint.get("callbacks", {})
-            .get("Checkpointing", {})
-            .get("restartable", path.name != "best.ckpt")
-        ):
-            raise UserError(
-                f"{path} was written in the middle of an epoch, and training cannot go on from there."
-            )
-        return cls(path, checkpoint["global_step"], checkpoint["vitlab"])
+        state = checkpoint.get("callbacks", {}).get("Checkpointing", {})
+        restartable = state.get("restartable", path.name != "best.ckpt")  # absent from older ones
+        return cls(path, checkpoint["global_step"], checkpoint["vitlab"], restartable)
 
     @classmethod
     def find(cls, folder: RunFolder, say: Callable[[str], None]) -> "SavedRun | None":
@@ -69,7 +70,8 @@ class SavedRun(NamedTuple):
         for path in (folder.last, folder.previous, folder.best):
             if os.path.lexists(path):
                 try:
-                    found.append(cls.read(path))
+                    saved = cls.read(path)
+                    found += [saved] * saved.restartable
                 except UserError as error:
                     problems[path] = str(error)
             if found and found[0].path == folder.last:
@@ -99,8 +101,8 @@ class SavedRun(NamedTuple):
         # After the first a run may have been killed before its checkpoint was written.
         if epochs > 1 and folder.read_config()["trainer"]["enable_checkpointing"] is not False:
             raise UserError(
-                f"{folder.checkpoints} has no checkpoint, and metrics.csv tells of {epochs} epochs. Put "
-                f"last.ckpt back; to start again from step 0, delete {folder.metrics}."
+                f"{folder.checkpoints} has no checkpoint to go on from, and metrics.csv tells of {epochs} "
+                f"epochs. Put last.ckpt back; to start again from step 0, delete {folder.metrics}."
             )
 
     def check_config(self, folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
