@@ -77,13 +77,21 @@ def test_a_file_that_is_no_image_is_answered_with_a_sentence(demo: Demo, files: 
 def test_nothing_is_downloaded(tmp_path: Path) -> None:
     options = config("cifar10", root=str(tmp_path), url="https://localhost:9/data.tar.gz")
     with pytest.raises(UserError, match="CIFAR-10 is not in"):
-        find_test_images(options)
+        find_test_images(options, [])
     assert not [*tmp_path.iterdir()]
 
 
 def test_without_the_data_or_attention_the_page_says_why(tmp_path: Path, train: Train, files: Path) -> None:
     run = train_on_photographs(tmp_path)
-    assert Demo(best(run)).images is not None
+    there = Demo(best(run))
+    assert there.images is not None
+    for file in (tmp_path / "photos").rglob("*.*"):
+        file.write_text("no image")
+    assert "cannot be read" in there.answer_test_image()[0]
+    for part in ("train", "test"):
+        folder = min((tmp_path / "photos" / part).iterdir())
+        folder.rename(folder.with_name("zebra"))
+    assert "no longer those that the network learned" in Demo(best(run)).why_no_images
     shutil.rmtree(tmp_path / "photos")
     gone = Demo(best(run))
     assert gone.images is None

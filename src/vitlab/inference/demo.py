@@ -47,7 +47,9 @@ class Demo:
         self.why_no_method = "" if self.method else problems["gradcam"]
         self.images, self.why_no_images = None, ""
         try:
-            self.images, self.labels = find_test_images(self.classifier.config["data"])
+            self.images, self.labels = find_test_images(
+                self.classifier.config["data"], self.classifier.classes
+            )
         except UserError as error:
             self.why_no_images = f"There are no test images here: {str(error).splitlines()[0]}"
 
@@ -65,7 +67,10 @@ class Demo:
         """Answer a test image drawn by lot."""
         assert self.images is not None
         row = np.random.default_rng().integers(len(self.labels), size=1)
-        pixels = self.images[row][0]
+        try:
+            pixels = self.images[row][0]
+        except UserError as error:  # of a file that is broken, or has gone since
+            return printable(str(error)), None, None, None
         shown = np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3))
         label = self.classifier.classes[self.labels[row[0]]]
         return self.answer(pixels, shown, f"Test image {row[0]}, whose class is {label}. ")
@@ -84,13 +89,16 @@ class Demo:
         return said, shown, found.probabilities, where
 
 
-def find_test_images(options: dict[str, Any]) -> tuple[Images, np.ndarray]:
+def find_test_images(options: dict[str, Any], classes: list[str]) -> tuple[Images, np.ndarray]:
     """Return images and labels of a run's data, without downloading anything or decoding all of it.
 
     Raises:
-        UserError: they are not here.
+        UserError: they are not here, or have other classes than the network.
     """
-    return datasets.build(options | {key: None for key in ("url", "cache") if key in options}).load("test")
+    dataset = datasets.build(options | {key: None for key in ("url", "cache") if key in options})
+    if list(dataset.classes) != classes:
+        raise UserError(f"the classes of {dataset.name} are no longer those that the network learned.")
+    return dataset.load("test")
 
 
 def make_page(demo: Demo) -> Any:
