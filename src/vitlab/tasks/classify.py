@@ -118,7 +118,8 @@ class Classify(Evaluate):
         assert self.sums is not None
         *sums, images = self._reduced_sums().tolist()
         self.sums = None
-        self.log_dict({f"train/{name}": value / images for name, value in zip(self.shown, sums, strict=True)})
+        means = {f"train/{name}": value / images for name, value in zip(self.shown, sums, strict=True)}
+        self.log_dict(means, logger=False)  # the loggers get them from `Record`
 
     def _reduced_sums(self) -> Tensor:
         assert self.sums is not None

@@ -55,14 +55,20 @@ class StepLoss(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._read_back(trainer)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
+        # What resumes from this checkpoint does not log again what came before it.
+        self._read_back(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+
     def _read_back(self, trainer: L.Trainer) -> None:
         if self._pending is None:
             return
         step, rate, loss = self._pending
         self._pending = None
         self.loss = loss.item()
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step)
+        for logger in trainer.loggers:  # of the step that was taken last, counted from 0, as Lightning counts
+            logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step - 1)
 
 
 @dataclass(eq=False)
@@ -96,6 +102,10 @@ class Record(Checkpoint):
         row["learning_rate"] = learning_rate(trainer)
         self.validation = {}
         self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
+        # Here and not by Lightning, which would log it when the checkpoint of this epoch is there already.
+        for logger in trainer.loggers:
+            values = collect_metrics(trainer, "train/") | {"epoch": trainer.current_epoch}
+            logger.log_metrics(values, trainer.global_step - 1)
         if trainer.is_global_zero:
             write_atomic(self.folder.metrics, to_csv(self.rows).encode())
             self.summary.update(
