@@ -210,8 +210,9 @@ class Diagnostics(L.Callback):
                 row = (epoch, step, measure, layer, head if several else "", own)
                 self.rows.append(dict(zip(COLUMNS, row, strict=True)))
             curves[f"{measure}/{layer}".rstrip("/")] = float(torch.as_tensor(value).float().mean())
-        for logger in trainer.loggers:
-            logger.log_metrics({f"diagnostics/{name}": value for name, value in curves.items()}, step)
+        for logger in trainer.loggers:  # at the step that was taken last, counted from 0; see `StepLoss`
+            values = {f"diagnostics/{name}": value for name, value in curves.items()}
+            logger.log_metrics(values, max(0, step - 1))
 
 
 def write_rows(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
