@@ -67,8 +67,8 @@ class StepLoss(L.Callback):
         step, rate, loss = self._pending
         self._pending = None
         self.loss = loss.item()
-        # At the step that was taken last, counted from 0 as Lightning counts: a run that resumes at step n takes
-        # back what stands at n and later.
+        # At the step that was taken last, counted from 0 as Lightning counts: a run that resumes at step n
+        # takes back what stands at n and later.
         for logger in trainer.loggers:
             logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step - 1)
 
