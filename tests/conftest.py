@@ -119,6 +119,18 @@ def verb(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Com
     )
 
 
+def answer_without_torch(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb as a user does, and check that it never imported torch."""
+    code = (
+        f"import sys, runpy\ntry: runpy.run_path({name!r}, run_name='__main__')\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stderr.strip().endswith("False"), "torch was imported"
+    return ended
+
+
 def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +14,7 @@ from PIL import Image
 
 import evaluate as verb
 import vitlab
-from tests.conftest import ROOT, TINY, Train, slow, summary
+from tests.conftest import TINY, Train, answer_without_torch, slow, summary
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
 from vitlab.core.run_folder import RunFolder
@@ -402,13 +400,6 @@ def test_the_run_is_left_as_it_was(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_answered_without_torch(trained: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "evaluate.py"), str(trained), "data.rot=x"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
+    ended = answer_without_torch("evaluate.py", str(trained), "data.rot=x")
     assert ended.returncode == 1
     assert "did you mean data.root?" in ended.stderr
-    assert "import time:" in ended.stderr
-    assert " torch\n" not in ended.stderr

@@ -17,7 +17,7 @@ from PIL import Image
 
 import predict as verb
 import vitlab
-from tests.conftest import ROOT, TINY, Train
+from tests.conftest import ROOT, TINY, Train, answer_without_torch
 from tests.inference.test_load import ODD, train_on_photographs
 from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
@@ -259,13 +259,6 @@ def test_a_run_that_is_still_training_is_refused(copied: Path, images: Path) -> 
 
 
 def test_a_mistake_is_answered_without_torch(finished: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "predict.py"), str(finished), "no.jpg"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
+    ended = answer_without_torch("predict.py", str(finished), "no.jpg")
     assert ended.returncode == 1
     assert "no.jpg: there is no image" in ended.stderr
-    assert "import time:" in ended.stderr
-    assert " torch\n" not in ended.stderr

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import itertools
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from vitlab.core.batch import Batch
 from vitlab.core.console import make_console
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
-from vitlab.core.files import write_atomic
+from vitlab.core.files import write_json
 from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder
@@ -248,8 +247,7 @@ class Benchmark:
     def write(self) -> None:
         """Write results.json and its figure, with what is measured so far."""
         self.record["peak_memory_bytes"] = hardware.measure_peak_memory(self.job.kind)  # of all candidates
-        text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomic(self.folder / "results.json", (text + "\n").encode())
+        write_json(self.folder / "results.json", self.record)
         layers = {TITLES[layer]: rows for layer, rows in self.record["layers"].items()}
         choice = self.job.config["choices"]["augment"]
         training = f"{self.job.precision}, augment={choice}, training batch {self.batch_size}"

@@ -5,6 +5,7 @@ import csv
 import fcntl
 import hashlib
 import io
+import json
 import math
 import os
 import sys
@@ -47,6 +48,12 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"nothing can be written to the folder {path}: {error.strerror}.") from error
     return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that every reader takes, atomically; a NaN is a ValueError, since most readers refuse it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, f"{text}\n".encode())
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 import yaml
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import is_locked, try_lock, write_atomic
+from vitlab.core.files import is_locked, try_lock, write_json
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
 
@@ -369,10 +369,8 @@ class Summary:
                 data[key] = value
         if not self.writable:
             return
-        # allow_nan=False: a NaN would make a file that other JSON readers refuse.
-        text = json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False)
         try:
-            write_atomic(self.path, (text + "\n").encode())
+            write_json(self.path, self.data)
         except FileNotFoundError:
             raise UserError(
                 f"{self.path.parent} was moved or deleted during its run, which therefore ends. What it "

@@ -1,6 +1,5 @@
 """Evaluate trained networks on labelled images: scores, calibration, mistakes, and one against another."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from vitlab.core import hardware
 from vitlab.core.errors import UserError
-from vitlab.core.files import csv_text, sha256, write_atomic
+from vitlab.core.files import csv_text, sha256, write_atomic, write_json
 from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.seeding import derive_seed
@@ -32,6 +31,7 @@ from vitlab.inference.evaluate_tables import (
     make_run_table,
     make_table,
 )
+from vitlab.inference.load import has_average
 from vitlab.inference.own_test import compare_with_own_test, say_own_test
 from vitlab.inference.scores import (
     compare_pairs,
@@ -97,7 +97,7 @@ def evaluate_run(run: Run, request: Request, console: Console) -> Result:
     classes, number = list(meta["classes"]), len(found.labels)
     counts = count_confusions(found.logits, found.labels)
     title = f"{run.name} on {data.dataset.name}: {number:,} {request.part} images"
-    kind, ema = device_kind(meta), meta["config"]["callbacks"].get("ema", {}).get("decay") is not None
+    kind, ema = device_kind(meta), has_average(meta["config"])
     if request.raw and not ema:
         console.print(f"note: {run.name} has no averaged weights (callbacks.ema): --raw changes nothing.")
     record: Record = {
@@ -342,9 +342,3 @@ def differences_csv(results: Sequence[Result]) -> str:
             for place in np.flatnonzero((said != said[0]).any(0))
         ),
     )
-
-
-def write_json(path: Path, record: Record) -> None:
-    """Write a record as JSON; allow_nan=False, since other readers refuse a NaN."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, f"{text}\n".encode())

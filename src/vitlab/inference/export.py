@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder
+from vitlab.core.files import make_folder, write_json
 from vitlab.core.provenance import find_commit
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.data import datasets
@@ -24,7 +24,7 @@ from vitlab.data.datamodule import ImageData
 from vitlab.data.decode import ImageFiles
 from vitlab.data.preprocess import resize_pixels
 from vitlab.inference import onnx, snippets
-from vitlab.inference.load import Classifier, load
+from vitlab.inference.load import Classifier, has_average, load
 from vitlab.inference.model_card import AVERAGED, RAW, Facts, model_name, write_card
 from vitlab.inference.timm_format import timm_config, timm_logits, to_timm, why_not_timm
 from vitlab.models.attention_weights import eager_copy
@@ -97,7 +97,7 @@ def export(request: Request, console: Console) -> None:
     make_folder(request.out)
     try:
         classifier = load(request.checkpoint, raw=request.weights == "raw")
-        if request.weights and not has_both(classifier):
+        if request.weights and not has_average(classifier.config):
             raise UserError(
                 f"--weights {request.weights}: this run has one kind of weights alone "
                 "(callbacks.ema.decay=null). Leave the option out."
@@ -132,7 +132,7 @@ def fill(work: Path, request: Request, classifier: Classifier, console: Console)
         net=classifier.net,
         meta=classifier.meta,
         checkpoint=request.checkpoint,
-        weights=(RAW if request.weights == "raw" else AVERAGED) if has_both(classifier) else "",
+        weights=(RAW if request.weights == "raw" else AVERAGED) if has_average(classifier.config) else "",
         summary={} if request.home == request.checkpoint.parent else read_summary(request.home),
         note=content.note,
         code=content.code,
@@ -143,11 +143,6 @@ def fill(work: Path, request: Request, classifier: Classifier, console: Console)
     mark = {"vitlab": {"format": request.format, "files": files, "commit": find_commit()}}
     write_json(work / "config.json", content.config | mark)
     return files
-
-
-def has_both(classifier: Classifier) -> bool:
-    """Say whether a checkpoint has the averaged weights beside those that the optimizer left."""
-    return classifier.config["callbacks"]["ema"]["decay"] is not None
 
 
 def find_own(out: Path) -> list[str]:
@@ -352,11 +347,6 @@ def predict(net: nn.Module, images: Tensor) -> Tensor:
 def save_weights(weights: Weights, path: Path) -> None:
     """Write tensors by name, each with a memory of its own and in the usual order."""
     save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file for people to read too."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def share(right: Tensor) -> str:

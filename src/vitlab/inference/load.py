@@ -1,6 +1,6 @@
 """A trained network, ready to use: everything it needs is in the checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -152,6 +152,11 @@ def _check_scale(images: Tensor) -> Tensor:
             f"{images.min():.3g} to {images.max():.3g}"
         )
     return images
+
+
+def has_average(config: Mapping[str, Any]) -> bool:
+    """Say whether a run kept averaged weights, beside those that the optimizer left."""
+    return config["callbacks"].get("ema", {}).get("decay") is not None
 
 
 def load(path: str | Path, *, raw: bool = False) -> Classifier:

@@ -26,7 +26,7 @@ from vitlab.inference.attribution import METHODS
 from vitlab.inference.explain import BATCH, choose_methods
 from vitlab.inference.explain_figures import Explained, Picture, plot_image
 from vitlab.inference.inputs import read_shown
-from vitlab.inference.load import Classifier, Prediction, load
+from vitlab.inference.load import Classifier, Prediction, has_average, load
 from vitlab.models.attention_weights import eager_copy
 
 Row = tuple[Path, list[tuple[str, float]]]  # an image, and its most probable classes with probabilities
@@ -86,7 +86,7 @@ def predict(request: Request, out: TextIO) -> None:
     if request.methods:
         make_folder(request.out)
     classifier = load(request.checkpoint, raw=request.raw)
-    if request.raw and classifier.config["callbacks"].get("ema", {}).get("decay") is None:
+    if request.raw and not has_average(classifier.config):
         notes.print("note: --raw changes nothing: this run kept no average of its weights (callbacks.ema).")
     classifier.to(hardware.resolve_device_type("auto"))
     explainer = eager_copy(classifier.net) if request.methods else None

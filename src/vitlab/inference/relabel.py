@@ -36,14 +36,22 @@ def list_some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (" …" if names[8:] else "")
 
 
-class Pooled:
+class View:
+    """Another view of a data set: all that it says of itself, to be changed."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.name, self.classes = dataset.name, dataset.classes
+        self.sizes, self.notes = dataset.sizes, dataset.notes
+        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        self._dataset = dataset
+
+
+class Pooled(View):
     """A data set whose test part is all of its images: those of training first, then its other parts."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.name, self.classes, self.notes = dataset.name, dataset.classes, dataset.notes
-        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        super().__init__(dataset)
         self.sizes = {"train": dataset.sizes["train"], "test": sum(dataset.sizes.values())}
-        self._dataset = dataset
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
         """Return images (N, C, H, W) and labels (N,)."""
@@ -71,14 +79,12 @@ class Joined(LazyImages):
         return found
 
 
-class Relabelled:
+class Relabelled(View):
     """A data set that has some of these classes, with the numbers that they have among all of them."""
 
     def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
-        self.name, self.sizes, self.notes = dataset.name, dataset.sizes, dataset.notes
-        self.shape, self.channels, self.on_disk = dataset.shape, dataset.channels, dataset.on_disk
+        super().__init__(dataset)
         self.classes = tuple(classes)
-        self._dataset = dataset
         self._numbers = np.array([self.classes.index(name) for name in dataset.classes])
 
     def load(self, split: str) -> tuple[Images, np.ndarray]:
