@@ -11,6 +11,7 @@ the test's results are to have neither a gap nor anything twice.
 import argparse
 import csv
 import itertools
+import math
 import os
 import random
 import signal
@@ -43,6 +44,8 @@ VARIANTS: dict[str, list[str]] = {
     "RandAugment, drop path": ["augment=randaugment", "model.drop_path=0.2"],
     "Muon": ["optimizer=muon"],
     "bfloat16": ["trainer.precision=bf16-mixed"],
+    "float16": ["trainer.precision=auto", "optimizer.lr=0.003"],  # a config for a GPU
+    "compiled": ["compile=true"],
     "validation within epochs": ["trainer.val_check_interval=3"],
     "diagnostics": ["callbacks=diagnostics", "callbacks.diagnostics.every_epochs=1"],
     "early stopping": ["callbacks.early_stopping.patience=1"],
@@ -62,23 +65,66 @@ def make_run(folder: Path, options: Sequence[str], teacher: Path) -> Path:
     return folder
 
 
-def go_on(folder: Path, seconds: float | None = None) -> bool:
-    """Run or resume; kill it after so many seconds. Return whether it was killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitlab", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return True
-    assert process.returncode == 0, said.decode()
+def go_on(folder: Path, lot: random.Random | None = None) -> str | None:
+    """Run or resume; kill it at a moment drawn by ``lot``. Return what it was about when it was killed."""
+    begun = time.time()
+    float16 = RunFolder(folder).read_config()["trainer"]["precision"] == "auto"
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.float16" if float16 else "vitlab", str(folder)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        ) as process,
+    ):
+        if lot and wait_for_moment(folder, process, lot):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return describe_moment(folder, begun)
+        process.wait()
+        said.seek(0)
+        assert process.returncode == 0, said.read().decode()
+    return None
+
+
+def wait_for_moment(folder: Path, process: subprocess.Popen[bytes], lot: random.Random) -> bool:
+    """Wait for a moment drawn by lot, counted in checkpoints, and say whether the run has not ended by then.
+
+    A sixth of the moments is in the first seconds, another after training.
+    """
+    saves, begun, seen = lot.choice([0, math.inf, *[lot.randint(1, 20)] * 4]), when_saved(folder), 0
+    delay = lot.uniform(0, 0.2 if 0 < saves < math.inf else 2)  # seconds
+    while process.poll() is None:
+        if (now := when_saved(folder)) != begun:
+            begun, seen = now, seen + 1
+        if seen >= saves or (saves == math.inf and has_trained(folder)):
+            time.sleep(delay)
+            return process.poll() is None
+        time.sleep(0.002)
     return False
+
+
+def when_saved(folder: Path) -> float:
+    """Return when the last checkpoint was written; 0 before the first."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return last.stat().st_mtime if last.exists() else 0
+
+
+def has_trained(folder: Path) -> bool:
+    """Say whether training has come to its end, after which a run is tested and drawn."""
+    found = summary(folder)
+    return bool(found["metrics"]) or found["train"]["epochs"] == 3
+
+
+def describe_moment(folder: Path, begun: float) -> str:
+    """Say what a run that was started then was about when it was killed."""
+    if any(file.stat().st_mtime > begun for file in folder.rglob("*.tmp")):
+        return "writing"
+    if has_trained(folder):
+        return "testing, drawing"
+    return "training" if when_saved(folder) > begun else "starting"
 
 
 def differences(whole: Path, other: Path) -> Iterator[str]:
@@ -137,26 +183,24 @@ def rampage(
     lot, made, teacher = random.Random(seed), 0, work / "teacher"
     if "distillation" in names:
         go_on(make_run(teacher, [], work))
-    whole: dict[str, tuple[Path, float]] = {}
+    whole: dict[str, Path] = {}
     for number in itertools.count():
         name = names[number % len(names)]
         if name not in whole:
-            folder = make_run(work / f"whole{number}", VARIANTS[name], teacher)
-            begun = time.monotonic()
-            go_on(folder)
-            whole[name] = folder, time.monotonic() - begun
-        reference, seconds = whole[name]
+            whole[name] = make_run(work / f"whole{number}", VARIANTS[name], teacher)
+            go_on(whole[name])
         folder = make_run(work / f"killed{number}", VARIANTS[name], teacher)
         planned = min(lot.randint(1, MOST_KILLS), kills - made)
-        # The second half of its time: the first is spent importing torch.
-        done = sum(go_on(folder, lot.uniform(0.5, 1) * seconds) for _ in range(planned))
+        killed = [go_on(folder, lot) for _ in range(planned)]
+        moments = [moment for moment in killed if moment]
         go_on(folder)
-        made += done
+        made += len(moments)
         yield {
             "variant": name,
-            "kills": done,
+            "kills": len(moments),
+            "while": "; ".join(moments),
             "resumed_at": " ".join(map(str, summary(folder)["train"]["resumed_at"])),
-            "differs": "; ".join(differences(reference, folder)),
+            "differs": "; ".join(differences(whole[name], folder)),
         }
         if made >= kills:
             return

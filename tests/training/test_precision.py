@@ -5,28 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 
 from tests.conftest import Train, checkpoint, same_weights, summary
+from tests.float16 import HUGE, pretend
 from vitlab.core import hardware
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 from vitlab.tasks.classify import Classify
-from vitlab.training.grad_scaler import CountingScaler
 from vitlab.training.run import run
-
-HUGE = 2.0**30
 
 
 @pytest.fixture
 def float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU train in float16, with a scale that is far too big at first."""
-    monkeypatch.setattr(hardware, "resolve_precision", lambda asked, kind: "16-mixed")
-
-    def plugin(kind: str) -> MixedPrecision:
-        return MixedPrecision("16-mixed", kind, CountingScaler(kind, init_scale=HUGE))
-
-    monkeypatch.setattr("vitlab.training.trainer.float16_plugin", plugin)
+    pretend(monkeypatch)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
