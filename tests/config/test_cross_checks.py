@@ -116,6 +116,11 @@ def test_values_that_fit_pass(problems_with: Check, values: str) -> None:
             "callbacks.early_stopping.patience=3 data.val_size=0",
             "callbacks.early_stopping.patience=3 needs validation, which data.val_size=0 turns off",
         ),
+        (
+            "callbacks.checkpoint.requeue=true trainer.enable_checkpointing=false",
+            "needs a checkpoint to go on from, and trainer.enable_checkpointing=false keeps none",
+        ),
+        ("callbacks.checkpoint.requeue=true trainer.fast_dev_run=3", "trainer.fast_dev_run=3 keeps none"),
         ("augment=randaugment augment.randaugment.fill=[1,2]", "has 2 levels for data.channels=3"),
     ],
 )

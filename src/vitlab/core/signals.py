@@ -1,7 +1,8 @@
 """Signals by which a run, a sweep and a benchmark stop with what they have.
 
 Ctrl-C and SIGTERM; SIGHUP, where a terminal is closed or a connection to it drops; SIGUSR1, which SLURM can
-be told to send before the time is up. SIGQUIT (Ctrl-\\) is left as it is: it ends the process at once.
+be told to send before the time is up (`vitlab.core.slurm` may then ask for more of it). SIGQUIT (Ctrl-\\) is
+left as it is: it ends the process at once.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

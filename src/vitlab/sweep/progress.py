@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from vitlab.core.console import duration, say
 from vitlab.core.run_folder import RunFolder, State, SummaryData
 from vitlab.core.signals import Interrupted
+from vitlab.core.slurm import requeue
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
 COUNTED = ("pruned", "diverged", "invalid", "skipped")  # in a line of progress, where there are any
@@ -144,4 +145,7 @@ def raise_if_stopped(sweep: Sweep, signum: int | None, left: str) -> None:
     if signum is not None:
         lines = [f"stopped with {left} left", list_jobs(sweep, sweep.unfinished())]
         say("\n".join([*filter(None, lines), f"resume with: {sweep.resume_command}"]))
+        runs = sorted(sweep.path.glob("*/config.yaml"))
+        if runs and (said := requeue(RunFolder(runs[0].parent).read_config(), signum)):
+            say(said)
         raise Interrupted(signum)

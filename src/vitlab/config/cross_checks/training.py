@@ -24,6 +24,14 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
             "callbacks.early_stopping.patience",
             f"needs validation, which {unvalidated}=0 turns off: set one of them to null",
         )
+    unsaved = "trainer.fast_dev_run" if read("trainer.fast_dev_run") else ""
+    if read("trainer.enable_checkpointing") is False:
+        unsaved = "trainer.enable_checkpointing"
+    if unsaved and read("callbacks.checkpoint.requeue"):
+        yield (
+            "callbacks.checkpoint.requeue",
+            f"needs a checkpoint to go on from, and {unsaved}={show(read(unsaved))} keeps none: leave one out",
+        )
     yield from _schedule(read)
     yield from _device(read)
     yield from _teacher(read)
