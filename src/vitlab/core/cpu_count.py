@@ -28,9 +28,19 @@ def read_quota() -> int | None:
 
     Source: the Linux kernel's documentation of control groups, version 2, ``cpu.max``.
     """
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
-        group = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
-        allowed, period = (ROOT / "sys/fs/cgroup" / group / "cpu.max").read_text().split()
+    with contextlib.suppress(OSError, ValueError):
+        allowed, period = (find_group() / "cpu.max").read_text().split()
         return math.ceil(int(allowed) / int(period))  # "max" is no number: no quota
     return None
+
+
+def find_group() -> Path:
+    """Return the folder of this process's control group, which holds what the group may use.
+
+    Raises:
+        OSError: there is none of version 2.
+    """
+    for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::/"):
+            return ROOT / "sys/fs/cgroup" / line.removeprefix("0::/")
+    raise FileNotFoundError("no control group of version 2")

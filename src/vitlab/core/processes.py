@@ -63,7 +63,8 @@ def rank_in_environment() -> int | None:
 def describe_exit(code: int) -> str:
     """Return how a process ended, from its exit status (negative: the signal that it died of)."""
     if code < 0:
-        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        memory = ", as the kernel does where memory runs out" if -code == signal.SIGKILL else ""
+        return f"was killed by signal {-code} ({signal.Signals(-code).name}){memory}"
     return f"ended with status {code}"
 
 

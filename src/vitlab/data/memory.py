@@ -3,8 +3,10 @@
 import contextlib
 import math
 import re
+import resource
 from pathlib import Path
 
+from vitlab.core.cpu_count import find_group
 from vitlab.core.errors import UserError
 
 SMALLER = "a smaller data.image_size (a model may enlarge its input on the device)."
@@ -54,13 +56,21 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError):
         machine = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
         bounds += [int(machine[1]) * 1024] if machine else []
-    # OSError where there is no such group, ValueError where its limit is "max".
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # Cached files count as used there, but are released on demand.
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        bounds.append(limit - used + int(stat.get("inactive_file", 0)))
+    # SLURM and systemd limit the group of a job, or one above it; a container sees its own as the root.
+    groups: list[Path] = []
+    with contextlib.suppress(OSError):
+        own = find_group()
+        groups = [group for group in (own, *own.parents) if (group / "memory.max").exists()]
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):  # its limit is "max"
+            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+            # Cached files count as used there, but are released on demand.
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            bounds.append(limit - used + int(stat.get("inactive_file", 0)))
+    with contextlib.suppress(OSError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        bounds += [max(0, limit - used)] if limit != resource.RLIM_INFINITY else []
     return min(bounds, default=None)
 
 

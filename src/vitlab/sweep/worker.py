@@ -17,7 +17,7 @@ from typing import Any
 from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
-from vitlab.core.processes import start
+from vitlab.core.processes import describe_exit, start
 from vitlab.core.run_folder import RunFolder, State, Summary
 from vitlab.core.signals import IMPATIENT, STOP_SIGNALS, on_signal
 
@@ -176,7 +176,7 @@ class RunningJob:
             elif code and not self.worker.stop_signal():
                 summary = Summary(self.folder)
                 if summary.data.get("status") != State.FAILED:  # it died without a word
-                    summary.update(status="failed", error=f"the process ended with status {code}")
+                    summary.update(status="failed", error=f"the process {describe_exit(code)}")
         return code
 
 
