@@ -107,6 +107,20 @@ def stopped(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
     return call
 
 
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """A job of SLURM whose ``scontrol`` keeps what it was called with, and fails where it is to."""
+    program, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {calls}\n[ -z "$FAILS" ] || {{ echo no job >&2; exit 1; }}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    return lambda: calls.read_text() if calls.exists() else ""
+
+
 def verb(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``python train.py`` as a user does."""
     return subprocess.run(

@@ -32,7 +32,7 @@ from vitlab.sweep.worker import Worker
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
 PROGRAM = """
-import json, pathlib, sys, time, yaml
+import json, os, pathlib, sys, time, yaml
 folder = pathlib.Path(sys.argv[1])
 config = yaml.safe_load((folder / "config.yaml").read_text())
 depth, seed = config["model"]["depth"], config["seed"]
@@ -40,7 +40,7 @@ with open("starts", "a") as starts:
     starts.write(f"{folder.name}\\n")
 fate = json.loads(pathlib.Path("fate").read_text()).get(str(depth))
 if fate == "killed":
-    sys.exit(-9)
+    os.kill(os.getpid(), 9)
 if fate == "wait":
     time.sleep(60)
 data = {"status": fate or "finished", "seed": seed, "train": {"wall_seconds": 62.0}}
@@ -48,7 +48,7 @@ data["metrics"] = {"val/accuracy": depth / 10 + seed / 1000, "test/accuracy": 1 
 if fate == "failed":
     data["error"] = "training diverged"
 (folder / "summary.json").write_text(json.dumps(data))
-sys.exit({"failed": 1, "interrupted": 130}.get(fate, 0))
+sys.exit({"failed": 1, "interrupted": 130, "warned": 138}.get(fate, 0))
 """
 Calls = Callable[..., list[str]]
 
@@ -99,7 +99,7 @@ def test_the_same_command_goes_on_with_what_is_left(call: Calls, tmp_path: Path,
     assert len(call(*typed, fate={1: "failed", 2: "killed"}, fails="4 of 6 jobs failed")) == 6
     said = capsys.readouterr().out
     assert "failed after 1:02: training diverged" in said
-    assert "the process ended with status" in said
+    assert "the process was killed by signal 9 (SIGKILL)" in said
     assert states(tmp_path / "sweep") == {
         f"depth={d} seed={s}": "finished" if d == 3 else "failed" for d in (1, 2, 3) for s in (1, 2)
     }
@@ -165,6 +165,17 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(call: Calls, tmp_path: Path
     assert states(tmp_path / "sweep") == after
     assert not list((tmp_path / "sweep").glob(".session*"))
     assert call(*SHORT, "model.depth=1,2,3") == ["depth-2", "depth-3"]
+
+
+def test_a_sweep_that_slurm_has_warned_is_put_back_into_the_queue_once(
+    call: Calls, capsys: Any, scontrol: Callable[[], str]
+) -> None:
+    typed = [*SHORT, "model.depth=1,2", "callbacks.checkpoint.requeue=true"]
+    with pytest.raises(Interrupted):
+        call(*typed, fate={1: "warned"})
+    assert scontrol() == "requeue 42\n"
+    assert "queued again as job 42" in capsys.readouterr().out
+    assert call(*typed) == ["depth-1", "depth-2"]
 
 
 def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.data.datasets import Dataset
 from vitlab.models.flops import count_parameters, show_flops
 from vitlab.training.build import build
-from vitlab.training.run import plain_errors, quieten
+from vitlab.training.faults import plain_errors
+from vitlab.training.run import quieten
 
 PREFETCH = 2  # batches that a worker has ready, PyTorch's default
 TITLES = {

@@ -10,9 +10,4 @@ class UserError(Exception):
 
 
 class Diverged(UserError):  # noqa: N818  (named as the field says it)
-    """Training diverged: at optimizer step ``step`` its loss or weights were no longer finite."""
-
-    # Pickle calls it with the message alone, and fills in the step later.
-    def __init__(self, message: str, step: int = 0) -> None:
-        super().__init__(message)
-        self.step = step
+    """Training diverged: a loss or a weight is no longer finite."""

@@ -6,6 +6,7 @@ metrics.csv     one row an epoch
 diagnostics.csv one row a measure, layer and head, with callbacks=diagnostics
 checkpoints/    best.ckpt, last.ckpt and previous.ckpt, the one before it, each with a .sha256 beside it
 figures/        history.png, confusion_matrix.png, predictions.png
+nonfinite.json  of a run that diverged: the step, the learning rate, and the images of its batch
 train.log, events.out.tfevents.*
 """
 
@@ -174,6 +175,8 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a run that has not trained, with what a run writes before it trains."""
+        if self.checkpoints.exists():  # whatever its summary says
+            return
         for path in (self.config, self.summary, self.log, self._lock):
             path.unlink(missing_ok=True)
         for path in self.path.glob("events.out.tfevents.*"):

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -17,6 +17,7 @@ from vitlab.core.seeding import derive_seed
 from vitlab.data.cache import CachedImages
 from vitlab.data.datasets import Dataset, describe
 from vitlab.data.decode import ImageFiles, Images, LazyImages, with_bar
+from vitlab.data.image_folder import FileDataset
 from vitlab.data.loader import EvalLoader, Share, TrainLoader
 from vitlab.data.memory import available_memory, decide_in_memory
 from vitlab.data.preprocess import Preprocess, channel_statistics
@@ -199,6 +200,19 @@ class ImageData(lightning.LightningDataModule):
         rows = rows[indices]
         images = torch.as_tensor(split.images[rows.numpy()])
         return images, split.labels[rows].to(images.device)
+
+    def locate(self, epoch: int, index: int) -> dict[str, list[Any]]:
+        """Return which images this rank's micro-batch of an epoch held.
+
+        By their places in the training split, before images are held out of it, and by their files, if any.
+        """
+        assert self.trainer is not None
+        loader = cast(TrainLoader, self.trainer.train_dataloader)
+        rows = loader.reader.rows[loader.plan(epoch)[index]].tolist()
+        if not isinstance(self.dataset, FileDataset):
+            return {"indices": rows}
+        files = self.dataset.files("train")
+        return {"indices": rows, "files": [str(files[row]) for row in rows]}
 
     def some_images(self, number: int) -> Tensor:
         """Return stored validation images, uint8 (n, C, H, W); training images where none are held out."""

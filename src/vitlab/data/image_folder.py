@@ -73,10 +73,14 @@ class FileDataset:
         """Return a split, from its cache or as files; raises UserError for broken ones if a cache is made."""
         listing = self._listings[split]
         labels = self._number(listing)
-        files = ImageFiles([path for path, _ in listing], self.shape, self.channels, self.num_workers)
+        files = ImageFiles(self.files(split), self.shape, self.channels, self.num_workers)
         if self.cache is None:
             return files, labels
         return load_cached(files, self.cache, self.root, split + self._split_by, self.notes), labels
+
+    def files(self, split: str) -> list[Path]:
+        """Return the files of a split, in the order of its images."""
+        return [path for path, _ in self._listings[split]]
 
     def _number(self, listing: Listing) -> np.ndarray:
         """Return int64 (N,), the number of each file's class."""

@@ -69,14 +69,17 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._start()
-        seed = derive_seed(self.seed, "order", epoch if self.reshuffle else 0)
-        # On the CPU: the same for every device.
-        order = torch.randperm(len(self.reader), generator=torch.Generator().manual_seed(seed))
-        plan = self.share.take(order[: len(self) * self.share.batch_size])[first:]
-        for index, (images, targets) in enumerate(self.reader(plan), first):
+        for index, (images, targets) in enumerate(self.reader(self.plan(epoch)[first:]), first):
             # Counted when it is yielded: what workers have read ahead is read again after a resume.
             self._next = (epoch, index + 1) if index + 1 < len(self) else (epoch + 1, 0)
             yield Batch(images=images, targets=targets, epoch=epoch, index=index, valid=len(images))
+
+    def plan(self, epoch: int) -> Tensor:
+        """Return which images this rank's batches of an epoch hold: int64 (batches, B / ranks), as read."""
+        seed = derive_seed(self.seed, "order", epoch if self.reshuffle else 0)
+        # On the CPU: the same for every device.
+        order = torch.randperm(len(self.reader), generator=torch.Generator().manual_seed(seed))
+        return self.share.take(order[: len(self) * self.share.batch_size])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: the epoch, and the next batch in it."""

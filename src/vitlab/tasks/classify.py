@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitlab.core.batch import Batch
-from vitlab.core.errors import Diverged
 from vitlab.core.seeding import derive_seed
 from vitlab.optim import freezing
 from vitlab.optim.schedulers import lambda_lr
@@ -114,7 +113,6 @@ class Classify(Evaluate):
         super().backward(loss, *args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
-        self.check_finite()
         assert self.sums is not None
         *sums, images = self._reduced_sums().tolist()
         self.sums = None
@@ -124,26 +122,6 @@ class Classify(Evaluate):
     def _reduced_sums(self) -> Tensor:
         assert self.sums is not None
         return self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-
-    def check_finite(self) -> None:
-        """Stop a run that has diverged before its weights reach a checkpoint.
-
-        Raises:
-            Diverged: a loss of this epoch, or a weight, is NaN or infinite.
-        """
-        finite = torch.stack([p.detach().isfinite().all() for p in self.net.parameters()]).all()
-        if self.sums is not None:
-            finite &= self.sums.isfinite().all()
-        if "val/loss" in self.trainer.callback_metrics:
-            finite &= self.trainer.callback_metrics["val/loss"].to(finite.device).isfinite()
-        if not finite:
-            raise Diverged(
-                "training diverged: the loss or the weights are no longer finite at optimizer step "
-                f"{self.global_step}. Lower optimizer.lr, lengthen the warmup (scheduler.warmup_epochs), "
-                "keep trainer.gradient_clip_val at 1.0, or try trainer.precision=32. Checkpoints hold "
-                "the weights from before.",
-                step=self.global_step,
-            )
 
     # optimization
 

@@ -1,7 +1,7 @@
 """What callbacks may ask of a task."""
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 from torch import nn
@@ -14,14 +14,13 @@ class Task(Protocol):
         net: images (B, C, H, W) → logits (B, K).
         schedule: (optimizer step, total steps) → multiplier of the learning rate.
         total_steps: optimizer steps of the whole run.
+        meta: plain values that every checkpoint carries.
     """
 
     net: nn.Module
     schedule: Callable[[int, int], float]
     total_steps: int
-
-    def check_finite(self) -> None:
-        """Raise `Diverged` if a loss of this epoch or a weight is not finite."""
+    meta: dict[str, Any]
 
 
 def task_of(trainer: L.Trainer) -> Task:

@@ -18,7 +18,8 @@ from vitlab.data.datasets import Dataset
 from vitlab.data.loader import EvalLoader
 from vitlab.tasks.evaluate import Evaluate
 from vitlab.training.build import build_data
-from vitlab.training.run import plain_errors, quieten
+from vitlab.training.faults import plain_errors
+from vitlab.training.run import quieten
 
 # (uint8 images (B, C, H, W) on their device, int64 rows (B,) of theirs in the part) → the same, changed.
 Change = Callable[[Tensor, Tensor], Tensor]

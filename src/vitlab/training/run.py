@@ -14,11 +14,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitlab.config import check_targets
 from vitlab.config.plan import Plan
-from vitlab.core import hardware
+from vitlab.core import hardware, slurm
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import RunConsole
 from vitlab.core.cpu_count import count_cores
@@ -34,6 +34,7 @@ from vitlab.training import figures
 from vitlab.training.announce import announce, print_results
 from vitlab.training.build import Components, build
 from vitlab.training.callbacks import Throughput
+from vitlab.training.faults import explain_faults, plain_errors
 from vitlab.training.grad_scaler import skipped_steps
 from vitlab.training.instantiate import without_initial_weights
 from vitlab.training.resume import SavedRun, name_deleted_keys
@@ -69,6 +70,10 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
             print_results(screen, folder, summary.data)
             return summary.data
         begun = summary.data.get("device") is not None
+        if begun and summary.data.get("status") == "running":  # nobody trains here: the folder was not locked
+            screen.print(
+                "note: the last attempt was killed, by hand or where power or memory ran out (dmesg)"
+            )
         try:
             with (
                 name_deleted_keys(folder, config),
@@ -87,8 +92,14 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
             summary.update(status="interrupted")
             step = summary.data["train"]["optimizer_steps"]
             screen.print(f"stopped at optimizer step {step:,}; resume with: python train.py resume={folder}")
-            raise Interrupted(signal.SIGINT) if isinstance(stopped, KeyboardInterrupt) else stopped from None
+            if isinstance(stopped, KeyboardInterrupt):
+                raise Interrupted(signal.SIGINT) from None
+            if said := slurm.requeue(config, stopped.signum):
+                screen.print(said)
+            raise
         except BaseException as error:
+            if rank > 0 and isinstance(error, Diverged):  # all ranks have, and rank 0 says it
+                return summary.data
             kind = "user" if isinstance(error, UserError) else "fault"
             kind = "diverged" if isinstance(error, Diverged) else kind
             screen.log(traceback.format_exc())
@@ -194,15 +205,16 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
             figures.draw_learning_rate(folder, parts, logger)
     trainer, checkpointing = make_trainer(session, parts, logger)
     try:
-        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
-        note_skipped(screen, trainer, parts.plan)
-        best = checkpointing.best_metrics or {}
-        summary.update(
-            train={"epochs": trainer.current_epoch, "optimizer_steps": trainer.global_step}, metrics=best
-        )
-        tested = load_best(folder, parts) if best else "last checkpoint"
-        tested += ", EMA weights" if config["callbacks"]["ema"]["decay"] is not None else ""
-        measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)
+        with explain_faults(folder, parts, lambda: trainer.global_step):
+            trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
+            note_skipped(screen, trainer, parts.plan)
+            best = checkpointing.best_metrics or {}
+            summary.update(
+                train={"epochs": trainer.current_epoch, "optimizer_steps": trainer.global_step}, metrics=best
+            )
+            tested = load_best(folder, parts) if best else "last checkpoint"
+            tested += ", EMA weights" if config["callbacks"]["ema"]["decay"] is not None else ""
+            measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)
     except (Exception, SIGTERMException):  # Lightning's, of a SIGTERM before the first batch, is a SystemExit
         # Ctrl-C reaches the children too, and a compiler that dies of it looks like a fault.
         if session.stop.received is None:
@@ -215,10 +227,15 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
                 "images_per_second": session.throughput.images_per_second,
                 "wall_seconds": session.throughput.wall_seconds,
                 "optimizer_steps": trainer.global_step,
-                "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
-                "peak_memory_bytes": hardware.measure_peak_memory(parts.kind),
             }
         )
+        with contextlib.suppress(RuntimeError):  # of a GPU that has failed and answers no more
+            summary.update(
+                train={
+                    "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
+                    "peak_memory_bytes": hardware.measure_peak_memory(parts.kind),
+                }
+            )
     if trainer.is_global_zero:
         finish(session, parts, tested, measured[0] if measured else {})
         if logger:
@@ -264,20 +281,6 @@ def finish(session: Session, parts: Components, tested: str, metrics: Mapping[st
         per_class=per_class,
         status="finished",
     )
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Say in plain words what people run into that is no bug."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(f"Lightning refuses this: {error}") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the device ran out of memory. Halve data.batch_size and double "
-            f"trainer.accumulate_grad_batches, which trains the same. ({str(error).splitlines()[0]})"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -40,14 +40,15 @@ def make_trainer(
             "result. For bare speed set logger=none callbacks.figures=false "
             "trainer.enable_progress_bar=false."
         )
+    step_loss = StepLoss(folder)
     checkpointing = Checkpointing(
         folder=folder,
         stop=session.stop,
         every_minutes=parts.config["callbacks"]["checkpoint"]["every_minutes"],
         total_steps=parts.plan.total_steps,
+        step_loss=step_loss,
         enabled=options["enable_checkpointing"] is not False and not options["fast_dev_run"],
     )
-    step_loss = StepLoss()
     record = Record(folder, session.summary, checkpointing, session.throughput, session.screen)
     callbacks: list[L.Callback] = [session.throughput, step_loss, record, checkpointing]
     if options["enable_progress_bar"] is not False:

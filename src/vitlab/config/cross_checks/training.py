@@ -30,7 +30,7 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
     if unsaved and read("callbacks.checkpoint.requeue"):
         yield (
             "callbacks.checkpoint.requeue",
-            f"needs a checkpoint to go on from, and {unsaved}={show(read(unsaved))} keeps none: leave one out",
+            f"needs a checkpoint to go on from, and {unsaved}={show(read(unsaved))} keeps none: drop one",
         )
     yield from _schedule(read)
     yield from _device(read)

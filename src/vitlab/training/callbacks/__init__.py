@@ -7,5 +7,5 @@ from vitlab.training.callbacks.early_stopping import EarlyStopping as EarlyStopp
 from vitlab.training.callbacks.ema import EMA as EMA
 from vitlab.training.callbacks.progress import ProgressLine as ProgressLine
 from vitlab.training.callbacks.record import Record as Record
-from vitlab.training.callbacks.record import StepLoss as StepLoss
+from vitlab.training.callbacks.step_loss import StepLoss as StepLoss
 from vitlab.training.callbacks.throughput import Throughput as Throughput

@@ -17,7 +17,7 @@ from vitlab.core.disk import describe_room, disk_problem
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
-from vitlab.tasks.protocol import task_of
+from vitlab.training.callbacks.step_loss import StepLoss
 from vitlab.training.lightning_internals import batches_done, is_last_batch, skip_sigterm_broadcast
 
 MONITOR = "val/accuracy"
@@ -57,16 +57,25 @@ class Checkpointing(Checkpoint):
         every_minutes: also save within an epoch when the last save is this old.
         total_steps: stop after this many optimizer steps. Lightning's own ``max_steps`` restarts a finished
             epoch when it resumes, so it is not used.
+        step_loss: knows whether the run has diverged, in which case nothing is saved.
         enabled: False keeps nothing (``trainer.enable_checkpointing=false``) but still stops cleanly.
     """
 
     def __init__(
-        self, *, folder: RunFolder, stop: StopSignal, every_minutes: float, total_steps: int, enabled: bool
+        self,
+        *,
+        folder: RunFolder,
+        stop: StopSignal,
+        every_minutes: float,
+        total_steps: int,
+        step_loss: StepLoss,
+        enabled: bool,
     ) -> None:
         self.folder = folder
         self.stop = stop
         self.every_seconds = every_minutes * 60
         self.total_steps = total_steps
+        self.step_loss = step_loss
         self.enabled = enabled
         self.best_metrics: dict[str, float] | None = None  # of validation, at the best accuracy so far
         self._improved = False
@@ -109,7 +118,9 @@ class Checkpointing(Checkpoint):
         # checkpoint there would skip it. The next step, or the end of the epoch, is near.
         if self._validation_follows(trainer, done):
             return
-        stop, due = self._agree(trainer)
+        stop, due, diverged = self._agree(trainer)
+        if diverged:
+            self.step_loss.check(trainer)
         if stop or due:
             self._save(trainer, [self.folder.last])
         if stop:
@@ -136,7 +147,7 @@ class Checkpointing(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Best first: a run killed between the two repeats the epoch and writes both again.
         self._save(trainer, [self.folder.best] * self._improved + [self.folder.last])
-        stop, _ = self._agree(trainer)
+        stop, *_ = self._agree(trainer)
         if stop:
             raise Interrupted(stop)
 
@@ -145,15 +156,18 @@ class Checkpointing(Checkpoint):
             raise Interrupted(self.stop.received)
 
     def _agree(self, trainer: L.Trainer) -> list[int]:
-        """Return the signal to stop for (0: none) and whether a save is due, the same on every rank."""
+        """Return, the same on every rank, the signal to stop for (0: none), and two that are 0 or 1.
+
+        Whether a save is due, and whether a rank has read a loss that is not finite.
+        """
         due = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.every_seconds
-        flags = torch.tensor([self.stop.received or 0, int(due)])
+        flags = torch.tensor([self.stop.received or 0, int(due), int(self.step_loss.diverged)])
         if self._group is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
         return flags.tolist()
 
     def _save(self, trainer: L.Trainer, targets: list[Path]) -> None:
-        task_of(trainer).check_finite()
+        self.step_loss.check(trainer)
         self._improved = self._improved and self.folder.best not in targets
         self._saved_at = time.monotonic()
         if not self.enabled:

@@ -11,7 +11,7 @@ from rich.table import Column
 from vitlab.config.plan import Plan
 from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
-from vitlab.training.callbacks.record import StepLoss
+from vitlab.training.callbacks.step_loss import StepLoss
 from vitlab.training.lightning_internals import batches_done_in_epoch
 
 

@@ -1,76 +1,19 @@
-"""metrics.csv and TensorBoard: what happened, epoch by epoch and step by step."""
+"""metrics.csv and TensorBoard: what happened, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor
 
-from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
 from vitlab.core.run_folder import RunFolder, Summary, Turned
-from vitlab.tasks.protocol import task_of
 from vitlab.training.callbacks.checkpointing import Checkpointing, collect_metrics
+from vitlab.training.callbacks.step_loss import learning_rate
 from vitlab.training.callbacks.throughput import Throughput
-
-
-def learning_rate(trainer: L.Trainer) -> float:
-    """Return the head's rate in the last optimizer step: by now the scheduler has set the next one's."""
-    task = task_of(trainer)
-    # With layer decay the groups differ, and the head's, whose rate is the highest, is optimizer.lr.
-    peak = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
-    return peak * task.schedule(max(0, trainer.global_step - 1), task.total_steps)
-
-
-class StepLoss(L.Callback):
-    """Read the training loss back now and then, without making the device wait.
-
-    Every ``log_every_n_steps`` optimizer steps the loss starts on its way to the host; it is read at the
-    next such step, when it has long arrived.
-    """
-
-    def __init__(self) -> None:
-        self.loss: float | None = None
-        self._pending: tuple[int, float, Tensor] | None = None
-        self._step = 0
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        before, self._step = self._step, trainer.global_step
-        if self._step == before or self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        self._read_back(trainer)
-        # Lightning has divided it by the micro-batches of a step.
-        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
-        host = torch.empty_like(loss, device="cpu", pin_memory=loss.is_cuda)
-        host.copy_(loss, non_blocking=True)
-        self._pending = self._step, learning_rate(trainer), host
-
-    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._read_back(trainer)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
-        # What resumes from this checkpoint does not log again what came before it.
-        self._read_back(trainer)
-        for logger in trainer.loggers:
-            logger.save()
-
-    def _read_back(self, trainer: L.Trainer) -> None:
-        if self._pending is None:
-            return
-        step, rate, loss = self._pending
-        self._pending = None
-        self.loss = loss.item()
-        # At the step that was taken last, counted from 0 as Lightning counts: a run that resumes at step n
-        # takes back what stands at n and later.
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/loss_step": self.loss, "learning_rate": rate}, step - 1)
 
 
 @dataclass(eq=False)
@@ -101,7 +44,7 @@ class Record(Checkpoint):
         row = {"epoch": epoch, "step": trainer.global_step} | collect_metrics(trainer, "train/")
         # Not every epoch is validated: the metrics of an earlier one must not get into this row.
         row |= self.validation
-        row["learning_rate"] = learning_rate(trainer)
+        row["learning_rate"] = learning_rate(trainer, trainer.global_step)
         self.validation = {}
         self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
         # Here and not by Lightning, which would log it when the checkpoint of this epoch is there already.
