@@ -1,24 +1,31 @@
 """CIFAR from an archive of its format, served on this machine: fetched, checked, read."""
 
+import contextlib
+import functools
+import gzip
 import hashlib
 import io
+import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import wait_for
 from tests.data.helpers import ROOT, cifar_files, config, python2_pickle, tar_gz
 from vitlab.core.errors import UserError
 from vitlab.data import datasets, download
-from vitlab.data.cifar import Cifar
+from vitlab.data.cifar import ARCHIVES, Cifar
 
 NAME = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -253,19 +260,121 @@ def test_a_stall_keeps_what_came(tmp_path, server, monkeypatch):
     assert part.stat().st_size == 3000
 
 
-def test_an_error_of_the_server_is_named(tmp_path, server):
-    server.http.RequestHandlerClass.do_GET = lambda handler: handler.send_error(404)
-    with pytest.raises(UserError, match="answered 404"):
-        cifar(tmp_path, server.url)
+def answering(handler, content, code=200, **headers):
+    handler.send_response(code)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    with contextlib.suppress(OSError):  # whoever asked has heard enough
+        for block in content:
+            handler.wfile.write(block)
+
+
+def slowly():
+    for byte in ARCHIVE:
+        time.sleep(0.03)
+        yield bytes([byte])
+
+
+def a_little(handler):
+    start = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
+    place = f"bytes {start}-{len(ARCHIVE) - 1}/{len(ARCHIVE)}"
+    answering(handler, [ARCHIVE[start : start + 10]], 206, Content_Range=place, Content_Length="1000")
+
+
+ZEROS = itertools.repeat(bytes(1 << 16))
+CHUNKS = itertools.repeat(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+FAULTS = {
+    "404": (lambda handler: handler.send_error(404), "answered 404 Not Found"),
+    "500": (lambda handler: handler.send_error(500), "answered 500 Internal Server Error"),
+    "a redirect loop": (lambda h: answering(h, (), 302, Location=f"/{NAME}"), "answered 302 .*infinite loop"),
+    "to another kind": (lambda h: answering(h, (), 302, Location="file:///etc/passwd"), "is not allowed"),
+    "a web page": (lambda h: answering(h, [b"\n<html>"]), r"not the expected file \(it is a web page\)"),
+    "no HTTP": (lambda h: h.wfile.write(b"\0\1\2"), "its answer is not HTTP"),
+    "headers without end": (lambda h: answering(h, (), **{f"x{i}": "" for i in range(200)}), "100 headers"),
+    "without end": (lambda h: answering(h, ZEROS), "has more than 1.0 MiB"),
+    "chunks without end": (
+        lambda h: answering(h, CHUNKS, Transfer_Encoding="chunked"),
+        "has more than 1.0 M",
+    ),
+    "a promise too large": (lambda h: answering(h, (), Content_Length=str(10**18)), "no room for"),
+    "a byte at a time": (lambda h: answering(h, slowly()), "sent (only|nothing)"),
+    "a few bytes a connection": (a_little, r"the connection ended after (.|\n)* are kept"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_at_fault_is_named_and_leaves_nothing_in_the_way(tmp_path, server, monkeypatch, fault):
+    answer, message = FAULTS[fault]
+    with monkeypatch.context() as patch:
+        patch.setattr(server.http.RequestHandlerClass, "do_GET", answer)
+        patch.setattr(download, "STALL_SECONDS", 0.3)
+        patch.setattr(download, "MAX_BYTES", 1 << 20)
+        with pytest.raises(UserError, match=message):
+            cifar(tmp_path, server.url)
+    assert leftovers(tmp_path) <= {f"{NAME}.part"}
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+    assert leftovers(tmp_path) == set()
+
+
+def test_more_than_promised_is_not_read(tmp_path, server, monkeypatch):
+    more = [ARCHIVE, b"more"]
+    answer = functools.partial(answering, content=more, Content_Length=str(len(ARCHIVE)))
+    monkeypatch.setattr(server.http.RequestHandlerClass, "do_GET", lambda handler: answer(handler))
+    assert cifar(tmp_path, server.url).sizes["train"] == 100
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/x", "http://[::1/x", "http://127.0.0.1:port/x", "http://a b/"]
+)
+def test_an_address_that_is_none_is_named(tmp_path, url):
+    with pytest.raises(UserError, match=re.escape(url)):
+        cifar(tmp_path, url)
+
+
+def test_who_waits_for_a_download_that_is_killed_continues_it(tmp_path, server):
+    real, release = server.http.RequestHandlerClass.do_GET, threading.Event()
+
+    def hang(handler):
+        server.asked.append(None)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(ARCHIVE)))
+        handler.end_headers()
+        handler.wfile.write(ARCHIVE[:100_000])  # more than is kept back from the disk
+        release.wait(60)
+
+    server.http.RequestHandlerClass.do_GET = hang
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    command = [sys.executable, "-c", DOWNLOAD, str(tmp_path), server.url]
+    with subprocess.Popen(command, **pipes) as first:
+        part = tmp_path / f"{NAME}.part"
+        wait_for(lambda: part.exists() and part.stat().st_size)
+        server.http.RequestHandlerClass.do_GET = real
+        with subprocess.Popen(command, **pipes) as second:
+            assert "Waiting for another process" in second.stderr.readline()
+            first.kill()
+            first.wait()
+            kept = part.stat().st_size
+            assert second.communicate(timeout=60)[0].strip() == "100"
+        release.set()
+    assert server.asked == [None, f"bytes={kept}-"]
+    assert leftovers(tmp_path) == set()
+
+
+# Without the imports of this file, which take seconds.
+DOWNLOAD = f"""
+import sys
+from tests.data.helpers import config
+from vitlab.data import datasets, download
+download.STALL_SECONDS = 300
+options = {{"root": sys.argv[1], "url": sys.argv[2], "md5": "{md5(ARCHIVE)}", "val_size": 10}}
+print(datasets.build(config("cifar10", **options)).sizes["train"])
+"""
 
 
 def test_two_processes_download_once(tmp_path, server):
     server.pause = 1.0  # enough for the other to come to the same point
-    code = (
-        "import sys; from tests.data.test_cifar import cifar;"
-        "print(cifar(sys.argv[1], sys.argv[2]).sizes['train'])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), server.url]
+    command = [sys.executable, "-c", DOWNLOAD, str(tmp_path), server.url]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in both] == ["100", "100"]
     assert len(server.asked) == 1
@@ -285,28 +394,64 @@ def test_a_path_that_leads_out_is_refused(tmp_path, path):
     assert not (root / FOLDER).exists(), "nothing of it is used"
 
 
-def link() -> bytes:
+def member(kind: bytes, name: str = f"{FOLDER}/data_batch_1", size: int = 0) -> bytes:
+    """Return an archive of one member, of another kind than a file or with so many zeros."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        member = tarfile.TarInfo(f"{FOLDER}/data_batch_1")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(member)
+    with gzip.open(out, "wb", compresslevel=1) as file:
+        header = tarfile.TarInfo(name)
+        header.type, header.linkname, header.size = kind, "/etc/passwd", size
+        file.write(header.tobuf() + bytes(size) + bytes(1024))
     return out.getvalue()
 
 
 @pytest.mark.parametrize(
     ("archive", "reason"),
     [
-        (link(), "not a plain file"),
+        (member(tarfile.SYMTYPE), "not a plain file"),
+        (member(tarfile.LNKTYPE), "not a plain file"),
+        (member(tarfile.CHRTYPE), "not a plain file"),
+        (member(tarfile.FIFOTYPE), "not a plain file"),
         (tar_gz({name: b"" for name in cifar_files() if "test" not in name}), "lacks .*test_batch"),
         (ARCHIVE[:5000], "cannot be used as CIFAR-10 archive"),
     ],
-    ids=["link", "lacking", "cut"],
+    ids=["link", "hard link", "device", "pipe", "lacking", "cut"],
 )
 def test_members_must_be_plain_files_and_all_there(tmp_path, archive, reason):
     (tmp_path / NAME).write_bytes(archive)
     with pytest.raises(UserError, match=reason):
         cifar(tmp_path, md5=md5(archive))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(tarfile.REGTYPE, f"{FOLDER}/data_batch_1"), (tarfile.REGTYPE, "x"), (tarfile.XHDTYPE, "x")],
+    ids=["member", "other member", "header"],
+)
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch, kind, name):
+    monkeypatch.setattr("vitlab.data.cifar.MAX_UNPACKED", 1 << 20)
+    archive = member(kind, name, size=1 << 26)
+    (tmp_path / NAME).write_bytes(archive)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="cannot be used as CIFAR-10 archive: it holds more than 1 MiB"):
+        cifar(tmp_path, md5=md5(archive))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_links_and_devices_beside_the_expected_files_are_not_made(tmp_path):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            header = tarfile.TarInfo(FOLDER if kind == tarfile.SYMTYPE else f"{FOLDER}/{number}")
+            header.type, header.linkname = kind, str(tmp_path.parent)
+            tar.addfile(header)
+    archive = gzip.compress(out.getvalue()[: 4 * tarfile.BLOCKSIZE] + gzip.decompress(ARCHIVE), mtime=0)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / NAME).write_bytes(archive)
+    assert cifar(root, md5=md5(archive)).sizes["train"] == 100
+    assert {f.name for f in (root / FOLDER).iterdir()} == set(ARCHIVES["cifar10"].members)
+    assert [f.name for f in tmp_path.iterdir()] == ["root"]
 
 
 class Evil:

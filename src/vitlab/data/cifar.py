@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009)."""
 
 import gzip
+import math
 import pickle
 import tarfile
 import zlib
@@ -14,8 +15,10 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import locked, write_atomic
 from vitlab.data.decode import resize_images
 from vitlab.data.download import DownloadError, download, md5_of
+from vitlab.data.memory import format_bytes
 
 SIDE = 32  # pixels of the stored images
+MAX_UNPACKED = 1 << 29  # bytes in an archive; the official ones have less than 190 MB
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,24 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
         ) from error
 
 
+class _Bounded(gzip.GzipFile):
+    """A gzip file that unpacks to no more than it should; without, a small one could fill the memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read at most ``size`` bytes."""
+        self._check(math.inf if size is None or size < 0 else self.tell() + size)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, counted from the start."""
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, end: float) -> None:
+        if end > MAX_UNPACKED:
+            raise ValueError(f"it holds more than {format_bytes(MAX_UNPACKED)}")
+
+
 def _extract(archive: Archive, file: Path) -> None:
     """Extract the expected plain files beside the archive, when all of them have been found.
 
@@ -206,7 +227,7 @@ def _extract(archive: Archive, file: Path) -> None:
     """
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(file, "r:gz") as tar:
+        with _Bounded(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
@@ -214,10 +235,10 @@ def _extract(archive: Archive, file: Path) -> None:
                         f"its path '{member.name}' leads out of its folder; nothing of it was used"
                     )
                 if str(path.parent) == archive.folder and path.name in archive.members:
-                    stream = tar.extractfile(member) if member.isreg() else None
-                    if stream is None:
+                    plain = tar.extractfile(member) if member.isreg() else None
+                    if plain is None:
                         raise ValueError(f"{member.name} is not a plain file")
-                    files[path.name] = stream.read()
+                    files[path.name] = plain.read()
         if lacking := sorted(set(archive.members) - set(files)):
             raise ValueError(f"it lacks {', '.join(lacking)}")
     except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:

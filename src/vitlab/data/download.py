@@ -10,8 +10,8 @@ import re
 import shutil
 import sys
 import threading
+import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -22,8 +22,11 @@ from typing import Any
 from vitlab.core.errors import UserError
 
 ANSWER_SECONDS = 10.0  # for name, connection and first answer together
-STALL_SECONDS = 30.0  # without a byte
+STALL_SECONDS = 30.0  # without a byte, or with fewer than `SLOW_BYTES`
+SLOW_BYTES = 1 << 15
 BLOCK_BYTES = 1 << 18
+MAX_WEAK = 3  # connections in a row that bring less than a block, before it is given up
+MAX_BYTES = 1 << 30  # of a file: whoever sends more sends something else, or without end
 
 
 class DownloadError(Exception):
@@ -34,9 +37,9 @@ def download(url: str, target: Path, md5: str) -> None:
     """Download ``url`` to ``target``, continuing what an earlier call left.
 
     The bytes go to ``<target>.part`` beside it, which takes the final name when its MD5 sum is right. A
-    stalled or broken connection is resumed as long as it brings something; otherwise the part is kept for
-    the next call. A sum that is wrong after several connections may mean that the file has changed in
-    between: then it is downloaded again from the start.
+    stalled or broken connection is resumed as long as it brings something, but no more than twice for little;
+    then the part is kept for the next call. A sum that is wrong after several connections may mean that the
+    file has changed in between: then it is downloaded again from the start.
 
     Args:
         url: http, https or file.
@@ -45,15 +48,17 @@ def download(url: str, target: Path, md5: str) -> None:
 
     Raises:
         DownloadError: it cannot be downloaded, within 10 seconds if nothing answers.
-        UserError: the sum is wrong (the part is deleted), or the address is of another kind.
+        UserError: the sum is wrong or the file has no end (the part is deleted), or the address is of another
+            kind.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
+    if not re.match("(https?|file)://", url, re.IGNORECASE):
         raise UserError(
             f"data.url={url} is not an address to download from: it must begin with http://, https:// or "
             "file://."
         )
     part = target.with_name(target.name + ".part")
     found = md5_of(part) if part.exists() else None
+    weak = 0
     again = True  # from the start, where several connections brought a wrong file
     while found != md5.lower():
         before = _size(part)
@@ -61,16 +66,19 @@ def download(url: str, target: Path, md5: str) -> None:
             _receive(url, part)
         except DownloadError as error:
             kept = _size(part)
-            if kept > before:
+            weak = weak + 1 if kept - before < BLOCK_BYTES else 0
+            if kept > before and weak < MAX_WEAK:
                 continue
             hint = f".\nThe first {_mib(kept)} are kept: running again continues from there"
             raise DownloadError(f"{error}{hint if kept else ''}") from error
         found = md5_of(part)
         if found != md5.lower():
+            with part.open("rb") as stream:
+                page = " (it is a web page)" * stream.read(64).lstrip().startswith(b"<")
             part.unlink()
             if not (before and again):
                 raise UserError(
-                    f"{url} is not the expected file: its MD5 is {found}, expected {md5}. It has been "
+                    f"{url} is not the expected file{page}: its MD5 is {found}, expected {md5}. It has been "
                     "deleted. Try again, or give another mirror: data.url=ADDRESS"
                 )
             again = False
@@ -93,7 +101,8 @@ def _receive(url: str, part: Path) -> None:
         error.close()
         if error.code == 416 and start:  # nothing follows: the part is complete, or of something else
             return
-        raise DownloadError(f"{url} answered {error.code} {error.reason}") from error
+        reason = str(error.reason).partition("\n")[0].rstrip(".")
+        raise DownloadError(f"{url} answered {error.code} {reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadError(_reason(error)) from error
     with response:
@@ -112,7 +121,15 @@ def _receive(url: str, part: Path) -> None:
         with part.open("ab" if start else "wb") as stream, _progress(url, start, total) as show:
             for block in _blocks(response, url):
                 done += stream.write(block)
+                if done > MAX_BYTES:
+                    break
                 show(done)
+    if done > MAX_BYTES:
+        part.unlink()
+        raise UserError(
+            f"{url} is not the expected file: it has more than {_mib(MAX_BYTES)}. Give another mirror: "
+            "data.url=ADDRESS"
+        )
     if done < total:
         raise DownloadError(f"the connection ended after {_mib(done)} of {_mib(total)}")
 
@@ -120,9 +137,15 @@ def _receive(url: str, part: Path) -> None:
 def _blocks(response: Any, url: str) -> Iterator[bytes]:
     # read1 returns what has arrived; read would wait for a full block, and lose what it has on a stall.
     read = getattr(response, "read1", response.read)
+    since, came = time.monotonic(), 0
     try:
         while block := read(BLOCK_BYTES):
             yield block
+            came += len(block)
+            if (now := time.monotonic()) - since > STALL_SECONDS:
+                if came < SLOW_BYTES:
+                    raise DownloadError(f"{url} sent only {came} bytes in {STALL_SECONDS:.0f} s")
+                since, came = now, 0
     except TimeoutError as error:
         raise DownloadError(f"{url} sent nothing for {STALL_SECONDS:.0f} s") from error
     except (OSError, http.client.HTTPException) as error:
@@ -151,6 +174,8 @@ def _open(request: urllib.request.Request) -> Any:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+        return "its answer is not HTTP"
     inner = getattr(error, "reason", None)
     if isinstance(inner, BaseException):
         error = inner
