@@ -149,6 +149,7 @@ RULES: dict[str, Constraint] = {
     "data.num_train": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.num_test": whole(NUM_CLASSES["shapes"], 100_000_000),
     "data.in_memory": _auto_flag,
+    "data.on_error": one_of("stop", "skip"),
     "data.num_workers": either(NULL, whole(0, 1024)),
     "data.normalization": either(
         one_of("dataset", "half"),

@@ -28,6 +28,7 @@ class CheckpointMeta(TypedDict):
     # How the run computes where it trains and tests; absent from checkpoints that are older than these keys.
     precision: NotRequired[str]
     compiled: NotRequired[bool]
+    images: NotRequired[str]  # of image files: a hash of which they are, see `FileDataset.fingerprint`
     teacher: NotRequired[TeacherRecord]  # that the network learned from, under ``task=distill``
 
 

@@ -53,7 +53,8 @@ def make_folder(path: Path) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that every reader takes, atomically; a NaN is a ValueError, since most readers refuse it."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, f"{text}\n".encode())
+    # Names of files may hold bytes that are no UTF-8; the escape is JSON's own.
+    write_atomic(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -1,5 +1,7 @@
 """Image files decoded once: one ``.npy`` file a split, from which later starts read.
 
+Beside it, under ``data.on_error=skip``, a ``.json`` file a data set with which of its files are broken.
+
 The name of a cache says what it was made from: ``<set>-<its folder>-<split>-<H>x<W>x<C>-<key>.npy``.
 The key hashes the paths, sizes and times of the files and the rules of decoding, so a cache of other
 pixels has another name and is not found. Deleting the folder is safe: caches are made again.
@@ -7,17 +9,19 @@ pixels has another name and is not found. Deleting the folder is safe: caches ar
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 
-from vitlab.core.files import locked, try_lock
+from vitlab.core.files import locked, try_lock, write_json
 from vitlab.data.decode import RULES_VERSION, ImageFiles, LazyImages
 from vitlab.data.memory import format_bytes
 
@@ -65,17 +69,12 @@ def load_cached(files: ImageFiles, folder: Path, source: Path, split: str, notes
     Raises:
         UserError: files cannot be read as images.
     """
-    _, channels, height, width = files.shape
-    location = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
-    title = re.sub(r"[^A-Za-z0-9]+", "_", source.stem)
-    prefix = f"{title}-{location}-{split}-{height}x{width}x{channels}"
+    prefix = _prefix(files, source, split)
     try:
         file = folder / f"{prefix}-{_key(files, source)}.npy"
         if found := _open(file, files):  # before the lock: the folder may be read-only
             return found
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TAG).write_text(TAG_TEXT)
-        with locked(folder / f".{prefix}.lock"):
+        with _making(folder, prefix):
             if found := _open(file, files):  # made by the process that held the lock
                 return found
             _remove_old(folder, prefix)
@@ -86,6 +85,53 @@ def load_cached(files: ImageFiles, folder: Path, source: Path, split: str, notes
         if note not in notes:
             notes.append(note)
         return files
+
+
+def find_broken(files: ImageFiles, folder: Path | None, source: Path) -> dict[int, str]:
+    """Return the rows of ``files`` that cannot be decoded, and for each which file it is and why.
+
+    All are decoded once, and then only those that were broken when nothing else has changed since: what was
+    mended, or could not be read for a moment, counts again. Without a ``folder`` to note them in, or where
+    none can be made, all are decoded each time.
+    """
+    rows: Sequence[int] = range(len(files.paths))
+    if folder:
+        prefix = _prefix(files, source, "broken")
+        with contextlib.suppress(OSError):
+            file = folder / f"{prefix}-{_key(files, source)}.json"
+            if (known := _read_rows(file)) is None:
+                with _making(folder, prefix):
+                    if (known := _read_rows(file)) is None:
+                        _remove_old(folder, prefix)
+                        found = files.find_broken(rows)
+                        with contextlib.suppress(OSError):
+                            write_json(file, [*found])
+                        return found
+            rows = known
+    return files.find_broken(rows)
+
+
+def _read_rows(file: Path) -> list[int] | None:
+    try:
+        return [int(row) for row in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError):  # missing or damaged
+        return None
+
+
+def _prefix(files: ImageFiles, source: Path, content: str) -> str:
+    _, channels, height, width = files.shape
+    location = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
+    title = re.sub(r"[^A-Za-z0-9]+", "_", source.stem)
+    return f"{title}-{location}-{content}-{height}x{width}x{channels}"
+
+
+@contextlib.contextmanager
+def _making(folder: Path, prefix: str) -> Iterator[None]:
+    """Make the cache folder, and be the only one in it that makes what has this prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TAG).write_text(TAG_TEXT)
+    with locked(folder / f".{prefix}.lock"):
+        yield
 
 
 def _key(files: ImageFiles, source: Path) -> str:
@@ -109,7 +155,7 @@ def _remove_old(folder: Path, prefix: str) -> None:
     """Remove caches of earlier states of the same files, and what a killed build left."""
     for left in folder.glob(f".{prefix}-*.tmp"):
         left.unlink(missing_ok=True)
-    for old in folder.glob(f"{prefix}-*.npy"):
+    for old in folder.glob(f"{prefix}-*"):
         with old.open("rb") as handle, contextlib.suppress(OSError):
             if try_lock(handle):  # not in use
                 old.unlink(missing_ok=True)

@@ -57,7 +57,8 @@ def build(options: Mapping[str, Any]) -> Dataset:
     else:
         cache = Path(options["cache"]).expanduser() if options["cache"] else None
         own = {key: options[key] for key in ("labels", "test_size", "split_seed", "num_workers")}
-        dataset = FileDataset(kind, root=root, cache=cache, **own, **common)
+        on_error = options.get("on_error", "stop")  # runs from before there was the option stop
+        dataset = FileDataset(kind, root=root, cache=cache, on_error=on_error, **own, **common)
     found = describe(dataset, options["val_size"])  # which refuses a hold-out that leaves nothing
     if len(found.classes) < 2:
         raise UserError(f"{found.name} has 1 class ({found.classes[0]}); two are needed.")

@@ -14,6 +14,7 @@ How the many kinds of image that PIL reads are converted:
 import contextlib
 import functools
 import math
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def convert_image(image: Image.Image, shape: tuple[int, int], channels: int) -> 
 
 def read_image(path: Path, shape: tuple[int, int], channels: int) -> np.ndarray:
     """Decode a file to uint8 (channels, height, width). Raises what PIL raises if it is broken."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and a device has no end
+        raise ValueError("it is not a file")
     with Image.open(path) as image:
         # A large JPEG is decoded at a fraction of its size, at least twice the size wanted.
         image.draft(None, (2 * max(shape), 2 * max(shape)))
@@ -111,7 +114,8 @@ def decode_files(
 def _refuse(broken: Sequence[str]) -> None:
     if broken:
         noun = "file cannot be read as an image" if len(broken) == 1 else "files cannot be read as images"
-        raise UserError(f"{list_problems(f'{len(broken)} {noun}:', broken)}\nReplace or remove them.")
+        said = list_problems(f"{len(broken)} {noun}:", broken)
+        raise UserError(f"{said}\nReplace or remove them, or leave a few out by data.on_error=skip.")
 
 
 class LazyImages:
@@ -161,6 +165,15 @@ class ImageFiles(LazyImages):
             out[first : first + len(pixels)] = pixels
             first += len(pixels)
         return out
+
+    def find_broken(self, rows: Sequence[int]) -> dict[int, str]:
+        """Decode some, for nothing but to see which cannot be: of these rows, which file it is and why."""
+        chunks = decode_files(
+            [self.paths[row] for row in rows], self.shape[2:], self.shape[1], self.num_workers
+        )
+        bar = with_bar(chunks, "Looking for broken images", len(rows), CHUNK)
+        found = [(n * CHUNK + row, text) for n, (_, part) in enumerate(bar) for row, text in part.items()]
+        return {rows[place]: text for place, text in found}
 
     def decode(self) -> Iterator[np.ndarray]:
         """Decode all in parallel and yield chunks uint8 (n, C, H, W), in order."""

@@ -1,6 +1,7 @@
 """A user's own images: class folders, or a CSV file that lists them."""
 
 import csv
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -14,11 +15,12 @@ from vitlab.core.data_protocol import DEFAULT_TEST_SIZE
 from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive_seed
 from vitlab.core.suggest import suggest
-from vitlab.data.cache import TAG, load_cached
+from vitlab.data.cache import TAG, find_broken, load_cached
 from vitlab.data.decode import MAX_LISTED, ImageFiles, Images, list_problems
 from vitlab.data.split import split_size, stratified_split
 
 SPLITS = ("train", "val", "test")
+MAX_SKIPPED = 0.01  # of the files of a split, that ``data.on_error=skip`` leaves out; one in any case
 
 Listing = list[tuple[Path, str]]  # (file, class name); never empty
 
@@ -30,10 +32,13 @@ class FileDataset:
         kind: ``image_folder`` or ``image_list``.
         root: the folder, or the CSV file.
         shape, channels: of the images, see `Dataset`.
-        labels, test_size, split_seed, num_workers, cache: as in ``conf/data/image_folder.yaml``.
+        labels, test_size, split_seed, num_workers, cache, on_error: as in ``conf/data/image_folder.yaml``.
 
     Raises:
-        UserError: the images cannot be listed, or the splits do not fit together.
+        UserError: the images cannot be listed, too many cannot be read, or the splits do not fit together.
+
+    Attributes:
+        skipped: the files that were left out, as ``path: reason``.
     """
 
     on_disk = True
@@ -50,6 +55,7 @@ class FileDataset:
         split_seed: int,
         num_workers: int | None,
         cache: Path | None,
+        on_error: str,
     ) -> None:
         self.root = root
         self.shape = shape
@@ -57,12 +63,18 @@ class FileDataset:
         self.num_workers = num_workers
         self.cache = cache
         self.notes: list[str] = []
-        if kind == "image_list":
-            self.name, listings = root.stem, _read_list(root)
-        else:
-            self.name, listings = root.resolve().name, _scan_folder(root, self.notes)
+        self.skipped: list[str] = []
+        self.name = root.stem if kind == "image_list" else os.path.basename(os.path.realpath(root))
+        try:
+            listings = _read_list(root) if kind == "image_list" else _scan_folder(root, self.notes)
+        except OSError as error:
+            raise UserError(
+                f"data.root={root} cannot be read: {error.strerror}: {error.filename}."
+            ) from error
         if labels:
             listings = self._rename(listings, labels)
+        if on_error == "skip":
+            listings = self._without_broken(listings)
         self.classes = _natural_order({label for _, label in listings["train"]})
         self._check_labels(listings)
         self._split_by = ""  # what decides which images a split has, for the name of its cache
@@ -81,6 +93,18 @@ class FileDataset:
     def files(self, split: str) -> list[Path]:
         """Return the files of a split, in the order of its images."""
         return [path for path, _ in self._listings[split]]
+
+    def fingerprint(self) -> str:
+        """Return a hash of which images each split has, in their order and with their classes.
+
+        Of their names within the data set's folder, which may move; not of their pixels.
+        """
+        folder = f"{self.root if self.root.is_dir() else self.root.parent}{os.sep}"
+        digest = hashlib.sha256()
+        for split, listing in self._listings.items():
+            for path, label in listing:
+                digest.update(repr((split, str(path).removeprefix(folder), label)).encode())
+        return digest.hexdigest()
 
     def _number(self, listing: Listing) -> np.ndarray:
         """Return int64 (N,), the number of each file's class."""
@@ -102,7 +126,32 @@ class FileDataset:
             for split, listing in listings.items()
         }
 
+    def _without_broken(self, listings: Mapping[str, Listing]) -> dict[str, Listing]:
+        """Return ``listings`` as they would be if the files that cannot be read had never been there."""
+        paths = [path for listing in listings.values() for path, _ in listing]
+        files = ImageFiles(paths, self.shape, self.channels, self.num_workers)
+        broken = {paths[row]: text for row, text in find_broken(files, self.cache, self.root).items()}
+        kept = {}
+        for split, listing in listings.items():
+            kept[split] = [(path, label) for path, label in listing if path not in broken]
+            lost = [broken[path] for path, _ in listing if path in broken]
+            gone = {label for _, label in listing} - {label for _, label in kept[split]}
+            if gone or len(lost) > max(1, MAX_SKIPPED * len(listing)):
+                title = f"{self.name}: {len(lost)} of {len(listing)} {split} files cannot be read as images"
+                limit = f"which leaves none of {_shorten(sorted(gone))}" if gone else "too many to leave out"
+                raise UserError(f"{list_problems(f'{title}, {limit}:', lost)}\nReplace or remove them.")
+            if lost:
+                title = f"left out {len(lost)} of {len(listing)} {split} files that cannot be read as images:"
+                self.notes.append(list_problems(title, lost))
+        self.skipped = [*broken.values()]
+        return kept
+
     def _check_labels(self, listings: Mapping[str, Listing]) -> None:
+        for label in self.classes:
+            try:
+                label.encode()
+            except UnicodeEncodeError:  # TensorBoard and YAML take no other
+                raise UserError(f"{self.name}: the name of class {label!a} is not in UTF-8.") from None
         for split, listing in listings.items():
             counts = Counter(label for _, label in listing)
             for label, number in counts.most_common():
@@ -170,7 +219,7 @@ def _scan_classes(folder: Path, notes: list[str]) -> Listing:
     for label in classes:
         directory = folder / label
         with os.scandir(directory) as entries:  # knows which are files without a stat of each
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and not _is_folder(e))
         images = [name for name in names if name.lower().endswith(readable)]
         if not images:
             inner = _folders(directory)
@@ -186,6 +235,12 @@ def _scan_classes(folder: Path, notes: list[str]) -> Listing:
     return listing
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    return (
+        os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+    )  # a link may be to nowhere, or a loop
+
+
 def _folders(folder: Path) -> list[str]:
     """Return the names of the folders in ``folder`` that may be classes, sorted."""
     # Names with a leading dot or two underscores belong to other programs (.git, __MACOSX); a tagged
@@ -193,7 +248,7 @@ def _folders(folder: Path) -> list[str]:
     return sorted(
         f.name
         for f in folder.iterdir()
-        if f.is_dir() and not f.name.startswith((".", "__")) and not (f / TAG).exists()
+        if f.is_dir() and not f.name.startswith((".", "__")) and not os.path.exists(f / TAG)
     )
 
 
@@ -203,12 +258,12 @@ def _read_list(file: Path) -> dict[str, Listing]:
     Paths are relative to the folder of the file. What is wrong with its lines is reported together.
     """
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
+        what = "is a folder" if file.is_dir() else "there is no such file"
         hint = " Folders are read with data=image_folder." if file.is_dir() else ""
         raise UserError(f"data.root={file} should be a CSV file, but {what}.{hint}")
     listings: dict[str, Listing] = {}
     problems: list[str] = []
-    seen: dict[Path, int] = {}  # file → line
+    seen: dict[str, int] = {}  # file → line
     try:
         # utf-8-sig: spreadsheet programs begin a CSV file with a byte-order mark.
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -224,16 +279,17 @@ def _read_list(file: Path) -> dict[str, Listing]:
             for row in reader:
                 path, label, split = ((row.get(c) or "").strip() for c in ("path", "label", "split"))
                 full = file.parent / path
+                place = os.path.normpath(full)
                 if not path or not label:
                     problem = f"no {'path' if not path else 'label'}"
                 elif "split" in columns and split not in SPLITS:
                     problem = f"split '{split}' is none of {', '.join(SPLITS)}{suggest(split, SPLITS)}"
-                elif not full.is_file():
-                    problem = f"{full} does not exist"
-                elif full in seen:
-                    problem = f"{path} is listed already, at line {seen[full]}"
+                elif not os.path.isfile(full):
+                    problem = f"no file can be read at {full}"
+                elif place in seen:
+                    problem = f"{path} is listed already, at line {seen[place]}"
                 else:
-                    seen[full] = reader.line_num
+                    seen[place] = reader.line_num
                     listings.setdefault(split or "train", []).append((full, label))
                     continue
                 problems.append(f"line {reader.line_num}: {problem}")

@@ -11,6 +11,8 @@ from vitlab.augment.base import RunFacts
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
 from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.data.decode import MAX_LISTED
+from vitlab.data.image_folder import FileDataset
 from vitlab.models.attention import is_transformer
 from vitlab.models.flops import show_flops
 from vitlab.models.layers import pair
@@ -40,6 +42,9 @@ def announce(session: Session, parts: Components) -> None:
     screen.print(_group_table(parts.task.built_optimizer.param_groups, parts.net))
     for note in _notes(parts, loaded, resumed=session.resumed_at is not None):
         screen.print(f"note: {note}")
+    if isinstance(parts.dataset, FileDataset) and len(skipped := parts.dataset.skipped) > MAX_LISTED:
+        screen.print(f"note: {session.folder.log.name} names all files that were left out.")
+        screen.log("\n".join(skipped))
 
 
 def _describe(session: Session, parts: Components) -> Iterator[tuple[str, str]]:

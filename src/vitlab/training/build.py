@@ -19,6 +19,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
+from vitlab.data.image_folder import FileDataset
 from vitlab.models.flops import flops_per_image
 from vitlab.models.layers import pair
 from vitlab.optim import make_optimizer
@@ -102,6 +103,8 @@ def build(
         "precision": precision,
         "compiled": compiled,
     }
+    if isinstance(dataset, FileDataset):
+        meta["images"] = dataset.fingerprint()
     if teacher:
         teacher.undo(mean=data.mean, std=data.std)
         meta["teacher"] = teacher.record

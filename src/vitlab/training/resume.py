@@ -137,7 +137,7 @@ class SavedRun(NamedTuple):
         ]
 
     def check_parts(self, parts: Components) -> None:
-        """Compare the classes of the images, and the teacher's weights, with what the run has learned from.
+        """Compare the images, their classes and the teacher's weights with what the run has learned from.
 
         Raises:
             UserError: they differ.
@@ -148,6 +148,13 @@ class SavedRun(NamedTuple):
                 f"the images have other classes than when {self.path} was written (expected "
                 f"{', '.join(classes)}; found {', '.join(found)}), and a run continues exactly as it "
                 "began. Undo that, or start a new run."
+            )
+        images = parts.task.meta.get("images")
+        if self.meta.get("images", images) != images:  # absent from older ones
+            raise UserError(
+                f"the images of {parts.dataset.name} are not those of when {self.path} was written: files "
+                "were added, removed or renamed, or (data.on_error=skip) broken or mended since, and a run "
+                "continues exactly as it began. Undo that, or start a new run."
             )
         if parts.teacher and parts.teacher.record["sha256"] != self.meta["teacher"]["sha256"]:
             raise UserError(
