@@ -44,7 +44,7 @@ def finish(work: Callable[[], object]) -> int:
     except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         return 1
-    except OSError as error:
+    except Exception as error:
         if not (problem := disk_problem(error)):
             raise
         print(printable(f"error: {problem}."), file=sys.stderr)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
+from vitlab.core.disk import as_note
 from vitlab.core.files import csv_text, write_atomic
 from vitlab.core.plotting import rasterize, save_figure
 from vitlab.core.run_folder import RunFolder, Summary
@@ -130,6 +131,10 @@ class Diagnostics(L.Callback):
         rows = self.rows or [*read_rows(self.folder)]  # nothing is trained where a run only lacks its end
         if not trainer.is_global_zero or not rows:
             return
+        with as_note(self.screen.print, "figures of the diagnostics"):
+            self._draw(trainer, rows)
+
+    def _draw(self, trainer: L.Trainer, rows: list[dict[str, Any]]) -> None:
         self.folder.figures.mkdir(exist_ok=True)
         alarms = find_alarms(rows, self.warmup_epochs, self.clip)
         save_figure(plot_diagnostics(rows, alarms), self.folder.figures / "diagnostics.png")
