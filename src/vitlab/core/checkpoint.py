@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import sha256, sync_folder, write_atomic
+from vitlab.core.files import sha256, sync, write_atomic
 from vitlab.core.run_folder import PREVIOUS, TeacherRecord
 
 # In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.
@@ -49,7 +49,7 @@ def publish(temporary: Path, checkpoint: Path, digests: Sequence[str] = ()) -> N
     old = recorded(checkpoint)[-1:] if checkpoint.exists() else []
     write_atomic(checksum_file(checkpoint), "\n".join([*old, *(digests or [sha256(temporary)])]).encode())
     os.replace(temporary, checkpoint)
-    sync_folder(checkpoint.parent)
+    sync(checkpoint.parent)
 
 
 def recorded(checkpoint: Path) -> list[str]:
@@ -63,10 +63,14 @@ def copy_checkpoint(source: Path, target: Path, digests: Sequence[str] = ()) -> 
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    publish(temporary, target, digests)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            sync(temporary)
+        publish(temporary, target, digests)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def publish_last(temporary: Path, last: Path) -> None:

@@ -18,10 +18,13 @@ from typing import IO, Any
 from vitlab.core.errors import UserError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, new: bool = False) -> None:
     """Write ``data`` so that a reader, or a machine that loses power, sees the old file or the new one.
 
     The temporary file lies beside the target: `os.replace` is atomic only within one file system.
+
+    Args:
+        new: of several that write such a file at once one succeeds; raises FileExistsError if it exists.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,10 +32,33 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        (_publish_new if new else os.replace)(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # it may have none, or the temporary one's
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # what was refused first says more
+            temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # which fails where the name exists, unlike a rename
+    except FileExistsError:
+        raise
+    except OSError:  # no links on this file system, which has to do without a guard against races
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)
+
+
+def add_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that they survive a power failure."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def make_folder(path: Path) -> Path:
@@ -42,7 +68,7 @@ def make_folder(path: Path) -> Path:
         UserError: it cannot be made or written to.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        add_folder(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -66,9 +92,9 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what was written to a file, or the names in a folder, survive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

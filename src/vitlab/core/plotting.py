@@ -1,5 +1,6 @@
 """What the figures of every room share: how they are made, their colours and their style."""
 
+import io
 import math
 import warnings
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from vitlab.core.files import write_atomic
 
 matplotlib.rcParams["text.parse_math"] = False  # names of classes and data sets may hold a $
 RIGHT, WRONG = "#2a7f3f", "#c0392b"
@@ -32,10 +35,12 @@ def rasterize(figure: Figure) -> np.ndarray:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG."""
+    """Write the figure as a PNG, whole or not at all."""
+    picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+    write_atomic(path, picture.getvalue())
 
 
 def hide_spines(axes: Axes) -> None:

@@ -23,7 +23,7 @@ from typing import Any, TypedDict
 import yaml
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import is_locked, try_lock, write_json
+from vitlab.core.files import add_folder, is_locked, try_lock, write_atomic, write_json
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
 
@@ -86,20 +86,15 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            add_folder(folder.path)
         except OSError as error:
             raise UserError(f"the run folder cannot be made: {error}") from error
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        temporary = folder.config.with_name(f".config.{os.getpid()}.tmp")
-        temporary.write_text(text)
         try:
-            # A link, unlike a rename, fails where the name exists: of two runs that claim one folder,
-            # one gets it, and nobody sees half a file.
-            os.link(temporary, folder.config)
+            # Of two runs that claim one folder, one gets it.
+            write_atomic(folder.config, text.encode(), new=True)
         except FileExistsError:
             raise taken(folder) from None
-        finally:
-            temporary.unlink()
         seed, overrides = config.get("seed", 0), config.get("overrides", [])
         Summary(folder).begin(seed, overrides, find_versions(), find_commit())
         return folder
@@ -183,6 +178,12 @@ class RunFolder:
             path.unlink()
         with contextlib.suppress(OSError):  # there is something else in it
             self.path.rmdir()
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a run that was killed; called by who holds the folder."""
+        for folder in (self.path, self.checkpoints, self.figures):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

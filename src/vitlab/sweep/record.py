@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import try_lock, write_atomic
+from vitlab.core.files import add_folder, try_lock, write_atomic
 from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
 from vitlab.core.suggest import suggest
 
@@ -137,7 +137,7 @@ class Sweep:
 
     def save(self) -> None:
         """Write the record with the state of every job; other processes may do the same at any time."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        add_folder(self.path)
         with open(self.path / ".sweep.lock", "a") as lock:
             try_lock(lock, patience=60)
             if self.search is None:

@@ -15,7 +15,7 @@ import yaml
 from vitlab.config.arguments import Arguments, check_folder
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
-from vitlab.core.files import write_atomic
+from vitlab.core.files import add_folder, write_atomic
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.sweep.progress import Progress, raise_if_stopped
@@ -70,7 +70,7 @@ def _find_or_make(space: Space) -> Path:
     if found := None if fresh else find_sweep(space.folder, space.hydra, matches):
         return found.path
     check_folder(space.folder, "sweep")
-    space.folder.mkdir(parents=True, exist_ok=True)
+    add_folder(space.folder)
     for note in _list_notes(space):
         say(f"note: {note}")
     return space.folder

@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from vitlab.config.labels import label
+from vitlab.core.console import say
+from vitlab.core.disk import as_note
 from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive_seed
 from vitlab.sweep.record import OBJECTIVE, STUDY, Job, folder_name, own_overrides
@@ -98,6 +100,7 @@ class Study:
 
     def draw(self) -> None:
         """Write trials.png and values.png."""
+        from vitlab.core.plotting import save_figure
         from vitlab.sweep import figures
 
         trials = [
@@ -107,8 +110,9 @@ class Study:
         ]
         log = {key: getattr(drawn, "log", False) for key, drawn in self.space.distributions.items()}
         title = f"{len(trials)} trials by TPE, pruner {self.settings['pruner']}"
-        figures.plot_trials(trials, title).savefig(self.folder / "trials.png", dpi=120)
-        figures.plot_values(trials, log, title).savefig(self.folder / "values.png", dpi=120)
+        with as_note(say, "figures"):
+            save_figure(figures.plot_trials(trials, title), self.folder / "trials.png")
+            save_figure(figures.plot_values(trials, log, title), self.folder / "values.png")
 
 
 def _make_pruner(settings: Mapping[str, Any], max_epochs: int) -> BasePruner:

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -22,7 +23,7 @@ from vitlab.core import hardware, slurm
 from vitlab.core.checkpoint import read_checkpoint
 from vitlab.core.console import RunConsole
 from vitlab.core.cpu_count import count_cores
-from vitlab.core.disk import describe_room, disk_problem
+from vitlab.core.disk import as_note, describe_room, disk_problem
 from vitlab.core.errors import Diverged, UserError
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
 from vitlab.core.provenance import find_commit, find_versions
@@ -62,6 +63,8 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
     screen = RunConsole(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            folder.remove_leftovers()
         summary = Summary(folder, writable=rank == 0)
         if "train" not in summary.data:  # lost or damaged; the checkpoint knows the rest
             summary.begin(config["seed"], config["overrides"], find_versions(), find_commit())
@@ -200,7 +203,7 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
     if logger:
         logger.begin(parts.config)
     if config["callbacks"]["figures"] and not rank_in_environment():
-        with as_note(screen, "figures"):
+        with as_note(screen.print, "figures"):
             figures.draw_augmentations(folder, parts, logger)
             figures.draw_learning_rate(folder, parts, logger)
     trainer, checkpointing = make_trainer(session, parts, logger)
@@ -222,14 +225,15 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
         screen.log(traceback.format_exc())
         raise Interrupted(session.stop.received) from None
     finally:
-        summary.update(
-            train={
-                "images_per_second": session.throughput.images_per_second,
-                "wall_seconds": session.throughput.wall_seconds,
-                "optimizer_steps": trainer.global_step,
-            }
-        )
-        with contextlib.suppress(RuntimeError):  # of a GPU that has failed and answers no more
+        with contextlib.suppress(OSError):  # what was refused first says more; `finish` writes it all again
+            summary.update(
+                train={
+                    "images_per_second": session.throughput.images_per_second,
+                    "wall_seconds": session.throughput.wall_seconds,
+                    "optimizer_steps": trainer.global_step,
+                }
+            )
+        with contextlib.suppress(OSError, RuntimeError):  # of a GPU that has failed and answers no more
             summary.update(
                 train={
                     "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
@@ -237,9 +241,7 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
                 }
             )
     if trainer.is_global_zero:
-        finish(session, parts, tested, measured[0] if measured else {})
-        if logger:
-            logger.end(summary.data, trainer.global_step)
+        finish(session, parts, tested, measured[0] if measured else {}, logger)
         print_results(screen, folder, summary.data)
 
 
@@ -263,11 +265,13 @@ def load_best(folder: RunFolder, parts: Components) -> str:
     return "best checkpoint by validation accuracy"
 
 
-def finish(session: Session, parts: Components, tested: str, metrics: Mapping[str, float]) -> None:
-    """Draw the results, and complete the summary."""
+def finish(
+    session: Session, parts: Components, tested: str, metrics: Mapping[str, float], logger: RunLogger | None
+) -> None:
+    """Draw the results, and complete the summary; only when all else is on the disk is the run finished."""
+    steps = session.summary.data["train"]["optimizer_steps"]
     if parts.config["callbacks"]["figures"]:
-        steps = session.summary.data["train"]["optimizer_steps"]
-        with as_note(session.screen, "figures"):
+        with as_note(session.screen.print, "figures"):
             figures.draw_results(session.folder, parts, metrics, steps)
     per_class = {}  # test accuracy, 0..1
     if metrics:
@@ -279,8 +283,10 @@ def finish(session: Session, parts: Components, tested: str, metrics: Mapping[st
         tested=tested,
         train={"wall_seconds": session.throughput.wall_seconds},
         per_class=per_class,
-        status="finished",
     )
+    if logger:
+        logger.end(session.summary.data, steps)
+    session.summary.update(status="finished")
 
 
 @contextlib.contextmanager
@@ -297,15 +303,6 @@ def disk_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def as_note(screen: RunConsole, what: str) -> Iterator[None]:
-    """Note what a disk refuses to take of something that is not worth a run."""
-    try:
-        yield
-    except OSError as error:
-        screen.print(f"note: {what} could not be written: {error.strerror}")
-
-
 def quieten() -> None:
     """Silence what Lightning says to people who configure it by hand."""
     # torch.compile looks for CUDA's compiler and warns on machines without a GPU.
@@ -315,3 +312,10 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning.*|torchmetrics.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning.*")
+    threading.excepthook = _print_unless_of_disk
+
+
+def _print_unless_of_disk(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer raises it again where the next event is logged.
+    if not disk_problem(args.exc_value):
+        threading.__excepthook__(args)

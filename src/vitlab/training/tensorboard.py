@@ -1,6 +1,7 @@
 """TensorBoard, with an HParams tab that compares runs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -10,6 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from vitlab.config import keys
 from vitlab.config.labels import label
+from vitlab.core.files import sync
 from vitlab.core.run_folder import RunFolder, SummaryData
 
 # One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
@@ -40,9 +42,14 @@ class RunLogger(TensorBoardLogger):
         options: dict[str, Any] = {"purge_step": purge_step, "flush_secs": 10}
         super().__init__(folder.path, name="", version="", default_hp_metric=False, **options)
 
+    @rank_zero_only
     def save(self) -> None:
-        """Leave out Lightning's hparams.yaml: config.yaml says it."""
+        """Bring what was logged onto the disk; no hparams.yaml of Lightning's, since config.yaml says it."""
         self.experiment.flush()
+        # A checkpoint follows, and what resumes from that does not log again what came before.
+        folder = Path(self.log_dir)
+        for path in (*folder.glob("events.out.tfevents.*"), folder):
+            sync(path)
 
     def finalize(self, status: str) -> None:
         """Keep the file open between training and test: a second one would purge the first once more."""
@@ -71,7 +78,7 @@ class RunLogger(TensorBoardLogger):
             if value is not None:
                 self.experiment.add_scalar(name, value, step)
         self.experiment.file_writer.add_summary(hparams({}, {})[2])
-        self.experiment.flush()
+        self.save()
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checkpoints from which a run resumes bit for bit, and the clean stop."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import copy_checkpoint, publish, publish_last, read_checkpoint
 from vitlab.core.disk import describe_room, disk_problem
 from vitlab.core.errors import UserError
+from vitlab.core.files import sync
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.training.callbacks.step_loss import StepLoss
@@ -173,6 +175,7 @@ class Checkpointing(Checkpoint):
         if not self.enabled:
             return
         self.folder.checkpoints.mkdir(exist_ok=True)
+        sync(self.folder.path)
         self._restartable = self.folder.last in targets
         temporary = self.folder.checkpoints / ".new.ckpt.tmp"
         try:
@@ -189,9 +192,11 @@ class Checkpointing(Checkpoint):
 
     def _describe(self, problem: str, temporary: Path, step: int) -> str:
         """Say what could not be written, and take what is left of it away."""
-        sizes = [path.stat().st_size for path in (self.folder.last, temporary) if path.exists()]
-        temporary.unlink(missing_ok=True)
-        kept = "those before it are intact" if self.folder.last.exists() else "there is none before it"
+        sizes = []
+        with contextlib.suppress(OSError):  # a disk that is gone
+            sizes = [path.stat().st_size for path in (self.folder.last, temporary) if path.exists()]
+            temporary.unlink(missing_ok=True)
+        kept = "those before it are intact" if os.path.exists(self.folder.last) else "there is none before it"
         needed = max(sizes, default=0) / 1e6
         return (
             f"{problem}. The checkpoint of step {step:,} needs {needed:,.1f} MB or more, and "
