@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from tests.config.helpers import refused
 from vitlab.config import check_targets, targets
 from vitlab.core.errors import UserError
 
@@ -50,7 +49,8 @@ def test_our_own_code_and_torchs_optimizers_pass(target: str) -> None:
 
 
 def test_a_mistyped_target_is_answered_with_the_nearest() -> None:
-    assert "did you mean vitlab.models.vit.ViT?" in refused("model._target_=vitlab.models.vit.Vit")
+    with pytest.raises(UserError, match=r"did you mean vitlab\.models\.vit\.ViT\?"):
+        check_targets({"model": {"_target_": "vitlab.models.vit.Vit"}})
 
 
 @pytest.fixture

@@ -85,7 +85,11 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
             raise UserError(
                 "--cfg, --info and --shell-completion each show one config: give one of them, without -m."
             )
-        return Arguments(overrides, multirun=False, shows=tuple(arguments))
+        words = list(arguments)
+        for override in overrides:
+            words.remove(override)
+        # Hydra's own parser takes no settings after a flag that it has read some before.
+        return Arguments(overrides, multirun=False, shows=(*overrides, *words))
     again = [o.removeprefix("sweep.resume=") for o in overrides if o.startswith("sweep.resume=")]
     sweep_resume = again[-1] if again and again[-1] != "null" else None
     of_sweep = [o for o in overrides if o.startswith(("sweep.", "sweep="))]

@@ -170,7 +170,17 @@ class _Builder:
                     f"{_line(item)}: {group}={choices[group]} has no {name} to choose; leave it out, or take "
                     f"another {group}"
                 )
-        return self.composer.compose((*self.hydra, *map(_line, chosen)))
+        config = self.composer.compose((*self.hydra, *map(_line, chosen)))
+        for item in parts:
+            group, _, name = item.key_or_group.rpartition("/")
+            file = OmegaConf.load(CONF / item.key_or_group / f"{item.value()}.yaml")
+            foreign = [str(key) for key in config[group][name] if key not in file]
+            if foreign and "defaults" not in file:
+                raise UserError(
+                    f"{_line(item)}: {group}={choices[group]} is made for another {name} and sets its "
+                    f"{', '.join(foreign)}, which this one does not have; take another {group}"
+                )
+        return config
 
     def set_values(self, items: Sequence[Override]) -> tuple[DictConfig, dict[str, str]]:
         """Return the config with Hydra's own node, and for the keys that cannot be set, why."""

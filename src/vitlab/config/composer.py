@@ -83,7 +83,7 @@ class Composer(ExitStack):
                 self._known[overrides] = hydra.compose(self.root, list(overrides), return_hydra_config=True)
             except YAMLError as error:
                 raise UserError(f"a file in conf/ cannot be read: {' '.join(str(error).split())}") from error
-            except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+            except (HydraException, OmegaConfBaseException, OSError, ValueError, AttributeError) as error:
                 raise UserError(f"the config cannot be composed: {reason(error)}") from error
         return self._known[overrides]
 

@@ -72,6 +72,8 @@ class OverrideReader:
                 parsed += self.parser.parse_overrides([line])
             except HydraException:
                 problems.append(self._unreadable(line))
+            except ValueError:  # Python's own limit is 4,300
+                problems.append(f"{line[:60]}…: a number of so many digits cannot be read")
         if problems:
             raise UserError("\n".join(self._spaced(lines) or problems))
         return parsed
@@ -116,6 +118,8 @@ class OverrideReader:
     def _check_launcher(self, lines: Sequence[str]) -> None:
         """Raise for a key that the chosen launcher does not have."""
         typed = [line.partition("=")[0].lstrip("+") for line in lines]
+        if "hydra.launcher" in typed:
+            raise UserError("hydra.launcher is chosen as a whole with a slash, as hydra/launcher=joblib")
         typed = [key.removeprefix("hydra.launcher.") for key in typed if key.startswith("hydra.launcher.")]
         if not typed:
             return
@@ -136,6 +140,11 @@ class OverrideReader:
             return [f"{line}: nothing can be removed from the config (~); give {key} {default}"]
         if (item.is_add() or item.is_force_add()) and not is_open(key):
             return [self._added(line, key)]
+        group, _, rest = key.partition(".")
+        if rest.rpartition(".")[2].startswith("_") and not is_open(key):
+            return [f"{line}: code is chosen with its keys, by {group}=OPTION or a file of your own in conf/"]
+        if key == "data.kind":
+            return [f"{line}: a kind of data is chosen with its keys, as {line.replace('data.kind', 'data')}"]
         part = key.replace(".", "/")
         if "." in key and part in self.groups and not line.startswith(f"{key}={{"):
             meant = line.replace(key, part, 1)
@@ -149,6 +158,8 @@ class OverrideReader:
             return [f"{line} gives several values: add -m to run each of them{otherwise}"]
         if item.is_sweep_override() and not item.is_discrete_sweep():
             return [f"{line}: interval() has no list of values; use choice(…) or range(…), or sweep=optuna"]
+        if item.is_sweep_override() and (wrong := _empty_sweep(item)):
+            return [f"{line}: {wrong}"]
         return self._bad_options(item, line, key) if key in self.groups else []
 
     def _added(self, line: str, key: str) -> str:
@@ -203,6 +214,15 @@ def _unreadable_sweep(value: str) -> str:
         return f"{name}() {wrong}; write it as {SWEEPS[name]}"
     hint = did_you_mean(nearest(name, SWEEPS)) or (f" there are {', '.join(SWEEPS)}" if closed else "")
     return f"there is no function {name}();{hint}" if hint else ""
+
+
+def _empty_sweep(item: Override) -> str:
+    """Return what is wrong with a sweep that Hydra has read and cannot count, such as ``range(0,1,0)``."""
+    try:
+        next(item.sweep_string_iterator(), None)
+    except (ValueError, ArithmeticError):
+        return _unreadable_sweep(str(item.get_value_string()))
+    return ""
 
 
 def _is_decimal_comma(key: str, value: str) -> bool:

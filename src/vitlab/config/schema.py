@@ -221,7 +221,7 @@ RULES: dict[str, Constraint] = {
     "trainer.val_check_interval": either(whole(1, MANY), real(0, 1, above=True), _duration),
     "trainer.num_sanity_val_steps": either(whole(0, MANY), one_of(-1)),
     "trainer.log_every_n_steps": whole(1, MANY),
-    "trainer.profiler": either(NULL, one_of("simple", "advanced", "pytorch", "xla")),
+    "trainer.profiler": either(NULL, one_of("simple", "advanced", "pytorch")),
     "trainer.reload_dataloaders_every_n_epochs": whole(0, 1_000_000),
 }
 

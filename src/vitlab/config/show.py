@@ -8,6 +8,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vitlab.config.composer import CONF, VERSION_BASE, reason, register_resolvers
 from vitlab.core.errors import UserError
@@ -33,5 +34,7 @@ def show(arguments: Sequence[str], root: str = "train") -> None:
     sys.argv[1:] = arguments
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"only a shell calls this, which sets {error.args[0]}: see --hydra-help.") from error
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
         raise UserError(f"the config cannot be composed: {reason(error)}") from error

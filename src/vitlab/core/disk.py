@@ -9,6 +9,7 @@ from pathlib import Path
 PROBLEMS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk's quota is used up",
+    errno.ENAMETOOLONG: "the disk takes no name as long as this",
     errno.EFBIG: "files may not become so large here (ulimit -f)",
     errno.EROFS: "the disk can only be read",
     errno.EIO: "the disk has failed (input/output error)",
