@@ -13,6 +13,7 @@ error has 15 bins of equally many images; runs are compared by McNemar's exact t
 several pairs.
 """
 
+import contextlib
 import shlex
 import sys
 
@@ -53,7 +54,9 @@ def main() -> None:
     words, overrides = split_words(given.words)
     runs, out = find_runs(words, given.out)
     check_overrides(runs, overrides)
-    for folder in dict.fromkeys([*(run.out for run in runs), out]):
+    folders = dict.fromkeys([*(run.out for run in runs), out])
+    made = [folder for folder in folders if not folder.exists()]
+    for folder in folders:
         make_folder(folder)
     from vitlab.inference.evaluate import evaluate_runs  # torch takes seconds to import
     from vitlab.inference.evaluate_subject import Request
@@ -69,7 +72,13 @@ def main() -> None:
         out=out,
         command=shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
     )
-    evaluate_runs(request, make_console())
+    try:
+        evaluate_runs(request, make_console())
+    except UserError:
+        for folder in made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
 
 
 if __name__ == "__main__":

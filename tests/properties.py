@@ -8,7 +8,6 @@ rule names, and what else it accepts. Keys are listed here only to keep networks
 # ruff: noqa: SIM905
 
 import argparse
-import collections
 import contextlib
 import csv
 import functools
@@ -21,6 +20,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +66,15 @@ SMALL = dict(
 )
 LARGEST = {"data.num_workers": 1, "model": 32, "data": 32, "augment": 64}
 # More processes, other hardware, minutes of compilation, another run.
-HELD = ("resume", "sweep", "compile", "trainer.devices", "trainer.num_nodes", "trainer.accelerator")
+HELD = (
+    "data.kind",
+    "resume",
+    "sweep",
+    "compile",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accelerator",
+)
 FREE_TEXT = ["mine", "gruñido", "no/where", "0"]
 NUMBERS = [0, 1, 2, 3, 4, 8, 16, 0.0, 0.1, 0.5, 0.9, 1.0, 2.0, 1e-3]
 
@@ -235,7 +243,7 @@ JUNKS = st.one_of(st.sampled_from(JUNK), WORDS, st.integers().map(str), st.float
 
 
 @st.composite
-def broken_lines(draw: DrawFn, material: Material, benchmark: bool = False) -> list[str]:
+def broken_lines(draw: DrawFn, material: Material) -> list[str]:
     """Draw a command line and break it in one or two ways, so that it may still be right by chance."""
     given = draw(lines(material, changes=1))
     flags = [word for names in FLAGS for flag in names for word in (flag, flag[:-1], f"{flag}x")]
@@ -268,8 +276,7 @@ def broken_lines(draw: DrawFn, material: Material, benchmark: bool = False) -> l
                 ]
             )
         )
-    multirun = [] if benchmark else draw(st.sampled_from([[]] * 4 + [["-m"], ["-m", "sweep=optuna"]]))
-    return [*given, *multirun]
+    return [*given, *draw(st.sampled_from([[]] * 4 + [["-m"], ["-m", "sweep=optuna"]]))]
 
 
 VERBS = ("predict", "evaluate", "explain", "export", "compare", "demo")
@@ -470,75 +477,72 @@ def make_places(work: Path) -> None:
 # The script
 
 
-def examine(kind: str, drawn: Any, row: dict[str, Any], number: int) -> None:
-    """Fill in a row of the table: a fault is no end of the script."""
+def examine(kind: str, number: int, drawn: list[str]) -> Outcome:
+    """Return what became of a command line; a fault is no end of the script."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         try:
             if kind == "valid":
-                outcome = train_and_load(drawn, work, resumes=number % 4 == 0)
-            elif kind == "verbs":
+                return train_and_load(drawn, work, resumes=number % 4 == 0)
+            if kind == "verbs":
                 make_places(work)
-                outcome = answer(drawn[0], drawn[1:], work)
-            else:
-                outcome = answer("benchmark" if number % 8 == 0 else "train", drawn, work)
-            row |= {"outcome": outcome.kind, "said": outcome.said}
+                return answer(drawn[0], drawn[1:], work)
+            return answer("benchmark" if number % 8 == 0 else "train", drawn, work)
         except (Exception, SystemExit) as error:
             where = [f for f in traceback.extract_tb(error.__traceback__) if "/vitlab/" in f.filename][-1:]
-            place = f"{Path(where[0].filename).name}:{where[0].lineno}" if where else ""
-            row |= {"outcome": "FAULT", "said": f"{type(error).__name__} {place}: {error}"}
+            place = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in where)
+            return Outcome("FAULT", f"{type(error).__name__} {place}: {error}")
 
 
-def explore(kind: str, count: int, seed: int, material: Material) -> Iterator[dict[str, Any]]:
-    """Yield a row for each of so many command lines."""
-    rows: list[dict[str, Any]] = []
-    strategy = {"valid": lines(material), "invalid": broken_lines(material), "verbs": words_of_verbs()}[kind]
+def explore(
+    kind: str, drawn: SearchStrategy[list[str]], count: int, seed: int, out: Path | None
+) -> Counter[Any]:
+    """Try so many command lines; return how often there was which outcome, and for which cause."""
+    found: Counter[Any] = Counter()
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
-    @hypothesis.given(strategy)
-    def test(drawn: list[str]) -> None:
-        row = {"kind": kind, "seed": seed, "number": len(rows), "outcome": "", "said": "", "words": drawn}
-        examine(kind, drawn, row, len(rows))
-        rows.append(row)
-        report(row)
-
-    def report(row: dict[str, Any]) -> None:
-        if OUT:
-            with open(OUT, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file, lineterminator="\n").writerow(row.values())
-        if row["outcome"] == "FAULT":
-            print(f"{row['said'][:500]!r}\n    {row['words']!r}", flush=True)
+    @hypothesis.given(drawn)
+    def test(words: list[str]) -> None:
+        number = found.total()
+        outcome = examine(kind, number, words)
+        cause = re.sub(r"\S*[=/]\S*|\d+", "…", outcome.said)[:90]  # without what was typed
+        found[kind, outcome.kind, cause] += 1
+        if outcome.kind == "FAULT":
+            print(f"{outcome.said!r}\n    {words!r}"[:5000], flush=True)
+        if out:
+            with open(out, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file, lineterminator="\n").writerow([kind, seed, number, *outcome, words])
 
     test()
-    yield from rows
-
-
-OUT: Path | None = None
+    return found
 
 
 def main() -> None:
-    global OUT
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.properties", description=__doc__)
     for kind in ("valid", "invalid", "verbs"):
         parser.add_argument(f"--{kind}", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a CSV file to which a row a command line is added")
     given = parser.parse_args()
-    OUT = given.out and given.out.absolute()
+    out = given.out and given.out.absolute()
     torch.set_num_threads(1)
+    found: Counter[Any] = Counter()
     with tempfile.TemporaryDirectory() as name, composing_once():
         with contextlib.redirect_stdout(io.StringIO()):
             material = Material.make(Path(name))
-        counts: collections.Counter[tuple[str, str]] = collections.Counter()
-        for kind in ("valid", "invalid", "verbs"):
+        for kind, drawn in (
+            ("valid", lines(material)),
+            ("invalid", broken_lines(material)),
+            ("verbs", words_of_verbs()),
+        ):
             if number := getattr(given, kind):
-                counts.update((kind, row["outcome"]) for row in explore(kind, number, given.seed, material))
-    for (kind, outcome), number in sorted(counts.items()):
-        print(f"{kind}: {number} {outcome}")
-    sys.exit(any(outcome == "FAULT" for _, outcome in counts))
+                found += explore(kind, drawn, number, given.seed, out)
+    for (kind, outcome, cause), number in found.most_common():
+        print(f"{number:5} {kind}: {outcome} {cause!r}")
+    sys.exit(any(outcome == "FAULT" for _, outcome, _ in found))
 
 
 if __name__ == "__main__":

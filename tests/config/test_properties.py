@@ -49,6 +49,11 @@ def test_verbs_given_what_is_no_trained_network_end_in_one_sentence(words: list[
         answer(words[0], words[1:], Path(work))
 
 
+def test_evaluating_a_damaged_checkpoint_leaves_no_folder(tmp_path: Path) -> None:
+    make_places(tmp_path)
+    assert "torn.ckpt" in answer("evaluate", ["torn.ckpt"], tmp_path).said
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_so_stays_mended(name: str, tmp_path: Path) -> None:
     assert answer("train", FOUND[name], tmp_path).kind == "refused"
