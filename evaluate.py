@@ -13,14 +13,13 @@ error has 15 bins of equally many images; runs are compared by McNemar's exact t
 several pairs.
 """
 
-import contextlib
 import shlex
 import sys
 
 from vitlab.core.cli import Parser, finish
 from vitlab.core.console import make_console
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder
+from vitlab.core.files import results_folders
 from vitlab.inference.evaluate_arguments import check_overrides, find_runs, split_words
 
 
@@ -54,10 +53,6 @@ def main() -> None:
     words, overrides = split_words(given.words)
     runs, out = find_runs(words, given.out)
     check_overrides(runs, overrides)
-    folders = dict.fromkeys([*(run.out for run in runs), out])
-    made = [folder for folder in folders if not folder.exists()]
-    for folder in folders:
-        make_folder(folder)
     from vitlab.inference.evaluate import evaluate_runs  # torch takes seconds to import
     from vitlab.inference.evaluate_subject import Request
 
@@ -72,13 +67,8 @@ def main() -> None:
         out=out,
         command=shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
     )
-    try:
+    with results_folders(dict.fromkeys([*(run.out for run in runs), out])):
         evaluate_runs(request, make_console())
-    except UserError:
-        for folder in made:
-            with contextlib.suppress(OSError):  # there is something in it
-                folder.rmdir()
-        raise
 
 
 if __name__ == "__main__":

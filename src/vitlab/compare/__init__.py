@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vitlab.compare.groups import SPLITS, Comparison, make_comparison
-from vitlab.compare.read import plain, read_runs
+from vitlab.compare.read import read_runs
 from vitlab.compare.table import fraction, leaderboard_csv, leaderboard_md, runs_csv, show
-from vitlab.core.console import make_console, say
+from vitlab.core.console import make_console, plain, say
 from vitlab.core.errors import UserError
-from vitlab.core.files import write_atomic
+from vitlab.core.files import check_links, write_atomic
 from vitlab.core.run_folder import RunFolder
 
 MOST_ROWS = 20  # of a sweep's leaderboard
@@ -34,6 +34,8 @@ def compare(
     show(console, comparison)
     default = Path(folders[0], "report") if len(folders) == 1 else "outputs/comparison"
     target = Path(default if out is None else out)
+    if out is None and len(folders) == 1:
+        check_links(target, Path(folders[0]))
     try:
         target.mkdir(parents=True, exist_ok=True)
         write(comparison, target)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitlab.config import ignored_keys
+from vitlab.config.checks import SECTIONS
 from vitlab.config.keys import under
-from vitlab.core.console import printable
+from vitlab.core.console import plain
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.suggest import suggest
+from vitlab.core.untrusted import read_json, read_whole, read_yaml
 
 FILES = {"config.yaml", "summary.json", "metrics.csv"}  # a folder with any of these is a run folder
 SWEEP = "sweep.json"
@@ -26,8 +26,6 @@ BROKEN = "broken"  # a file of the run is missing or damaged
 STATES = (*State, BROKEN)
 COSTS = ("parameters", "flops_per_image", "images_per_second", "wall_seconds")
 MOST_EPOCHS = 1e9  # a larger number is damage
-# libyaml is seven times as fast, and almost every installation of PyYAML has it.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Keys that never separate groups: the seed, over which they are averaged, and what changes no result.
 WITHOUT_EFFECT = ("seed", *ignored_keys.WITHOUT_EFFECT)
@@ -140,7 +138,7 @@ def _skipped(folder: Path, name: str) -> Iterator[Run]:
     """Yield the combinations of a sweep that could not be trained and have no folder."""
     # For reading runs this file only adds a word.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        jobs = [j for j in json.loads((folder / SWEEP).read_text()).get("jobs", []) if not j["folder"]]
+        jobs = [j for j in read_json(folder / SWEEP).get("jobs", []) if not j["folder"]]
         for label, reason in ((plain(str(job["label"])), plain(str(job["reason"]))) for job in jobs):
             yield Run(folder / label, "/".join(filter(None, (name, label))), State.SKIPPED, reason)
 
@@ -153,7 +151,7 @@ def read_run(path: Path, name: str) -> Run:
         _read_config(run)
         file = "summary.json"
         summary = _read_summary(run)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         run.reason = f"{file}: {_why(error)}"
         return run
     run.state = RunFolder(path).state(summary)
@@ -175,13 +173,12 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _read_config(run: Run) -> None:
-    content = yaml.load((run.path / "config.yaml").read_bytes(), LOADER)
+    content = read_yaml(run.path / "config.yaml")
     if not isinstance(content, dict):
         raise ValueError("it is empty or no configuration")
-    try:
-        flat = dict(_flatten(content))
-    except RecursionError:
-        raise ValueError("it refers to itself") from None
+    if lacks := [key for key in SECTIONS if key not in content]:
+        raise ValueError(f"it has no {', '.join(lacks)}")
+    flat = dict(_flatten(content))
     run.seed = flat.get("seed", "")
     chosen = {k: v for k, v in flat.items() if k.startswith("choices.") and v != "null"}
     run.choices = {key.removeprefix("choices."): option for key, option in chosen.items()}
@@ -206,7 +203,7 @@ def _words(value: Any) -> list[str]:
 
 def _read_summary(run: Run) -> Mapping[str, Any]:
     try:
-        content = json.loads((run.path / "summary.json").read_bytes())
+        content = read_json(run.path / "summary.json")
     except FileNotFoundError:
         return {}  # a job of a sweep whose turn has not come
     if not isinstance(content, dict):
@@ -228,11 +225,10 @@ def _read_summary(run: Run) -> Mapping[str, Any]:
 
 
 def _read_curve(run: Run) -> None:
-    with open(run.path / "metrics.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            epoch, value = (_number(row.get(k)) for k in ("epoch", "val/accuracy"))
-            if epoch is not None and value is not None and 0 < epoch < MOST_EPOCHS:
-                run.curve[int(epoch)] = value
+    for row in csv.DictReader(read_whole(run.path / "metrics.csv").decode().splitlines()):
+        epoch, value = (_number(row.get(k)) for k in ("epoch", "val/accuracy"))
+        if epoch is not None and value is not None and 0 < epoch < MOST_EPOCHS:
+            run.curve[int(epoch)] = value
 
 
 def _numbers(node: Mapping[str, Any]) -> dict[str, float]:
@@ -269,16 +265,9 @@ def text(value: Any) -> str:
     return plain(str(value))
 
 
-def plain(words: str) -> str:
-    """Return text that every file and terminal can take: one line, no control characters."""
-    return printable(" ".join(words.split()))
-
-
 def _why(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "is missing"
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror})"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"cannot be read (line {error.problem_mark.line + 1}: {plain(str(error.problem))})"
     return f"cannot be read ({plain(str(error)) or type(error).__name__})"

@@ -1,6 +1,5 @@
 """The comparison as text: on the screen, leaderboard.csv, leaderboard.md and runs.csv."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from rich.text import Text
 from vitlab.compare.groups import SPLITS, Comparison, Group, count_states, row
 from vitlab.compare.read import COSTS, STATES, Run
 from vitlab.compare.statistics import Spread
+from vitlab.core.console import escape_markdown
 from vitlab.core.files import csv_text
 
 NONE = "–"
@@ -171,8 +171,7 @@ def leaderboard_md(comparison: Comparison) -> str:
         columns.append([head, "---" if words else "---:", *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
     notes = [tally(comparison.runs) + ".", *method(comparison), *comparison.notes]
-    escaped = (re.sub(r"([\\`*_\[\]<>|])", r"\\\1", note) for note in notes)
-    return f"{table}\n\n" + "".join(f"- {note}\n" for note in escaped)
+    return f"{table}\n\n" + "".join(f"- {escape_markdown(note)}\n" for note in notes)
 
 
 def method(comparison: Comparison) -> list[str]:

@@ -6,7 +6,7 @@ wrong; `preflight` gives the configs of those that can run. The rules for single
 `targets`.
 """
 
-from vitlab.config.checks import lacking, make_record, to_plain
+from vitlab.config.checks import check_record, lacking, make_record, read_record, to_plain
 from vitlab.config.combination import Combination, combinations, preflight, report
 from vitlab.config.composer import CONF, compose
 from vitlab.config.schema import OPEN_NODES
@@ -16,12 +16,14 @@ __all__ = [
     "CONF",
     "OPEN_NODES",
     "Combination",
+    "check_record",
     "check_targets",
     "combinations",
     "compose",
     "lacking",
     "make_record",
     "preflight",
+    "read_record",
     "report",
     "to_plain",
 ]

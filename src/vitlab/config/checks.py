@@ -14,10 +14,19 @@ from vitlab.config.composer import compose
 from vitlab.config.cross_checks import find_conflicts
 from vitlab.config.schema import OPEN_NODES, is_open, rule
 from vitlab.config.suggest import suggest_key
-from vitlab.config.targets import bad_targets
+from vitlab.config.targets import bad_targets, check_targets
 from vitlab.config.types import Constraint, found, like, show
 from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.suggest import did_you_mean, nearest
+from vitlab.core.untrusted import check_extent, fits
+
+# What every run's config has, with keys below it.
+SECTIONS = (
+    *("model", "optimizer", "scheduler", "augment", "data"),
+    *("trainer", "task", "callbacks", "logger", "choices"),
+)
+NEEDED = ("seed", "model._target_", "data.kind", "data.image_size", "data.channels")
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -78,6 +87,44 @@ def lacking(record: Mapping[str, Any]) -> list[str]:
     except UserError:  # conf/ has changed since
         return []
     return [key for key in keys.walk(make_record(config, {}, ())) if not keys.has(record, key)]
+
+
+def check_record(record: Any, where: object) -> dict[str, Any]:
+    """Check the config of a run that comes from a file, and return it: whoever wrote that is not known here.
+
+    Keys that came later, or have gone since, are no fault of an older run's.
+
+    Args:
+        record: what was read.
+        where: the file, for the message.
+
+    Raises:
+        UserError: it has not the form of a run's config, a value is out of range, or it names other code.
+    """
+    try:
+        check_extent(record)
+    except ValueError as error:
+        raise UserError(f"the config in {where} cannot be read: {error}.") from None
+    record = {"overrides": [], "swept": []} | record
+    gone = [key for key in SECTIONS if key not in record]
+    if gone := gone or [key for key in NEEDED if not keys.has(record, key)]:
+        raise UserError(
+            f"{where} has no {', '.join(gone)}, and the run cannot be built without it: it was cut "
+            "or changed, or another version of vitlab wrote it."
+        )
+    problems = [f"{key}: expected keys below it" for key in SECTIONS if not isinstance(record[key], dict)]
+    texts = [key for key in ("overrides", "swept") if not fits(record[key], list[str])]
+    problems += [f"{key}: expected a list of texts" for key in texts]
+    problems += [sentence for _, sentence in _bad_values(record, {}, "")]
+    if problems:
+        raise UserError("\n".join([f"the config in {where} cannot be used:", *problems]))
+    check_targets(record)
+    return record
+
+
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """Return the config of a run folder, checked by `check_record`."""
+    return check_record(folder.read_config(), folder.config)
 
 
 def make_record(

@@ -5,6 +5,7 @@ control characters reach no terminal. Style comes from Rich's own objects, such 
 """
 
 import contextlib
+import re
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,16 @@ WIDTH = 120  # of lines in files
 def printable(text: str) -> str:
     """Return ``text`` with a harmless sign for each control character but line breaks and tabs."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plain(text: str) -> str:
+    """Return ``text`` on one line that every file and terminal can take."""
+    return printable(" ".join(text.split()))
+
+
+def escape_markdown(text: str) -> str:
+    """Return ``text`` on one line, in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", plain(text))
 
 
 def say(text: str) -> None:

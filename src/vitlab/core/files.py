@@ -76,6 +76,43 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def results_folders(paths: Iterable[Path]) -> Iterator[None]:
+    """Make folders for results, and take away those that are still empty at the end.
+
+    Raises:
+        UserError: one cannot be made or written to.
+    """
+    made = [folder for path in paths for folder in (path, *path.parents) if not folder.exists()]
+    for path in paths:
+        make_folder(path)
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # there is something in it, or it is gone already
+                folder.rmdir()
+
+
+def check_links(folder: Path, within: Path | None = None) -> None:
+    """Check that what is written into a folder, which another may have made, stays in it.
+
+    Args:
+        within: where links may lead; by default the folder itself.
+
+    Raises:
+        UserError: a link in it leads out.
+    """
+    top = os.path.realpath(within or folder)
+    found = [Path(where, name) for where, *names in os.walk(folder) for name in (*names[0], *names[1])]
+    for path in (folder, *found) if within else found:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):
+            raise UserError(
+                f"{path} is a link that leads out of {within or folder}, and this would write there "
+                f"({os.path.realpath(path)}): put a copy in its place, or move the whole folder."
+            )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that every reader takes, atomically; a NaN is a ValueError, since most readers refuse it."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -88,8 +125,13 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Return a cell that a spreadsheet takes for text too, as an apostrophe before it says."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def sync(path: Path) -> None:

@@ -1,8 +1,10 @@
 """What the figures of every room share: how they are made, their colours and their style."""
 
+import contextlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -27,18 +29,25 @@ def new_figure(*, width: float, height: float, dpi: float | None = None) -> Figu
     return figure
 
 
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
+        yield
+
+
 def rasterize(figure: Figure) -> np.ndarray:
     """Return the figure as a picture: (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with _any_script():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG, whole or not at all."""
     picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in a script that the font lacks
+    with _any_script():
         figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
     write_atomic(path, picture.getvalue())
 

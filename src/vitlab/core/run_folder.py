@@ -11,7 +11,6 @@ train.log, events.out.tfevents.*
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -20,12 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypedDict
 
-import yaml
-
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, is_locked, try_lock, write_atomic, write_json
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
+from vitlab.core.untrusted import misfits, read_json, read_yaml, to_yaml
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before: a file of its own, so that no bad block takes both
 
@@ -89,10 +87,9 @@ class RunFolder:
             add_folder(folder.path)
         except OSError as error:
             raise UserError(f"the run folder cannot be made: {error}") from error
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         try:
             # Of two runs that claim one folder, one gets it.
-            write_atomic(folder.config, text.encode(), new=True)
+            write_atomic(folder.config, to_yaml(config), new=True)
         except FileExistsError:
             raise taken(folder) from None
         seed, overrides = config.get("seed", 0), config.get("overrides", [])
@@ -161,9 +158,9 @@ class RunFolder:
             UserError: config.yaml is unreadable.
         """
         try:
-            config = yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config} cannot be read: {error}") from None
+            config = read_yaml(self.config)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.config} cannot be read: {error}.") from None
         if not isinstance(config, dict):
             raise UserError(f"{self.config} is empty or not a configuration; the run cannot be rebuilt.")
         return config
@@ -247,10 +244,10 @@ def wait_for_run(path: str | Path) -> RunFolder:
 class ModelSummary(TypedDict, total=False):
     """The network: its name, how large it is, and multiply-adds x 2 of a forward pass."""
 
-    name: str
-    parameters: int
+    name: str | None
+    parameters: int | None
     trainable_parameters: int
-    flops_per_image: int
+    flops_per_image: int | None
 
 
 class DataSummary(TypedDict):
@@ -332,9 +329,11 @@ class Summary:
         self.path = folder.summary
         self.writable = writable
         self.data: SummaryData = {}  # so it stays where there is no such file, or none that can be read
-        if self.path.exists():
-            with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-                self.data = json.loads(self.path.read_text())
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError):
+            content = read_json(self.path)
+            wrong = {key.partition(".")[0] for key in misfits(content, SummaryData)}
+            # "" is the whole.
+            self.data = {} if "" in wrong else {k: v for k, v in content.items() if k not in wrong}  # type: ignore[assignment]
 
     def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
         """Write what is known before the run; the rest is null until it is measured."""

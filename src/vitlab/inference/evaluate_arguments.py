@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.config import keys
+from vitlab.config import keys, read_record
 from vitlab.config.checks import find_problems, unresolved
 from vitlab.config.composer import Composer, reason
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
@@ -105,7 +105,7 @@ def check_overrides(runs: Sequence[Run], overrides: Sequence[str]) -> None:
     for run in runs:
         folder = RunFolder(run.home)
         if folder.config.is_file():
-            compose_data(folder.read_config(), overrides)
+            compose_data(read_record(folder), overrides)
 
 
 def compose_data(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

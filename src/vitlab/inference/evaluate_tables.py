@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from vitlab.core.console import plain
 from vitlab.inference.scores import ClassScore, Comparison
 
 CLASSES = 20  # most lines in the table of classes: those with the lowest F1
@@ -74,7 +75,7 @@ def make_class_table(scores: Sequence[ClassScore]) -> Table:
             "-" if value is None else f"{value:.1%}"
             for value in (score["precision"], score["recall"], score["f1"])
         )
-        table.add_row(score["name"], *shares, f"{score['support']:,}")
+        table.add_row(plain(score["name"]), *shares, f"{score['support']:,}")
     return table
 
 

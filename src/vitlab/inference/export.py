@@ -1,7 +1,5 @@
 """Export a trained network: one folder that says everything needed to use it without vitlab."""
 
-import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder, write_json
+from vitlab.core.files import results_folders, write_json
 from vitlab.core.provenance import find_commit
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.untrusted import read_json
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
 from vitlab.data.decode import ImageFiles
@@ -93,9 +92,7 @@ def export(request: Request, console: Console) -> None:
             written differs from the network, or there are no images to check it on.
     """
     own = find_own(request.out)
-    made = [folder for folder in (request.out, *request.out.parents) if not folder.exists()]
-    make_folder(request.out)
-    try:
+    with results_folders([request.out]):
         classifier = load(request.checkpoint, raw=request.weights == "raw")
         if request.weights and not has_average(classifier.config):
             raise UserError(
@@ -108,12 +105,6 @@ def export(request: Request, console: Console) -> None:
                 (request.out / stale).unlink(missing_ok=True)
             for file in files:
                 os.replace(Path(work, file), request.out / file)
-    finally:
-        with contextlib.suppress(
-            OSError
-        ):  # where there is something in it: of what was refused nothing is left
-            for folder in made:
-                folder.rmdir()
     sizes = (f"{file} ({show_size(request.out / file)})" for file in files)
     console.print(f"{request.out}: {', '.join(sizes)}")
 
@@ -154,7 +145,7 @@ def find_own(out: Path) -> list[str]:
     if not out.is_dir() or not any(out.iterdir()):
         return []
     try:
-        record = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        record = read_json(out / "config.json")
         return [Path(name).name for name in record["vitlab"]["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(

@@ -1,13 +1,15 @@
 """What is given to a verb after training: a trained network, and images."""
 
+import contextlib
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vitlab.core.errors import UserError
+from vitlab.core.files import check_links
 from vitlab.core.run_folder import RunFolder, State, find_checkpoint
 from vitlab.data.decode import convert_image, read_image
 
@@ -34,6 +36,7 @@ def find_weights(run: str) -> tuple[Path, Path]:
             f"{folder} is still training, and its weights change: wait for it, or give a copy of "
             f"{checkpoint.name}."
         )
+    check_links(folder.path)
     return checkpoint, folder.path
 
 
@@ -67,8 +70,15 @@ def read_both(path: Path, shape: tuple[int, int], channels: int) -> tuple[np.nda
     Raises:
         UserError: it is no image that can be read.
     """
-    try:
+    with broken_images(path):
         return read_image(path, shape, channels), read_shown(path)
+
+
+@contextlib.contextmanager
+def broken_images(path: str | Path) -> Iterator[None]:
+    """Raise a UserError for a file that is no image that can be read."""
+    try:
+        yield
     except Exception as error:  # PIL raises many kinds for a broken file
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitlab.core.checkpoint import CheckpointMeta
-from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.data.decode import CHUNK, convert_image, read_image
 from vitlab.data.preprocess import Preprocess
+from vitlab.inference.inputs import broken_images
 from vitlab.models.layers import pair
 from vitlab.training.instantiate import load_net
 
@@ -120,10 +120,8 @@ class Classifier(nn.Module):
                 raise ValueError(f"expected a tensor of shape (C, H, W), got {tuple(image.shape)}")
             return image[None]
         if isinstance(image, str | Path):
-            try:
+            with broken_images(image):
                 pixels = read_image(Path(image), self.stored_size, self.channels)
-            except Exception as error:  # PIL raises many kinds for a broken file
-                raise UserError(f"{image} cannot be read as an image: {error}") from error
             return torch.tensor(pixels)[None]
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):

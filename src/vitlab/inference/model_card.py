@@ -3,6 +3,7 @@
 Source of the form: "Model Cards for Model Reporting" (Mitchell et al. 2019, section 4).
 """
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from vitlab.core.checkpoint import CheckpointMeta
+from vitlab.core.console import escape_markdown, plain
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import SummaryData
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
@@ -76,7 +78,12 @@ def write_card(facts: Facts) -> str:
     config, classes = facts.meta["config"], facts.meta["classes"]
     height, width = facts.meta["input_size"]
     channels = len(facts.meta["mean"])
-    named = ", ".join(classes) if len(classes) <= SHOWN else "their names are in config.json"
+    named = (
+        ", ".join(map(escape_markdown, classes))
+        if len(classes) <= SHOWN
+        else "their names are in config.json"
+    )
+    name, data = escape_markdown(model_name(config)), escape_markdown(data_name(facts))
     cost = show_flops(flops_per_image(facts.net, (height, width), channels))
     kind = config["data"]["kind"]
     return "\n".join(
@@ -86,12 +93,12 @@ def write_card(facts: Facts) -> str:
             "pipeline_tag: image-classification",
             "---",
             "",
-            f"# {model_name(config)}: {len(classes)} classes of {data_name(facts)}",
+            f"# {name}: {len(classes)} classes of {data}",
             "",
             f"A classifier of {'grey' if channels == 1 else 'RGB'} images of {width} × {height} pixels, "
             "trained with vitlab.",
             "",
-            f"- network: {model_name(config)}, {count_parameters(facts.net):,} parameters, {cost} an image",
+            f"- network: {name}, {count_parameters(facts.net):,} parameters, {cost} an image",
             f"- classes: {len(classes)} ({named})",
             f"- pixels are normalised by mean {rounded(facts.meta['mean'])} and deviation "
             f"{rounded(facts.meta['std'])}, on the 0..1 scale",
@@ -108,7 +115,7 @@ def write_card(facts: Facts) -> str:
             *section("Checked at export", [f"- {check}" for check in facts.checks]),
             *section("Measured by its run", measured(facts)),
             *section("Recipe", recipe(facts)),
-            *section("Data", [f"- {data_name(facts)}", f"- licence: {LICENCES.get(kind, YOURS)}"]),
+            *section("Data", [f"- {data}", f"- licence: {LICENCES.get(kind, YOURS)}"]),
             *section("Limits", limits(facts)),
             *section("Made with", provenance(facts)),
         ]
@@ -140,8 +147,8 @@ def measured(facts: Facts) -> Iterator[str]:
     if not facts.summary:
         yield "The run's folder was not there at export, and with it its own figures (summary.json)."
         return
-    if facts.summary["status"] != "finished":
-        yield f"The run is {facts.summary['status']}: what follows is of the training until then."
+    if (status := facts.summary.get("status")) != "finished":
+        yield f"The run is {escape_markdown(str(status))}: what follows is of the training until then."
         yield ""
     if not metrics or not data:
         yield "Nothing was measured."
@@ -153,10 +160,12 @@ def measured(facts: Facts) -> Iterator[str]:
             shares = [metrics.get(f"{part}/{key}") for key in ("accuracy", "accuracy_top5")]
             shown = " | ".join("" if own is None else f"{100 * own:.2f} %" for own in shares)
             number = data["val" if part == "val" else "test"]
-            yield f"| {what.format(number=number)} | {shown} | {metrics[f'{part}/loss']:.4f} |"
+            yield f"| {what.format(number=number)} | {shown} | {metrics.get(f'{part}/loss', math.nan):.4f} |"
     yield ""
     tested = facts.summary.get("tested")
-    yield f"n = 1 run, seed {facts.summary['seed']}." + (f" Tested: {tested}." if tested else "")
+    yield f"n = 1 run, seed {facts.summary.get('seed')}." + (
+        f" Tested: {escape_markdown(tested)}." if tested else ""
+    )
     if facts.checkpoint.name != "best.ckpt" or facts.weights == RAW:
         yield "The weights in this folder need not be those that were tested."
 
@@ -166,7 +175,7 @@ def recipe(facts: Facts) -> Iterator[str]:
     config = facts.meta["config"]
     if (overrides := config.get("overrides")) is not None:
         yield "```"
-        yield shlex.join(["python", "train.py", *overrides])
+        yield plain(shlex.join(["python", "train.py", *overrides])).replace("```", "'''")
         yield "```"
         yield ""
     optimizer = config["optimizer"]
@@ -182,12 +191,12 @@ def recipe(facts: Facts) -> Iterator[str]:
     yield f"- batches of {batches}, at most {trainer['max_epochs']} epochs"
     yield f"- augmentation {chosen.get('augment', UNKNOWN)}, task {chosen.get('task', UNKNOWN)}"
     if teacher := facts.meta.get("teacher"):
-        yield f"- taught by {teacher['model']} ({teacher['parameters']:,} parameters)"
+        yield f"- taught by {escape_markdown(teacher['model'])} ({teacher['parameters']:,} parameters)"
     if (train := facts.summary.get("train")) and train.get("epochs"):
-        minutes = train["wall_seconds"] / 60
+        minutes = train.get("wall_seconds", 0) / 60
         yield (
-            f"- trained for {train['epochs']} epochs, {train['optimizer_steps']:,} steps, in {minutes:,.0f} "
-            f"minutes on {facts.summary['device']}"
+            f"- trained for {train['epochs']} epochs, {train.get('optimizer_steps', 0):,} steps, in "
+            f"{minutes:,.0f} minutes on {escape_markdown(str(facts.summary.get('device')))}"
         )
 
 
@@ -212,4 +221,4 @@ def provenance(facts: Facts) -> Iterator[str]:
     ):
         if versions:
             listed = ", ".join(f"{name} {found}" for name, found in versions.items())
-            yield f"- {what}: {listed}; commit {commit}"
+            yield f"- {what}: {escape_markdown(listed)}; commit {escape_markdown(str(commit))}"

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from vitlab.core import hardware
-from vitlab.core.console import make_console, printable
+from vitlab.core.console import make_console, plain
 from vitlab.core.errors import UserError
 from vitlab.core.files import csv_text, make_folder
 from vitlab.core.plotting import save_figure, shorten_name
@@ -92,7 +92,10 @@ def predict(request: Request, out: TextIO) -> None:
     explainer = eager_copy(classifier.net) if request.methods else None
     methods = choose_methods(explainer, request.methods, request.strict, notes) if explainer else []
     top = min(request.top, len(classifier.classes))
-    widths = max(len(shorten_path(path)) for path in request.paths), max(map(len, classifier.classes))
+    widths = (
+        max(len(shorten_path(path)) for path in request.paths),
+        max(len(plain(name)) for name in classifier.classes),
+    )
     writers: dict[str, Callable[[Sequence[Row], bool], str]] = {
         "table": partial(to_table, console=make_console(file=out), widths=widths),
         "jsonl": lambda rows, first: to_jsonl(rows),
@@ -105,7 +108,7 @@ def predict(request: Request, out: TextIO) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of photographs that are large, or odd but readable
     for pixels, broken in with_bar(decoded, "Predicting", len(request.paths), CHUNK, fewest):
         for reason in broken.values():
-            print(printable(f"cannot be read: {reason}"), file=sys.stderr, flush=True)
+            print(plain(f"cannot be read: {reason}"), file=sys.stderr, flush=True)
         good = [row for row in range(len(pixels)) if row not in broken]
         predictions = classifier.predict(torch.from_numpy(pixels[good]))
         found = [
@@ -184,8 +187,8 @@ def to_table(rows: Sequence[Row], first: bool, console: Console, widths: tuple[i
     table.add_column("probability", justify="right", width=len("probability"))
     table.add_column("then" if len(rows[0][1]) > 1 else "")
     for path, ((name, probability), *others) in rows:
-        then = ", ".join(f"{other} {share:.1%}" for other, share in others)
-        table.add_row(shorten_path(path), name, f"{probability:.1%}", then)
+        then = ", ".join(f"{plain(other)} {share:.1%}" for other, share in others)
+        table.add_row(shorten_path(path), plain(name), f"{probability:.1%}", then)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
@@ -193,5 +196,5 @@ def to_table(rows: Sequence[Row], first: bool, console: Console, widths: tuple[i
 
 def shorten_path(path: Path) -> str:
     """Return the end of a path, which tells files apart."""
-    text = str(path)
+    text = plain(str(path))
     return text if len(text) <= LONGEST_PATH else "…" + text[1 - LONGEST_PATH :]

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from vitlab.core.checkpoint import verify
+from vitlab.core.checkpoint import ImageMeta, check_meta, differences, read_plain, verify
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import find_checkpoint
 from vitlab.models.hub import HUB_FILES
@@ -134,8 +133,7 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
             found: Any = load_file(path)
         else:
             # A Namespace, which only holds values, is how many repositories keep their settings in it.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                found = torch.load(path, map_location="cpu", weights_only=True)
+            found = read_plain(path, [argparse.Namespace])
     except Exception as error:
         # A broken file raises nearly anything, an empty one an EOFError without a word; and the unpickler
         # advises to run what is in the file.
@@ -147,10 +145,11 @@ def read_weights(path: Path) -> tuple[Weights, Images | None]:
         ) from error
     content = found if isinstance(found, Mapping) else {}
     named = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    tensors = {name: v for name, v in named.items() if isinstance(name, str) and isinstance(v, Tensor)}
     images = None
     if isinstance(meta := content.get("vitlab"), Mapping):  # ours: the metrics' counts lie beside the network
         tensors = {name: value for name, value in tensors.items() if name.startswith("net.")}
+        check_meta(meta, path, ImageMeta)
         images = Images(tuple(meta["mean"]), tuple(meta["std"]), tuple(meta["input_size"]))
     if not tensors:
         raise UserError(f"model.checkpoint_path: {path} holds no weights.")
@@ -207,24 +206,16 @@ def load_pretrained(
     new = {name for name in own if name.startswith(tuple(f"{head}." for head in heads))}
     if all(name in weights and weights[name].shape == own[name] for name in new):
         new = set()
-    reshaped = {
-        name: f"{name} {tuple(value.shape)} for {own[name]}"
-        for name, value in weights.items()
-        if name not in new and value.shape != own.get(name, value.shape)
-    }
-    left = new | reshaped.keys()
+    fitted = {name: tuple(value.shape) for name, value in weights.items()}
+    reshaped = {name for name, shape in fitted.items() if name not in new and shape != own.get(name, shape)}
+    left = new | reshaped
     # Modules translate names of their own older versions while they load, so torch compares the names.
     result = net.load_state_dict({k: v for k, v in weights.items() if k not in left}, strict=False)
-    differences = {
-        "missing": set(result.missing_keys) - left,
-        "unexpected": [] if fetched else result.unexpected_keys,
-        "of another shape": reshaped.values(),
-    }
-    if any(differences.values()):
-        found = [f"{len(n)} {kind}: {', '.join(some(sorted(n)))}" for kind, n in differences.items() if n]
+    unexpected = [] if fetched else result.unexpected_keys
+    if names := {*result.missing_keys, *reshaped, *unexpected} - new:
         raise UserError(
-            f"model.checkpoint_path: the weights in {path} do not fit the model ({'; '.join(found)}). "
-            "Check that the model is the one they were trained in: its name, sizes, channels and parts."
+            f"model.checkpoint_path: the weights in {path} do not fit the model. Check that it is the one "
+            f"they were trained in: its name, sizes, channels and parts.{differences(names, own, fitted)}"
         )
     return Loaded(
         source=fetched or str(path),

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from vitlab.config import Combination, combinations, report
+from vitlab.config import Combination, combinations, read_record, report
 from vitlab.config.arguments import Arguments, check_folder
 from vitlab.config.labels import label
 from vitlab.core.console import say
@@ -47,7 +47,7 @@ def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
         jobs = combinations(arguments.overrides, True)
         sweep.command = _get_command(arguments)
     say(f"resuming {sweep}: python train.py {shlex.join(sweep.command)}")
-    check_data([sweep.run_folder(job).read_config() for job in sweep.unfinished()[:1]])
+    check_data([read_record(sweep.run_folder(job)) for job in sweep.unfinished()[:1]])
     _say_states(sweep)
     return sweep, jobs
 
@@ -120,7 +120,7 @@ def _note_changes(folder: RunFolder, now: Combination) -> None:
     """Say it where conf/ no longer says what a sweep began with."""
     if now.problems:
         return
-    old, ignored = folder.read_config(), ("choices", "overrides", "swept")
+    old, ignored = read_record(folder), ("choices", "overrides", "swept")
     changed = [key for key, value in now.record.items() if key not in ignored and old.get(key) != value]
     if changed:
         say(

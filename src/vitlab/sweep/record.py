@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, try_lock, write_atomic
 from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
 from vitlab.core.suggest import suggest
+from vitlab.core.untrusted import misfits, read_json
 
 RECORD = "sweep.json"
 STUDY = "study.db"  # beside it where the sweep is a search
@@ -41,6 +42,32 @@ def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] =
         return safe
     mark = sha256("\n".join(sorted(identity)).encode()).hexdigest()[:8]
     return f"{safe[: LONGEST - 9]}_{mark}".lstrip("_")
+
+
+class JobRecord(TypedDict):
+    """A job in ``sweep.json``."""
+
+    label: str
+    folder: str | None
+    reason: str | None
+    overrides: list[str]
+
+
+class SearchRecord(TypedDict):
+    """What was typed for a search: its fixed overrides, and key → values."""
+
+    fixed: list[str]
+    space: dict[str, str]
+
+
+class Record(TypedDict):
+    """``sweep.json``."""
+
+    command: list[str]
+    swept: list[str]
+    launcher: list[str]
+    jobs: list[JobRecord]
+    search: NotRequired[SearchRecord]
 
 
 @dataclass(frozen=True)
@@ -86,7 +113,12 @@ class Sweep:
         given = Path(path)
         folder = given.parent if given.name == RECORD else given
         try:
-            data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            data = read_json(folder / RECORD)
+            if wrong := next(misfits(data, Record), None):
+                raise ValueError(f"{wrong} is missing or not as expected")
+            for name in filter(None, (job["folder"] for job in data["jobs"])):
+                if Path(name).name != name or (folder / name).is_symlink():
+                    raise ValueError(f"the job {name!r} is outside the sweep's folder")
             jobs = [Job(tuple(j["overrides"]), j["label"], j["folder"], j["reason"]) for j in data["jobs"]]
             typed = (data["command"], data["swept"], data["launcher"])
             return cls(folder.absolute(), *typed, jobs, data.get("search"))
@@ -96,8 +128,8 @@ class Sweep:
                 f"sweep.resume={path}: expected the folder of a sweep, found no {RECORD} in it"
                 f"{suggest(str(given), there)}."
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / RECORD} cannot be read: {error!r}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{folder / RECORD} cannot be read: {error}.") from None
 
     def __str__(self) -> str:
         return str(RunFolder(self.path))

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import yaml
 
+from vitlab.config import read_record
 from vitlab.config.arguments import Arguments, check_folder
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, write_atomic
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.untrusted import to_yaml
 from vitlab.sweep.progress import Progress, raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, RECORD, Job, Sweep, find_sweep
 from vitlab.sweep.space import FREE, Space, check_trial, identify, read_space
@@ -181,7 +182,7 @@ class Search:
                 self._end(trial, "failed", f"{folder} is being trained by another process")
             return False
         known = self.study.trials[trial.number].intermediate_values
-        max_epochs = folder.read_config()["trainer"]["max_epochs"]
+        max_epochs = read_record(folder)["trainer"]["max_epochs"]
         self.running.append(RunningTrial(trial, started, max_epochs, reported=max(known, default=0)))
         self._save()
         return True
@@ -267,10 +268,9 @@ class Search:
         """Test the best trial, unless it has been; return what is said of it."""
         limit = self.space.config["trainer"]["limit_test_batches"]
         if "test/accuracy" not in Summary(folder).data["metrics"] and limit != 0:
-            config = folder.read_config()
+            config = read_record(folder)
             config["trainer"]["limit_test_batches"] = limit
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            write_atomic(folder.config, text.encode())
+            write_atomic(folder.config, to_yaml(config))
             Summary(folder).update(status="interrupted")  # a run whose training is done resumes with its test
             worker = Worker(self.sweep.path, at_a_time=1)
             with worker.open():

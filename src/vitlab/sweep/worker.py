@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitlab.config import read_record
 from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
@@ -120,7 +121,7 @@ class Worker:
                 if time.monotonic() > deadline:
                     return None
                 time.sleep(POLL)
-            env = held.enter_context(self.share(folder.read_config()["trainer"]["devices"]))
+            env = held.enter_context(self.share(read_record(folder)["trainer"]["devices"]))
             return RunningJob(self, folder, start(folder, shown=self._shown, **env), held.pop_all())
 
     def run_job(self, folder: RunFolder) -> None:

@@ -16,6 +16,7 @@ from vitlab.config.plan import UNITS, Plan, duration_names, make_plan
 from vitlab.core import hardware
 from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.errors import UserError
+from vitlab.core.provenance import find_versions
 from vitlab.core.seeding import derive_seed
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
@@ -102,6 +103,7 @@ def build(
         "input_size": list(data.input_size),
         "precision": precision,
         "compiled": compiled,
+        "versions": find_versions(),
     }
     if isinstance(dataset, FileDataset):
         meta["images"] = dataset.fingerprint()

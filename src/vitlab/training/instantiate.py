@@ -7,8 +7,8 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
-from vitlab.config import check_targets
-from vitlab.core.checkpoint import RAW, CheckpointMeta, read_checkpoint
+from vitlab.config import check_record, keys
+from vitlab.core.checkpoint import RAW, CheckpointMeta, check_fits, check_meta, read_checkpoint
 from vitlab.core.errors import UserError
 
 
@@ -18,6 +18,11 @@ def instantiate(node: dict[str, Any], **options: Any) -> Any:
     Raises:
         UserError: its constructor refuses the values.
     """
+    # Hydra would look up what they refer to, the environment among it. A run's config has been resolved.
+    if references := [key for key, value in keys.leaves(node) if isinstance(value, str) and "${" in value]:
+        raise UserError(
+            f"{node['_target_']} cannot be built: {', '.join(references)} refers to other values."
+        )
     try:
         return hydra.utils.instantiate(node, **options)
     except InstantiationException as error:
@@ -67,12 +72,31 @@ def load_net(path: Path, *, raw: bool = False, digest: str | None = None) -> tup
     Raises:
         UserError: there is no checkpoint there, it is damaged, or it is not one of vitlab's.
     """
+    checkpoint = read_own(path, digest)
+    meta: CheckpointMeta = checkpoint["vitlab"]
+    net = build_net(without_initial_weights(meta["config"]))  # the weights are in the checkpoint
+    given = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
+    weights = {k.removeprefix("net."): v for k, v in given.items() if k.startswith("net.")}
+    check_fits(net, weights, path)
+    net.load_state_dict(weights)
+    return net.eval(), meta
+
+
+def read_own(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint of one of our runs, with what it says of itself checked; see `read_checkpoint`.
+
+    Raises:
+        UserError: it cannot be read, is not one of vitlab's, or says what cannot be.
+    """
     checkpoint = read_checkpoint(path, digest)
     if "vitlab" not in checkpoint:
         raise UserError(f"{path} was not written by vitlab: it carries no configuration.")
-    meta: CheckpointMeta = checkpoint["vitlab"]
-    check_targets(meta["config"])
-    net = build_net(without_initial_weights(meta["config"]))  # the weights are in the checkpoint
-    weights = checkpoint[RAW if raw and RAW in checkpoint else "state_dict"]
-    net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
-    return net.eval(), meta
+    check_meta(meta := checkpoint["vitlab"], path)
+    meta["config"] = config = check_record(meta["config"], path)
+    for what, own, number in (
+        ("classes", meta["classes"], config["model"].get("num_classes")),
+        ("mean", meta["mean"], config["data"]["channels"]),
+    ):
+        if len(own) != number:
+            raise UserError(f"{path} cannot be used: its config says {number} {what}, and it has {len(own)}.")
+    return checkpoint

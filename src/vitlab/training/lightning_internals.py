@@ -3,6 +3,8 @@
 As in lightning 2.6.6. Its checkpoints restore the counters; they are public, but not documented, since 1.5.
 """
 
+import traceback
+
 import lightning as L
 
 
@@ -28,3 +30,13 @@ def batches_done(trainer: L.Trainer) -> int:
 def is_last_batch(trainer: L.Trainer) -> bool:
     """Say whether the current micro-batch is the last of its epoch."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Say whether an error comes from what Lightning restores out of a checkpoint."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        code.co_filename.endswith("checkpoint_connector.py")
+        and code.co_name.startswith(("restore", "resume", "_restore"))
+        for code in frames
+    )

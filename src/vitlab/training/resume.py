@@ -4,18 +4,23 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from vitlab.config import keys, lacking
+from torch import Tensor
+
+from vitlab.config import keys, lacking, read_record
 from vitlab.config.ignored_keys import WITHOUT_EFFECT
 from vitlab.config.teacher import teacher_file
 from vitlab.config.types import show
-from vitlab.core.checkpoint import CheckpointMeta, read_checkpoint, set_aside
+from vitlab.core.checkpoint import CheckpointMeta, check_fits, set_aside
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.processes import rank_in_environment
+from vitlab.core.provenance import find_versions
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.untrusted import misfits
 from vitlab.training.build import Components
+from vitlab.training.instantiate import read_own
 
 FREE = (
     *WITHOUT_EFFECT,
@@ -29,6 +34,20 @@ COMPUTING = ("compile", "trainer.accelerator", "trainer.devices", "trainer.num_n
 MISSING: Any = object()
 
 
+SavedState = TypedDict(  # what Lightning goes on from
+    "SavedState",
+    {
+        "pytorch-lightning_version": str,
+        "epoch": int,
+        "global_step": int,
+        "loops": dict[str, Any],
+        "callbacks": dict[str, dict[str, Any]],
+        "optimizer_states": list[dict[str, Any]],
+        "lr_schedulers": list[dict[str, Any]],
+    },
+)
+
+
 class SavedRun(NamedTuple):
     """What a run's own checkpoint says of it.
 
@@ -36,12 +55,14 @@ class SavedRun(NamedTuple):
         step: optimizer steps done.
         meta: what the file carries.
         restartable: whether training can go on from it, see `Checkpointing`.
+        weights: by name.
     """
 
     path: Path
     step: int
     meta: CheckpointMeta
     restartable: bool
+    weights: Mapping[str, Tensor]
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
@@ -50,10 +71,15 @@ class SavedRun(NamedTuple):
         Raises:
             UserError: the file is damaged or no checkpoint of a run.
         """
-        checkpoint = read_checkpoint(path)
-        state = checkpoint.get("callbacks", {}).get("Checkpointing", {})
+        checkpoint = read_own(path)
+        if lacks := [*misfits(checkpoint, SavedState)]:
+            raise UserError(
+                f"{path} cannot be resumed from: {', '.join(lacks)} is missing or not as expected."
+            )
+        state = checkpoint["callbacks"].get("Checkpointing", {})
         restartable = state.get("restartable", path.name != "best.ckpt")  # absent from older ones
-        return cls(path, checkpoint["global_step"], checkpoint["vitlab"], restartable)
+        weights = checkpoint["state_dict"]
+        return cls(path, checkpoint["global_step"], checkpoint["vitlab"], restartable, weights)
 
     @classmethod
     def find(cls, folder: RunFolder, say: Callable[[str], None]) -> "SavedRun | None":
@@ -99,7 +125,7 @@ class SavedRun(NamedTuple):
             )
         epochs = len(read_metrics(folder))
         # After the first a run may have been killed before its checkpoint was written.
-        if epochs > 1 and folder.read_config()["trainer"]["enable_checkpointing"] is not False:
+        if epochs > 1 and read_record(folder)["trainer"]["enable_checkpointing"] is not False:
             raise UserError(
                 f"{folder.checkpoints} has no checkpoint to go on from, and metrics.csv tells of {epochs} "
                 f"epochs. Put last.ckpt back; to start again from step 0, delete {folder.metrics}."
@@ -128,6 +154,12 @@ class SavedRun(NamedTuple):
                     f"its new place as task.teacher into {folder.config}. (Relative paths start at "
                     f"{Path.cwd()}.)"
                 ) from None
+        theirs, ours = self.meta.get("versions", {}), find_versions()  # absent from older checkpoints
+        changed |= {
+            name: f"{old} → {ours.get(name, 'missing')}"
+            for name, old in theirs.items()
+            if old != ours.get(name)
+        }
         if not changed:
             return []
         said = ", ".join(f"{key}: {text}" for key, text in changed.items())
@@ -137,11 +169,12 @@ class SavedRun(NamedTuple):
         ]
 
     def check_parts(self, parts: Components) -> None:
-        """Compare the images, their classes and the teacher's weights with what the run has learned from.
+        """Compare network, images, classes and teacher with what the run has learned from.
 
         Raises:
             UserError: they differ.
         """
+        check_fits(parts.task, self.weights, self.path)
         classes, found = self.meta["classes"], parts.dataset.classes
         if classes != [*found]:
             raise UserError(

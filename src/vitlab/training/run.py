@@ -17,14 +17,15 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vitlab.config import check_targets
+from vitlab.config import read_record
 from vitlab.config.plan import Plan
 from vitlab.core import hardware, slurm
-from vitlab.core.checkpoint import read_checkpoint
+from vitlab.core.checkpoint import check_fits, read_checkpoint
 from vitlab.core.console import RunConsole
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.disk import as_note, describe_room, disk_problem
 from vitlab.core.errors import Diverged, UserError
+from vitlab.core.files import check_links
 from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary, SummaryData
@@ -38,6 +39,7 @@ from vitlab.training.callbacks import Throughput
 from vitlab.training.faults import explain_faults, plain_errors
 from vitlab.training.grad_scaler import skipped_steps
 from vitlab.training.instantiate import without_initial_weights
+from vitlab.training.lightning_internals import is_restoring
 from vitlab.training.resume import SavedRun, name_deleted_keys
 from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
@@ -56,8 +58,8 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
         Interrupted: a signal asked the run to stop; a checkpoint is written.
     """
     throughput = Throughput(time.monotonic())
-    config = folder.read_config()
-    check_targets(config)
+    config = read_record(folder)
+    check_links(folder.path)
     rank = rank_in_environment() or 0
     end_with_parent()
     screen = RunConsole(folder, quiet=rank > 0)
@@ -218,9 +220,15 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
             tested = load_best(folder, parts) if best else "last checkpoint"
             tested += ", EMA weights" if config["callbacks"]["ema"]["decay"] is not None else ""
             measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)
-    except (Exception, SIGTERMException):  # Lightning's, of a SIGTERM before the first batch, is a SystemExit
+    except (Exception, SIGTERMException) as error:  # Lightning's, of an early SIGTERM, is a SystemExit
         # Ctrl-C reaches the children too, and a compiler that dies of it looks like a fault.
         if session.stop.received is None:
+            if last and is_restoring(error) and not isinstance(error, (UserError, torch.OutOfMemoryError)):
+                said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise UserError(
+                    f"{last} cannot be resumed from: Lightning finds in it what it does not expect ({said}). "
+                    "It was changed, or another version wrote it."
+                ) from error
             raise
         screen.log(traceback.format_exc())
         raise Interrupted(session.stop.received) from None
@@ -261,7 +269,9 @@ def load_best(folder: RunFolder, parts: Components) -> str:
     """Load the weights of the best epoch, where they were kept, and say which are loaded now."""
     if not folder.best.exists():
         return "last checkpoint"
-    parts.task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
+    weights = read_checkpoint(folder.best)["state_dict"]
+    check_fits(parts.task, weights, folder.best)
+    parts.task.load_state_dict(weights)
     return "best checkpoint by validation accuracy"
 
 
