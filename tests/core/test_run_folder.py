@@ -85,7 +85,7 @@ def test_a_folder_that_is_moved_under_its_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("summary", "state"),
     [
-        *((None, State.WAITING), ({}, State.WAITING), ({"status": []}, State.INTERRUPTED)),
+        *((None, State.WAITING), ({}, State.WAITING), ({"status": []}, State.WAITING)),
         *(({"status": s}, s) for s in (State.FINISHED, State.FAILED, State.INTERRUPTED, State.PRUNED)),
         ({"status": "running"}, State.INTERRUPTED),  # killed
     ],

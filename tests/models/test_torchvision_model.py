@@ -145,10 +145,10 @@ def test_densenets_files_have_points_in_their_names(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(small_vit: dict[str, Any], tmp_path: Path) -> None:
     state = build(**small_vit).net.state_dict()
     surplus = save(state | {"x": torch.zeros(1)}, tmp_path)
-    with pytest.raises(UserError, match=r"do not fit the model \(1 unexpected: x\)"):
+    with pytest.raises(UserError, match=r"do not fit the model(.|\n)*\n  x +- +\(1,\)$"):
         build(**small_vit, checkpoint_path=surplus)
     with pytest.raises(UserError, match="no weights of this architecture"):
         build(**small_vit, checkpoint_path=save({"weight": torch.zeros(1)}, tmp_path))
     del state["encoder.ln.bias"]
-    with pytest.raises(UserError, match=r"1 missing: encoder.ln.bias"):
+    with pytest.raises(UserError, match=r"encoder\.ln\.bias +\(\d+,\) +-$"):
         build(**small_vit, checkpoint_path=save(state, tmp_path))

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from vitlab.core import hardware
-from vitlab.core.console import make_console, plain
+from vitlab.core.console import make_console, plain, printable
 from vitlab.core.errors import UserError
 from vitlab.core.files import csv_text, make_folder
 from vitlab.core.plotting import save_figure, shorten_name
@@ -170,7 +170,12 @@ def to_csv(rows: Sequence[Row], first: bool) -> str:
     """Return a line an image, with the classes after the best in columns of their own."""
     more = [f"{what}_{rank}" for rank in range(2, len(rows[0][1]) + 1) for what in ("class", "probability")]
     columns = ["path", "class", "probability", *more]
-    text = csv_text(columns, [dict(zip(columns, [path, *chain(*top)], strict=True)) for path, top in rows])
+    # It may be a terminal that reads this, which would obey what is in a name; JSON has escapes of its own.
+    named = (
+        [printable(str(path)), *chain(*((printable(name), share) for name, share in top))]
+        for path, top in rows
+    )
+    text = csv_text(columns, [dict(zip(columns, cells, strict=True)) for cells in named])
     return text if first else text.partition("\n")[2]
 
 

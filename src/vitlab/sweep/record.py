@@ -117,7 +117,7 @@ class Sweep:
             if wrong := next(misfits(data, Record), None):
                 raise ValueError(f"{wrong} is missing or not as expected")
             for name in filter(None, (job["folder"] for job in data["jobs"])):
-                if Path(name).name != name or (folder / name).is_symlink():
+                if Path(name).name != name or name == ".." or (folder / name).is_symlink():
                     raise ValueError(f"the job {name!r} is outside the sweep's folder")
             jobs = [Job(tuple(j["overrides"]), j["label"], j["folder"], j["reason"]) for j in data["jobs"]]
             typed = (data["command"], data["swept"], data["launcher"])

@@ -55,7 +55,7 @@ class SavedRun(NamedTuple):
         step: optimizer steps done.
         meta: what the file carries.
         restartable: whether training can go on from it, see `Checkpointing`.
-        weights: by name.
+        weights: by name, without their values, which would fill memory as long as the run lasts.
     """
 
     path: Path
@@ -72,13 +72,15 @@ class SavedRun(NamedTuple):
             UserError: the file is damaged or no checkpoint of a run.
         """
         checkpoint = read_own(path)
-        if lacks := [*misfits(checkpoint, SavedState)]:
+        lacks = [*misfits(checkpoint, SavedState)]
+        if lacks or len(checkpoint["optimizer_states"]) != 1:
+            lacks = lacks or ["optimizer_states"]
             raise UserError(
                 f"{path} cannot be resumed from: {', '.join(lacks)} is missing or not as expected."
             )
         state = checkpoint["callbacks"].get("Checkpointing", {})
         restartable = state.get("restartable", path.name != "best.ckpt")  # absent from older ones
-        weights = checkpoint["state_dict"]
+        weights = {name: value.to("meta") for name, value in checkpoint["state_dict"].items()}
         return cls(path, checkpoint["global_step"], checkpoint["vitlab"], restartable, weights)
 
     @classmethod
@@ -174,7 +176,6 @@ class SavedRun(NamedTuple):
         Raises:
             UserError: they differ.
         """
-        check_fits(parts.task, self.weights, self.path)
         classes, found = self.meta["classes"], parts.dataset.classes
         if classes != [*found]:
             raise UserError(
@@ -189,6 +190,7 @@ class SavedRun(NamedTuple):
                 "were added, removed or renamed, or (data.on_error=skip) broken or mended since, and a run "
                 "continues exactly as it began. Undo that, or start a new run."
             )
+        check_fits(parts.task, self.weights, self.path)
         if parts.teacher and parts.teacher.record["sha256"] != self.meta["teacher"]["sha256"]:
             raise UserError(
                 f"task.teacher={parts.teacher.record['path']} is no longer the teacher that {self.path} "
