@@ -10,7 +10,6 @@ from vitlab.inference.scores import (
     compare_pairs,
     count_confusions,
     find_right,
-    holm,
     log_loss,
     mcnemar,
     score_classes,
@@ -81,12 +80,6 @@ def test_mcnemar_is_the_exact_test_on_the_images_that_one_alone_got_right() -> N
     other = bits("1" * 50 + "0" * 12 + "1" * 3 + "0" * 10)
     assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(0.03515625)
     assert mcnemar(bits("1110"), bits("1110")) == 1.0
-
-
-def test_holm_corrects_step_by_step() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.2]) == [0.2]
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_every_pair_is_compared_once() -> None:

@@ -114,8 +114,12 @@ def test_the_same_command_goes_on_with_what_is_left(call: Calls, tmp_path: Path,
     assert call(*typed) == []
     said = capsys.readouterr().out
     assert "sweep is already finished: 6 jobs" in said
-    assert said.index("depth=3") < said.index("depth=2") < said.index("depth=1"), "best on the hold-out first"
-    assert "0.3015 ± 0.0007" in said
+    assert "By val accuracy, against depth=1, the first of the study" in said
+    table = said[said.index("│") :]
+    assert table.index("depth=3") < table.index("depth=2") < table.index("depth=1"), (
+        "best on the hold-out first"
+    )
+    assert "30.15 ± 0.07" in said
 
 
 def test_a_new_sweep_and_another_one_are_not_taken_for_the_old(call: Calls, tmp_path: Path) -> None:

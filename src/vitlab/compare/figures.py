@@ -69,7 +69,7 @@ def _show_accuracy(axes: Axes, *, against: str) -> None:
 def _differences(comparison: Comparison) -> Picture | None:
     base = comparison.baseline
     found = [(group, d) for group in comparison.groups if (d := group.difference.get("val"))]
-    if base is None or not found:
+    if base is None or not found or not comparison.tells:
         return None
     found.sort(key=lambda pair: -pair[1].mean)
     end = MOST_ROWS // 2
@@ -79,14 +79,16 @@ def _differences(comparison: Comparison) -> Picture | None:
     origin = base.by_seed("val")
     sure = 0
     for place, (group, difference) in enumerate(shown):
-        apart = difference.half is not None and abs(difference.mean) > difference.half
+        low, high = difference.interval or (difference.mean, difference.mean)
+        apart = difference.n > 1 and low * high > 0
         sure += apart
         colour = "tab:blue" if apart else "#7a828c"
         values = group.by_seed("val").items()
         seeds = [100 * (value - origin[seed]) for seed, value in values if seed in origin]
         axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, ms=5, mew=0)
-        mean, half = 100 * difference.mean, difference.half and 100 * difference.half
-        axes.errorbar(mean, place, xerr=half, fmt="D", color=colour, ms=5, elinewidth=1.4, capsize=3)
+        mean = difference.mean
+        ends = [[100 * (mean - low)], [100 * (high - mean)]] if difference.n > 1 else None
+        axes.errorbar(100 * mean, place, xerr=ends, fmt="D", color=colour, ms=5, elinewidth=1.4, capsize=3)
     axes.axvline(0, color="#222222", lw=0.8)
     axes.set_yticks(range(len(shown)), [_short(group.name) for group, _ in shown], fontsize=8)
     axes.invert_yaxis()
@@ -94,7 +96,8 @@ def _differences(comparison: Comparison) -> Picture | None:
     style_axes(axes)
     caption = (
         f"What each group has over {base.name}, by validation accuracy: a dot is a seed that both have, the "
-        "diamond the mean with its 95 % interval (Student's). Blue: the interval is all on one side of zero."
+        "diamond the mean with its 95 % interval. Blue: the interval is all on one side of zero; the "
+        "verdict says whether that is more than luck after so many comparisons."
     )
     if len(shown) < len(found):
         caption += f" The {end} highest and the {end} lowest of {len(found)} groups."

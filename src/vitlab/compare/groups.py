@@ -8,7 +8,7 @@ from statistics import fmean, mean
 from typing import Any
 
 from vitlab.compare.read import COSTS, FROM_FILES, STATES, Run
-from vitlab.compare.statistics import Spread, paired, spread
+from vitlab.compare.statistics import Difference, Spread, paired, spread
 from vitlab.config.labels import shorten_keys
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import State
@@ -35,7 +35,7 @@ class Group:
     settings: dict[str, str]
     name: str = ""
     data: str = ""
-    difference: dict[str, Spread | None] = field(default_factory=dict)
+    difference: dict[str, Difference | None] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[Run]:
@@ -57,6 +57,10 @@ class Group:
         """Return mean and deviation of a split's accuracy over the seeds."""
         return spread([*self.by_seed(split).values()])
 
+    def mean(self, split: str) -> float:
+        """Return the mean of a split's accuracy over the seeds; below every other where there is none."""
+        return found.mean if (found := self.spread(split)) else -1.0
+
     def cost(self, key: str) -> float | None:
         """Return the mean of a cost over the finished runs."""
         values = [run.cost[key] for run in self.finished if key in run.cost]
@@ -70,6 +74,9 @@ class Comparison:
     Attributes:
         groups: the highest mean hold-out accuracy first, within the same data.
         keys: that name the groups, with their short forms.
+        baseline: that the others are held against; None where there are no others on the same data.
+        asked: whether somebody named the baseline; else it is the group of the first run.
+        all_tests: whether every group's test accuracy is shown, and not the chosen one's alone.
         notes: what a reader should know before believing the table.
     """
 
@@ -78,6 +85,8 @@ class Comparison:
     groups: list[Group]
     keys: dict[str, str]
     baseline: Group | None = None
+    asked: bool = False
+    all_tests: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -90,12 +99,37 @@ class Comparison:
         """Whether the groups were measured on different images."""
         return any(group.data for group in self.groups)
 
+    @property
+    def split(self) -> str:
+        """The split that decides: validation, or test where nothing was held out."""
+        return "val" if any(group.spread("val") for group in self.groups) else "test"
 
-def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) -> Comparison:
+    @property
+    def rivals(self) -> list[Group]:
+        """The groups that are held against the baseline."""
+        base = self.baseline
+        return [g for g in self.groups if base and g is not base and g.data == base.data and g.finished]
+
+    @property
+    def tells(self) -> bool:
+        """Whether differences are worth a column: somebody asked, or a group has two seeds to compare."""
+        differences = (group.difference.get(self.split) for group in self.rivals)
+        return self.asked or any(found and found.n > 1 for found in differences)
+
+    def shows_test(self, group: Group) -> bool:
+        """Say whether a group's test accuracy is shown: that of the group which validation chose."""
+        alike = [other for other in self.groups if other.data == group.data and other.spread("val")]
+        return self.all_tests or not alike or group is alike[0]
+
+
+def make_comparison(
+    runs: Sequence[Run], baseline: Sequence[str], title: str, *, all_tests: bool = False
+) -> Comparison:
     """Group ``runs``, name and sort the groups, and take the differences to the baseline.
 
     Args:
-        baseline: ``key=value`` of exactly one group, or its name; empty for none.
+        baseline: ``key=value`` of exactly one group, or its name; empty for that of the first finished run.
+        all_tests: see `Comparison`.
 
     Raises:
         UserError: the baseline is no group, or several.
@@ -108,14 +142,17 @@ def make_comparison(runs: Sequence[Run], baseline: Sequence[str], title: str) ->
     groups = [Group(m, m[0].choices | m[0].config | m[0].measured_on) for m in alike.values()]
     _label_data(groups)
     keys = _name(groups)
+    first = next((group for group in groups if group.finished), None)
     # Never by test accuracy; groups without a hold-out come last.
     groups.sort(key=lambda g: (g.data, -v.mean if (v := g.spread("val")) else 1.0, g.name))
-    comparison = Comparison(title, [*runs], groups, keys)
-    if baseline:
-        comparison.baseline = base = _find(comparison, baseline)
-        for group in groups:
-            if group is not base and group.data == base.data:
-                group.difference = {s: paired(group.by_seed(s), base.by_seed(s)) for s in SPLITS}
+    comparison = Comparison(title, [*runs], groups, keys, asked=bool(baseline), all_tests=all_tests)
+    comparison.baseline = _find(comparison, baseline) if baseline else first
+    for group in comparison.rivals:
+        assert comparison.baseline
+        base = comparison.baseline
+        group.difference = {s: paired(group.by_seed(s), base.by_seed(s)) for s in SPLITS}
+    if not comparison.rivals and not comparison.asked:
+        comparison.baseline = None
     comparison.notes = [*_notes(comparison)]
     return comparison
 
@@ -198,17 +235,18 @@ def _find(comparison: Comparison, asked: Sequence[str]) -> Group:
         if not sign or not keys:
             raise UserError(
                 f"--baseline {said}: expected key=value or the name of a group, found {pair}"
-                f"{suggest(said, names) or suggest(name, comparison.keys.values())}. Groups: {_few(names)}."
+                f"{suggest(said, names) or suggest(name, comparison.keys.values())}. Groups: {few(names)}."
             )
         groups = [group for group in groups if any(group.settings.get(key) == value for key in keys)]
     if len(groups) == 1:
         return groups[0]
-    several = f"is {len(groups)} groups: {_few(group.name for group in groups)}"
-    found = several if groups else f"is none of {_few(names)}"
+    several = f"is {len(groups)} groups: {few(group.name for group in groups)}"
+    found = several if groups else f"is none of {few(names)}"
     raise UserError(f"--baseline {said} {found}. Give one, by its name in quotes or by more key=value pairs.")
 
 
-def _few(names: Iterable[str], most: int = 8) -> str:
+def few(names: Iterable[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
     told = [*names]
     more = f" and {len(told) - most} more" if len(told) > most else ""
     return "; ".join(told[:most]) + more
@@ -231,7 +269,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     notes = {"a seed counts once, with the mean": twice, "the mean is of what finished": partly}
     for remedy, found in notes.items():
         if len(found) > MOST_NOTES:
-            yield f"{len(found)} times {remedy}: {_few(found, MOST_NOTES)}."
+            yield f"{len(found)} times {remedy}: {few(found, MOST_NOTES)}."
         else:
             yield from (f"{said}; {remedy}." for said in found)
     finished = [run for group in comparison.groups for run in group.finished]
@@ -239,25 +277,27 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         r.commit[:8] + "-dirty" * r.commit.endswith("-dirty") for r in finished if r.commit
     )
     if len(commits) > 1:
-        yield f"the runs are of {len(commits)} states of the code: {_few(commits)}."
+        yield f"the runs are of {len(commits)} states of the code: {few(commits)}."
     devices = dict.fromkeys(run.device for run in finished if run.device)
     if len(devices) > 1:
-        yield f"the runs had other hardware or shares of it, so images/s do not compare: {_few(devices)}."
+        yield f"the runs had other hardware or shares of it, so images/s do not compare: {few(devices)}."
 
 
 def row(comparison: Comparison, group: Group) -> dict[str, Any]:
-    """Return a group's line of leaderboard.csv: accuracies as fractions, None where unknown."""
+    """Return a group's line of leaderboard.csv: accuracies as fractions, None where unknown or not shown."""
     said: dict[str, Any] = {"group": group.name}
     said |= {short: group.settings.get(key) for key, short in comparison.keys.items()}
     if comparison.several_data:
         said["data"] = group.data
     said |= {"runs": len(group.runs), "states": count_states(group.runs)}
     for split in SPLITS:
-        found, difference = group.spread(split), group.difference.get(split)
+        hidden = split == "test" and not comparison.shows_test(group)
+        found = None if hidden else group.spread(split)
         said[f"{split}_accuracy_mean"] = found and found.mean
         said[f"{split}_accuracy_std"] = found and found.std
         said[f"{split}_accuracy_n"] = found.n if found else 0
-        if comparison.baseline:
+        if comparison.baseline and (split == comparison.split or comparison.all_tests):
+            difference = group.difference.get(split)
             low, high = (difference and difference.interval) or (None, None)
             said[f"{split}_difference_mean"] = difference and difference.mean
             said |= {f"{split}_difference_low": low, f"{split}_difference_high": high}

@@ -4,6 +4,7 @@ import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
@@ -12,12 +13,13 @@ from vitlab.compare.figures import Picture
 from vitlab.compare.groups import SPLITS, Comparison, Group, commonest, count_states, differing
 from vitlab.compare.read import Run
 from vitlab.compare.table import ACCURACIES, NONE, WORDS, accuracy, leaderboard, method, tally
+from vitlab.compare.verdict import Finding, tell
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LONG = 28  # characters
 
 
-def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:
+def page(comparison: Comparison, finding: Finding, pictures: Sequence[Picture], out: Path) -> str:
     """Return the page.
 
     Args:
@@ -31,13 +33,14 @@ def page(comparison: Comparison, pictures: Sequence[Picture], out: Path) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(comparison.title),
         lead=escape(_lead(comparison)),
+        verdict="\n".join(_verdict(comparison, finding)),
         notes=_tag("ul", *notes) if notes else "",
-        table=_leaderboard(comparison),
+        table=_leaderboard(comparison, finding),
         figures=_figures(pictures),
         others=_others(comparison, out),
         same=same,
         groups="\n".join(_configurations(comparison, out)),
-        method="\n".join(_tag("li", escape(line)) for line in method(comparison)),
+        method="\n".join(_tag("li", escape(line)) for line in method(comparison, finding)),
     )
 
 
@@ -81,8 +84,15 @@ def _lead(comparison: Comparison) -> str:
     return said
 
 
-def _leaderboard(comparison: Comparison) -> str:
-    names, *columns = leaderboard(comparison).items()
+def _verdict(comparison: Comparison, finding: Finding) -> Iterator[str]:
+    """Yield paragraphs, and lists of the lines that belong to the paragraph above."""
+    for inside, lines in groupby(tell(comparison, finding, commands=False), lambda line: line[0] == " "):
+        elements = [_tag("li" if inside else "p", escape(line.strip())) for line in lines]
+        yield _tag("ul", *elements) if inside else "\n".join(elements)
+
+
+def _leaderboard(comparison: Comparison, finding: Finding) -> str:
+    names, *columns = leaderboard(comparison, finding).items()
     ordered = None if comparison.several_data else ACCURACIES["val"]
     heads = [_head(names[0], words=True)]
     table = [[_row_head(_name(cell.text), cell.text) for cell in names[1]]]
@@ -139,16 +149,24 @@ def _configurations(comparison: Comparison, out: Path) -> Iterator[str]:
                 terms.append(_tag("dt", escape(key)) + _tag("dd", escape(value or NONE), " ", soft))
         diff = _tag("dl", *terms) if terms else _tag("p", "As in most configurations.", class_="soft")
         states = _tag("span", escape(count_states(group.runs)), class_="soft")
+        shows_test = comparison.shows_test(group)
         summary = _tag("summary", _name(group.name), " ", states)
-        yield _tag("details", summary, "" if alone else diff, _runs(group, out), open="" if alone else None)
+        yield _tag(
+            "details",
+            summary,
+            "" if alone else diff,
+            _runs(group, out, shows_test=shows_test),
+            open="" if alone else None,
+        )
 
 
-def _runs(group: Group, out: Path) -> str:
+def _runs(group: Group, out: Path, *, shows_test: bool) -> str:
     heads = [_head("run", words=True), _head("seed"), _head("state", words=True)]
     heads += [_head(name) for name in (*ACCURACIES.values(), "epochs", "images/s", "minutes")]
     rows = []
     for run in sorted(group.runs, key=lambda run: (run.seed.rjust(20), run.name)):
-        accuracies = [f"{100 * run.metrics[m]:.2f}" if m in run.metrics else NONE for m in SPLITS.values()]
+        known = run.metrics if shows_test else {SPLITS["val"]: run.metrics.get(SPLITS["val"])}
+        accuracies = [f"{100 * v:.2f}" if (v := known.get(m)) is not None else NONE for m in SPLITS.values()]
         costs = [
             f"{run.cost[key] / unit:,.{digits}f}" if key in run.cost else NONE
             for key, unit, digits in (("images_per_second", 1, 0), ("wall_seconds", 60, 1))

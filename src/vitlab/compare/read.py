@@ -50,10 +50,13 @@ class Run:
         config: dotted key → value as text, without what has no effect on the result.
         choices: config group → option.
         asked: the keys that were swept, then those that were typed.
+        overrides: as typed.
+        sweep_command: as typed for the sweep that it is a job of; empty for others and for searches.
         metrics: such as ``val/accuracy``, as fractions.
         curve: epoch → ``val/accuracy``.
         cost: those of ``COSTS`` that are known.
-        sizes: images of train, val and test; empty where unknown.
+        images: of train, val and test, where known.
+        sizes: the same in words.
         measured_on: what decides on which images the accuracies were measured.
     """
 
@@ -66,12 +69,15 @@ class Run:
     config: dict[str, str] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    sweep_command: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     epochs: int = 0
     device: str = ""
     commit: str = ""
+    images: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
     measured_on: dict[str, str] = field(default_factory=dict)
 
@@ -120,26 +126,45 @@ def _fill_in_sizes(runs: Sequence[Run]) -> None:
 def _below(top: Path) -> Iterator[Run]:
     # A list, not glob("**"): what cannot be listed is a finding, and a run's own folders hold no runs.
     unlisted: list[OSError] = []
+    sweeps: dict[Path, Mapping[str, Any]] = {}
     for where, folders, files in os.walk(top, onerror=unlisted.append):
         path = Path(where)
         name = plain(str(path.relative_to(top)) if path != top else path.resolve().name)
+        folders.sort()
         if FILES & {*files}:
             folders.clear()
-            yield read_run(path, name)
+            run = read_run(path, name)
+            if (sweep := sweeps.get(path.parent)) and not sweep.get("search"):
+                run.sweep_command = tuple(_words(sweep.get("command")))
+            yield run
         elif SWEEP in files:
-            yield from _skipped(path, "" if path == top else name)
-        folders.sort()
+            sweeps[path] = sweep = _read_sweep(path)
+            yield from _skipped(path, sweep, "" if path == top else name)
+            places = {job.get("folder"): place for place, job in enumerate(_jobs(sweep))}
+            folders.sort(key=lambda folder: places.get(folder, len(places)))
     for error in unlisted:
         path = Path(error.filename)
         yield Run(path, plain(str(path)), BROKEN, f"the folder cannot be read: {error.strerror}")
 
 
-def _skipped(folder: Path, name: str) -> Iterator[Run]:
+def _read_sweep(folder: Path) -> Mapping[str, Any]:
+    """Return a sweep's record, which for reading runs only adds an order and a word; empty if damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(content := read_json(folder / SWEEP), dict):
+            return content
+    return {}
+
+
+def _jobs(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    jobs = sweep.get("jobs")
+    return [job for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
+
+
+def _skipped(folder: Path, sweep: Mapping[str, Any], name: str) -> Iterator[Run]:
     """Yield the combinations of a sweep that could not be trained and have no folder."""
-    # For reading runs this file only adds a word.
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        jobs = [j for j in read_json(folder / SWEEP).get("jobs", []) if not j["folder"]]
-        for label, reason in ((plain(str(job["label"])), plain(str(job["reason"]))) for job in jobs):
+    for job in _jobs(sweep):
+        if job.get("folder") is None and "label" in job:
+            label, reason = plain(str(job["label"])), plain(str(job.get("reason")))
             yield Run(folder / label, "/".join(filter(None, (name, label))), State.SKIPPED, reason)
 
 
@@ -183,7 +208,8 @@ def _read_config(run: Run) -> None:
     chosen = {k: v for k, v in flat.items() if k.startswith("choices.") and v != "null"}
     run.choices = {key.removeprefix("choices."): option for key, option in chosen.items()}
     run.asked = [*_words(content.get("swept"))]
-    run.asked += [o.partition("=")[0].lstrip("+~") for o in _words(content.get("overrides"))]
+    run.overrides = _words(content.get("overrides"))
+    run.asked += [o.partition("=")[0].lstrip("+~") for o in run.overrides]
     kind = flat.get("data.kind")
     if kind in FROM_FILES:
         flat["data.root"] = os.path.basename(os.path.normpath(flat.get("data.root", "")))
@@ -218,7 +244,8 @@ def _read_summary(run: Run) -> Mapping[str, Any]:
     run.epochs = int(cost.get("epochs", 0))
     run.device, run.commit = (plain(str(content.get(k) or "")) for k in ("device", "commit"))
     sizes = _numbers(data)
-    run.sizes = " / ".join(f"{sizes[part]:,.0f}" for part in ("train", "val", "test") if part in sizes)
+    run.images = {part: sizes[part] for part in ("train", "val", "test") if part in sizes}
+    run.sizes = " / ".join(f"{number:,.0f}" for number in run.images.values())
     if isinstance(model.get("name"), str):
         run.model = plain(model["name"])
     return content

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from vitlab.compare.groups import SPLITS, Comparison, Group, count_states, row
 from vitlab.compare.read import COSTS, STATES, Run
-from vitlab.compare.statistics import Spread
+from vitlab.compare.statistics import FEWEST, Difference, Spread
+from vitlab.compare.verdict import Finding, tell
 from vitlab.core.console import escape_markdown
 from vitlab.core.files import csv_text
 
@@ -18,7 +19,7 @@ WIDEST = 32  # characters of a word before it is broken
 MOST_GROUPS = 40  # on the screen
 SHOWN = 8  # runs of a state that are named on the screen
 SHOWN_COSTS = {"parameters": "parameters", "flops_per_image": "FLOPs", "images_per_second": "images/s"}
-WORDS = ("group", "data")  # columns that hold no numbers
+WORDS = ("group", "verdict", "data")  # columns that hold no numbers
 ACCURACIES = {"val": "val accuracy, %", "test": "test accuracy, %"}
 DELTAS = {"val": "Δ val, points", "test": "Δ test, points"}
 
@@ -37,26 +38,23 @@ def accuracy(found: Spread | None) -> str:
     return f"{100 * found.mean:.2f}" + (f" ± {100 * found.std:.2f}" if found.std is not None else " (n = 1)")
 
 
-def fraction(found: Spread | None) -> str:
-    """Return ``0.6123 ± 0.0042``; of one seed there is no spread."""
-    if found is None:
-        return NONE
-    return f"{found.mean:.4f}" + (f" ± {found.std:.4f}" if found.std is not None else "")
-
-
 def delta(group: Group, base: Group, split: str) -> Cell:
     """Return points and their interval, such as ``+1.20 [+0.35, +2.05]``, or why there are none."""
     if group is base:
         return Cell("baseline", 0.0)
     if group.data != base.data:
         return Cell("n/a: other data")
-    if (found := group.difference[split]) is None:
+    if (found := group.difference.get(split)) is None:
         return Cell("n/a: no seed in common" if group.spread(split) else NONE)
-    interval = "[n/a: one pair]"
-    if found.interval:
-        low, high = found.interval
-        interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-    return Cell(f"{100 * found.mean:+.2f} {interval}", found.mean)
+    return Cell(f"{100 * found.mean:+.2f} {interval(found)}", found.mean)
+
+
+def interval(found: Difference) -> str:
+    """Return the interval of a difference in points, such as ``[+0.35, +2.05]``."""
+    if found.interval is None:
+        return "[n/a: one pair]"
+    low, high = found.interval
+    return f"[{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def count(value: float | None) -> str:
@@ -69,10 +67,13 @@ def count(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def leaderboard(comparison: Comparison) -> dict[str, list[Cell]]:
+def leaderboard(comparison: Comparison, finding: Finding) -> dict[str, list[Cell]]:
     """Return heading → column of the table, in which each group has a cell."""
-    groups, base = comparison.groups, comparison.baseline
+    groups, base = comparison.groups, comparison.baseline if comparison.tells else None
     columns = {"group": [Cell(group.name, group.name) for group in groups]}
+    if base:
+        words = {found.group: found.verdict for found in finding.comparisons} | {base.name: "baseline"}
+        columns["verdict"] = [Cell(words.get(group.name, NONE), words.get(group.name)) for group in groups]
     if comparison.several_data:
         columns["data"] = [Cell(group.data, group.data) for group in groups]
     columns["seeds"] = []
@@ -80,28 +81,34 @@ def leaderboard(comparison: Comparison) -> dict[str, list[Cell]]:
         done, asked = len({run.seed for run in group.finished}), len({run.seed for run in group.runs})
         columns["seeds"].append(Cell(str(done) if done == asked else f"{done} of {asked}", done))
     for split, head in ACCURACIES.items():
-        spreads = [group.spread(split) for group in groups]
+        shown = [split == "val" or comparison.shows_test(group) for group in groups]
+        spreads = [group.spread(split) if show else None for group, show in zip(groups, shown, strict=True)]
         columns[head] = [Cell(accuracy(found), found.mean if found else None) for found in spreads]
     if base:
-        columns |= {head: [delta(g, base, split) for g in groups] for split, head in DELTAS.items()}
+        splits = [*DELTAS] if comparison.all_tests else [comparison.split]
+        columns |= {DELTAS[split]: [delta(g, base, split) for g in groups] for split in splits}
     for key, head in SHOWN_COSTS.items():
         columns[head] = [Cell(count(group.cost(key)), group.cost(key)) for group in groups]
     return columns
 
 
-def show(console: Console, comparison: Comparison) -> None:
-    """Print the table, what is not in it and why, and the notes."""
+def show(console: Console, comparison: Comparison, finding: Finding) -> None:
+    """Print the verdict, the table, what is not in it and why, and the notes."""
     groups = comparison.groups
     shown = [i for i, g in enumerate(groups) if i < MOST_GROUPS or g is comparison.baseline]
-    columns = {head: [cells[i].text for i in shown] for head, cells in leaderboard(comparison).items()}
+    columns = {
+        head: [cells[i].text for i in shown] for head, cells in leaderboard(comparison, finding).items()
+    }
     narrow = {}  # how narrow each can be: headings and names break between words, numbers never
     for head, texts in columns.items():
         parts = [*head.split(), *(" ".join(texts).split() if head in WORDS else texts)]
         narrow[head] = min(WIDEST, max(map(len, parts)))
-    kept = [head for head in columns if head != DELTAS["test"]]  # leaderboard.md has room
-    costs = [*SHOWN_COSTS.values()]
-    while costs and sum(3 + narrow[head] for head in kept) >= console.width:
-        kept.remove(costs.pop())
+    kept = [
+        head for head in columns if head != DELTAS["test"] or comparison.split == "test"
+    ]  # else in leaderboard.md
+    less = [head for head in (DELTAS[comparison.split], *SHOWN_COSTS.values()) if head in kept]
+    while less and sum(3 + narrow[head] for head in kept) >= console.width:
+        kept.remove(less.pop())
     wide = 1 + sum(3 + max(map(len, [head, *columns[head]])) for head in kept)
     table = Table(header_style="bold cyan")
     for head in kept:
@@ -116,10 +123,12 @@ def show(console: Console, comparison: Comparison) -> None:
     for line in zip(*(columns[head] for head in kept), strict=True):
         table.add_row(*map(Text, line))
     console.print(Text(f"{comparison.title}: {tally(comparison.runs)}"), style="bold")
+    for said in tell(comparison, finding):
+        console.print(Text(said))
     console.print(table, soft_wrap=False)
     if more := len(groups) - len(shown):
         console.print(f"and {more} more groups, see report.html")
-    if hidden := [name for name in SHOWN_COSTS.values() if name not in kept]:
+    if hidden := [head for head in columns if head not in kept and head != DELTAS["test"]]:
         console.print(f"too narrow a window for {', '.join(hidden)}: see leaderboard.md")
     for state in STATES:
         runs = [run for run in comparison.unfinished if run.state == state]
@@ -139,9 +148,15 @@ def tally(runs: Sequence[Run]) -> str:
     return f"{len(runs)} run{'s' * (len(runs) != 1)}: {count_states(runs)}"
 
 
-def leaderboard_csv(comparison: Comparison) -> str:
+def leaderboard_csv(comparison: Comparison, finding: Finding) -> str:
     """Return a line for each group, with unrounded numbers (accuracies from 0 to 1)."""
-    return _csv([row(comparison, group) for group in comparison.groups])
+    found = {said.group: said for said in finding.comparisons}
+    lines = []
+    for group in comparison.groups:
+        said = found.get(group.name)
+        judged = {key: getattr(said, key, None) for key in ("verdict", "p", "p_adjusted")}
+        lines.append(row(comparison, group) | (judged if comparison.baseline else {}))
+    return _csv(lines)
 
 
 def runs_csv(comparison: Comparison) -> str:
@@ -162,19 +177,21 @@ def _csv(lines: Sequence[dict[str, Any]]) -> str:
     return csv_text([*lines[0]] if lines else ["group"], lines)
 
 
-def leaderboard_md(comparison: Comparison) -> str:
-    """Return the table as Markdown, with what a reader needs beside it."""
+def leaderboard_md(comparison: Comparison, finding: Finding) -> str:
+    """Return the verdict and the table as Markdown, with what a reader needs beside it."""
     columns = []
-    for head, cells in leaderboard(comparison).items():
+    for head, cells in leaderboard(comparison, finding).items():
         words = head in WORDS
-        texts = [_code(cell.text) if words else cell.text for cell in cells]
+        texts = [_code(cell.text) if words and head != "verdict" else cell.text for cell in cells]
         columns.append([head, "---" if words else "---:", *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
-    notes = [tally(comparison.runs) + ".", *method(comparison), *comparison.notes]
-    return f"{table}\n\n" + "".join(f"- {escape_markdown(note)}\n" for note in notes)
+    said = [tally(comparison.runs) + ".", *tell(comparison, finding, commands=False)]
+    notes = [*method(comparison, finding), *comparison.notes]
+    told = [("  " if line[0] == " " else "") + f"- {escape_markdown(line.strip())}\n" for line in said]
+    return "".join(told) + f"\n{table}\n\n" + "".join(f"- {escape_markdown(note)}\n" for note in notes)
 
 
-def method(comparison: Comparison) -> list[str]:
+def method(comparison: Comparison, finding: Finding) -> list[str]:
     """Return sentences on how the numbers were computed."""
     said = [
         "Runs that differ in nothing but the seed are a group; accuracies are mean ± standard deviation "
@@ -182,16 +199,21 @@ def method(comparison: Comparison) -> list[str]:
         "Val accuracy is of held-out training images, the best epoch of each run, so a little optimistic; "
         "that of the first line more so, since it is the best of all lines. The table is sorted by it.",
         "Test accuracy is of the checkpoint that val accuracy chose (of the last one where nothing is held "
-        "out), and selects nothing.",
+        "out). It selects nothing, so it is shown for the group with the highest val accuracy alone; "
+        "--all-tests shows all.",
         "Parameters, FLOPs (forward pass of one image, a multiply-add is 2) and images/s (of training) are "
         "means over the finished runs.",
     ]
     if comparison.baseline:
-        said.append(
+        said += [
             f"Δ is the mean difference to {comparison.baseline.name}, seed by seed, over the seeds that both "
-            "have, in points (hundredths), and in brackets Student's 95 % interval of that mean. One such "
-            "interval in twenty misses by chance."
-        )
+            "have, in points (hundredths), and in brackets its 95 % interval: BCa bootstrap, or Student's of "
+            f"fewer than {FEWEST} pairs.",
+            "Better and worse: the exact sign-flip test, one-sided, with Holm's correction for all "
+            f"comparisons, at 5 %. Equal: two one-sided t-tests within ±{100 * finding.margin:g} points, "
+            f"likewise. {FEWEST} pairs are the fewest that can tell: of four, all of one sign, p is 1/16.",
+            "What is found 4 times in 5 is simulated with normal differences and the first of Holm's steps.",
+        ]
     return said
 
 

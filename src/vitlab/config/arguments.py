@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from vitlab.config.labels import own_overrides
 from vitlab.config.suggest import SYNONYMS
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
@@ -94,7 +95,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     sweep_resume = again[-1] if again and again[-1] != "null" else None
     of_sweep = [o for o in overrides if o.startswith(("sweep.", "sweep="))]
     if of_sweep and not multirun:
-        alone = all(o.startswith(("hydra.", "hydra/", "sweep.", "sweep=")) for o in overrides)
+        alone = not own_overrides(overrides)
         if not (sweep_resume and alone):
             raise UserError(f"{of_sweep[0]} belongs to a sweep: add -m.")
         multirun = True

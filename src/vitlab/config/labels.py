@@ -3,6 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 
+HYDRA = ("hydra.", "hydra/")  # what Hydra's own overrides start with
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that say what is trained: without Hydra's and those of the sweep itself."""
+    return [o for o in overrides if not o.startswith((*HYDRA, "sweep.", "sweep="))]
+
 
 def shorten_keys(keys: Iterable[str]) -> dict[str, str]:
     """Return how each key is shown: ``model.patch_size`` → ``patch_size``, without its group.

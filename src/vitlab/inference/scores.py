@@ -8,6 +8,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from vitlab.core.multiple_tests import holm
+
 
 class Interval(NamedTuple):
     """The 95 % interval of a share, 0..1."""
@@ -104,19 +106,6 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
     """
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
     return float(binomtest(only_one, n).pvalue) if (n := only_one + only_other) else 1.0
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number.
-
-    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
 
 
 def compare_pairs(right: dict[str, Tensor]) -> list[Comparison]:

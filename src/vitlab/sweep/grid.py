@@ -6,13 +6,13 @@ from pathlib import Path
 
 from vitlab.config import Combination, combinations, read_record, report
 from vitlab.config.arguments import Arguments, check_folder
-from vitlab.config.labels import label
+from vitlab.config.labels import HYDRA, label, own_overrides
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.data_check import check_data, data_problems
 from vitlab.sweep.launchers import check_launcher, launch_jobs
-from vitlab.sweep.record import HYDRA, RECORD, Job, Sweep, find_sweep, folder_name, own_overrides
+from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name
 
 
 def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:

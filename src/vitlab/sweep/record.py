@@ -23,12 +23,6 @@ RECORD = "sweep.json"
 STUDY = "study.db"  # beside it where the sweep is a search
 LONGEST = 80  # characters of a job's folder name
 OBJECTIVE = "val/accuracy"
-HYDRA = ("hydra.", "hydra/")  # what Hydra's own overrides start with
-
-
-def own_overrides(overrides: Iterable[str]) -> list[str]:
-    """Return the overrides that say what is trained: without Hydra's and those of the sweep itself."""
-    return [o for o in overrides if not o.startswith((*HYDRA, "sweep.", "sweep="))]
 
 
 def folder_name(label: str, identity: Iterable[str] = (), taken: Iterable[str] = ()) -> str:

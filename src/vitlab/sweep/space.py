@@ -13,11 +13,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from vitlab.config import Combination, combinations, compose
 from vitlab.config.composer import Composer
 from vitlab.config.hydra_internals import make_parser
+from vitlab.config.labels import HYDRA
 from vitlab.config.schema import rule
 from vitlab.config.types import Constraint, like, show
 from vitlab.core.errors import UserError
 from vitlab.sweep.data_check import check_data
-from vitlab.sweep.record import HYDRA, OBJECTIVE
+from vitlab.sweep.record import OBJECTIVE
 
 # What may change when a search is resumed.
 FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.resume", "sweep.new")

@@ -15,12 +15,12 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from vitlab.config.labels import label
+from vitlab.config.labels import label, own_overrides
 from vitlab.core.console import say
 from vitlab.core.disk import as_note
 from vitlab.core.errors import UserError
 from vitlab.core.seeding import derive_seed
-from vitlab.sweep.record import OBJECTIVE, STUDY, Job, folder_name, own_overrides
+from vitlab.sweep.record import OBJECTIVE, STUDY, Job, folder_name
 from vitlab.sweep.space import Space
 
 # What a trial can end as. From these the sampler learns what values are worth; they are what is counted.
