@@ -1,7 +1,7 @@
 """``-m``: every combination of the values given, from a command line to a sweep's folder and its jobs."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitlab.config import Combination, combinations, read_record, report
@@ -26,7 +26,6 @@ def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> No
     new = [job for job in jobs if _identify(job) not in known]
     if new:
         _add_jobs(sweep, new)
-        sweep.save()
     number = len(sweep.runnable)
     count = f"{number} job{'s' * (number != 1)}"
     if new:
@@ -34,6 +33,7 @@ def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> No
     if sweep.unfinished():
         launch_jobs(sweep, config, show_results)
     else:
+        sweep.save()  # the call whose job was the last may have been killed before it could
         say(f"{sweep} is already finished: {count}. sweep.new=true runs it afresh.")
         show_results(sweep.path)
 
@@ -42,6 +42,7 @@ def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
     """Return the sweep of ``sweep.resume=``, and the jobs asked for beside it."""
     assert arguments.sweep_resume
     sweep = Sweep.load(arguments.sweep_resume)
+    _make_folders(sweep, {})
     jobs: list[Combination] = []
     if own_overrides(arguments.overrides):
         jobs = combinations(arguments.overrides, True)
@@ -72,6 +73,7 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
         swept = list(jobs[0].swept)
         recipe = [o for o in jobs[0].overrides if o.startswith("experiment=") and "experiment" not in swept]
         return Sweep(folder.absolute(), _get_command(arguments), swept, recipe), jobs
+    _make_folders(sweep, wanted)
     if left := sweep.unfinished():
         say(f"resuming {sweep}, which has the same jobs (sweep.new=true starts afresh)")
         _say_states(sweep)
@@ -92,7 +94,7 @@ def _say_states(sweep: Sweep) -> None:
 
 
 def _add_jobs(sweep: Sweep, jobs: list[Combination]) -> None:
-    """Make a run folder for each job that can run, and say which cannot.
+    """Enter the jobs in the record, make a run folder for each that can run, and say which cannot.
 
     Raises:
         UserError: none can.
@@ -112,8 +114,26 @@ def _add_jobs(sweep: Sweep, jobs: list[Combination]) -> None:
         if not job.problems:
             name = folder_name(text, overrides, taken)
             taken.add(name)
-            RunFolder.create(sweep.path / name, job.record | {"overrides": [*overrides]})
         sweep.jobs.append(Job(overrides, text, name, "; ".join(job.problems) or None))
+    sweep.save()  # first: a folder that it does not name would belong to nobody
+    _make_folders(sweep, {_identify(job): job for job in jobs})
+
+
+def _make_folders(sweep: Sweep, composed: Mapping[frozenset[str], Combination]) -> None:
+    """Make the run folder of each job that has none: also after a call that was killed before it could."""
+    for job in sweep.runnable:
+        folder = sweep.run_folder(job)
+        if folder.config.exists():
+            continue
+        if found := composed.get(job.identity):
+            record = found.record
+        else:
+            record = combinations(job.overrides)[0].record | {"swept": sweep.swept}
+        try:
+            RunFolder.create(folder.path, record | {"overrides": [*job.overrides]})
+        except UserError:
+            if not folder.config.exists():  # otherwise another call on this sweep was faster
+                raise
 
 
 def _note_changes(folder: RunFolder, now: Combination) -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -78,7 +79,13 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
                 # submitit_local has no queue, and would start all of them
                 size = at_a_time if name == "submitit_local" else len(jobs)
                 most = config.hydra.sweeper.max_batch_size or size
-                _launch_elsewhere(jobs, config, worker, min(size, most))
+                try:
+                    _launch_elsewhere(jobs, config, worker, min(size, most))
+                except BrokenExecutor as error:  # joblib's
+                    raise UserError(
+                        "a process of the launcher was killed, perhaps for want of memory; its jobs keep a "
+                        f"checkpoint and end. Resume with: {sweep.resume_command}"
+                    ) from error
             stopped = worker.stop_signal()
     finally:
         sweep.save()

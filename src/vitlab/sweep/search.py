@@ -17,7 +17,7 @@ from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, write_atomic
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder, State, Summary
 from vitlab.core.untrusted import to_yaml
 from vitlab.sweep.progress import Progress, raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, RECORD, Job, Sweep, find_sweep
@@ -176,6 +176,7 @@ class Search:
         folder = self.sweep.run_folder(job)
         if not folder.config.exists() and not self._make_folder(trial, job):
             return False
+        pruned = Summary(folder, writable=False).data.get("status") == State.PRUNED
         started = self.worker.start(folder)
         if started is None:
             if not self.worker.stop_signal():
@@ -183,7 +184,10 @@ class Search:
             return False
         known = self.study.trials[trial.number].intermediate_values
         max_epochs = read_record(folder)["trainer"]["max_epochs"]
-        self.running.append(RunningTrial(trial, started, max_epochs, reported=max(known, default=0)))
+        running = RunningTrial(trial, started, max_epochs, reported=max(known, default=0))
+        self.running.append(running)
+        if pruned or (0 < running.reported < max_epochs and trial.should_prune()):
+            self._prune(running)  # as a call was about to that was killed
         self._save()
         return True
 
@@ -213,11 +217,15 @@ class Search:
                 trial.report(value, epoch)
                 running.reported = epoch
                 if code is None and epoch != running.max_epochs and trial.should_prune():
-                    running.pruned = True
-                    job.terminate()
+                    self._prune(running)
         if code is not None:
             self.running.remove(running)
             self._conclude_trial(running, code)
+
+    def _prune(self, running: RunningTrial) -> None:
+        """Let a hopeless trial end."""
+        running.pruned = True
+        running.job.terminate()
 
     def _conclude_trial(self, running: RunningTrial, code: int) -> None:
         """Find out what became of a trial whose process has ended."""
@@ -230,6 +238,11 @@ class Search:
                 self._end(trial, "pruned", f"{self.settings['pruner']}, after epoch {running.reported}")
         elif code == 0 and value is not None:
             self._end(trial, "finished", value=value)
+        elif code < 0 and running.reported > trial.user_attrs.get("killed_at", -1):
+            # From outside, or for want of memory: the next call resumes it, once at each epoch.
+            trial.set_user_attr("killed_at", running.reported)
+            self._save()
+            self._report(trial)
         else:
             # A rate too high is no fault but an answer, which the sampler should learn from.
             outcome = "diverged" if summary.data.get("error_kind") == "diverged" else "failed"
@@ -237,9 +250,13 @@ class Search:
             self._end(trial, outcome, str(error or f"ended with status {code}, see {folder.log}"))
 
     def _end(self, trial: optuna.Trial, outcome: str, reason: str = "", value: float | None = None) -> None:
-        """Take down how a trial ended, and say so where it has a folder."""
+        """Take down how a trial ended, and say so."""
         self.study.tell(trial, outcome, reason, value)
         self._save()
+        self._report(trial)
+
+    def _report(self, trial: optuna.Trial) -> None:
+        """Say how a trial ended, where it has a folder."""
         job = self.sweep.jobs[trial.number]
         if job.folder is not None:
             self.progress.report(job, running=len(self.running))
@@ -247,12 +264,16 @@ class Search:
     def _conclude(self) -> None:
         """Test the best trial, draw the figures, and print what was found."""
         best, num_failed = self.study.best(), len(self.progress.failed)
-        failed = f"{num_failed} of {self.settings['trials']} trials failed; their train.log says why."
+        failed = (
+            f"{num_failed} of {self.settings['trials']} trials failed; their train.log says why. To resume "
+            f"those that were killed, and replace the others: {self.sweep.resume_command}"
+        )
         if best is None:
             raise UserError(failed if num_failed else f"no trial of {self.sweep} finished.")
         job = self.sweep.jobs[best.number]
         folder = self.sweep.run_folder(job)
-        tested = self._test(folder) if self.settings["test_best"] else ""
+        # Not before all have ended: another may be the best then.
+        tested = self._test(folder) if self.settings["test_best"] and not self.study.get_unfinished() else ""
         self.study.draw()
         counts = ", ".join(f"{number} {state}" for state, number in self.sweep.count_states().items())
         say(f"{self.sweep}: {counts}")

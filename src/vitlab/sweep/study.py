@@ -12,7 +12,7 @@ from optuna import Trial
 from optuna.importance import get_param_importances
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from vitlab.config.labels import label, own_overrides
@@ -56,8 +56,19 @@ class Study:
         """Draw the next trial; at random after an idle draw, or the same might be drawn for ever."""
         seed = derive_seed(self.settings["seed"], "trial", len(self.trials)) % 2**32
         tpe = TPESampler(seed=seed, n_startup_trials=self.settings["random_trials"])
-        self.study.sampler = RandomSampler(seed) if random else tpe
-        return self.study.ask(self.space.distributions)
+        # Drawn in memory, entered at once: the record would for a moment hold a trial with half its values.
+        scratch = optuna.create_study(
+            direction=self.study.direction,
+            study_name=self.study.study_name,  # by which Hyperband divides the trials
+            pruner=self.study.pruner,
+            sampler=RandomSampler(seed) if random else tpe,
+        )
+        scratch.add_trials(self.trials)
+        params = scratch.ask(self.space.distributions).params
+        self.study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=self.space.distributions)
+        )
+        return self.get_unfinished()[-1]
 
     def tell(self, trial: Trial, outcome: str, reason: str = "", value: float | None = None) -> None:
         """Take down how a trial ended."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vitlab.config import read_record
 from vitlab.core.console import say
@@ -114,15 +114,27 @@ class Worker:
         if self.stop_signal():
             return None
         with contextlib.ExitStack() as held:
-            if not try_lock(held.enter_context(open(folder.claim, "a"))):
-                return None
+            claim = held.enter_context(open(folder.claim, "a+"))
             deadline = time.monotonic() + PATIENCE
+            while not try_lock(claim):
+                if not self._is_left_behind(claim) or time.monotonic() > deadline:
+                    return None
+                time.sleep(POLL)
+            claim.truncate(0)
+            claim.write(self._file.name)
+            claim.flush()
             while folder.is_locked():
                 if time.monotonic() > deadline:
                     return None
                 time.sleep(POLL)
             env = held.enter_context(self.share(read_record(folder)["trainer"]["devices"]))
             return RunningJob(self, folder, start(folder, shown=self._shown, **env), held.pop_all())
+
+    def _is_left_behind(self, claim: IO[str]) -> bool:
+        """Say whether who holds a claim works for a call that was killed, and so will let go of it."""
+        claim.seek(0)
+        session = claim.read()
+        return session.startswith(f".session-{self._host}-") and not is_locked(self.folder / session)
 
     def run_job(self, folder: RunFolder) -> None:
         """Run a job to its end, unless another process does or has done so.
