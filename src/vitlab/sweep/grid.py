@@ -1,5 +1,6 @@
 """``-m``: every combination of the values given, from a command line to a sweep's folder and its jobs."""
 
+import contextlib
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> No
     if sweep.unfinished():
         launch_jobs(sweep, config, show_results)
     else:
-        sweep.save()  # the call whose job was the last may have been killed before it could
+        with contextlib.suppress(OSError):  # a disk that can only be read
+            sweep.save()  # the call whose job was the last may have been killed before it could
         say(f"{sweep} is already finished: {count}. sweep.new=true runs it afresh.")
         show_results(sweep.path)
 

@@ -1,5 +1,6 @@
 """TensorBoard, with an HParams tab that compares runs."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ HPARAMS = (
 CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
 # TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
 SHOWN, BESIDE = 5, ("model", "data", "optimizer.lr", "trainer.max_epochs")
+EVENTS = "events.out.tfevents."  # then the second of its making, which is how TensorBoard sorts a run's files
 METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")
 
 
@@ -58,6 +60,7 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def begin(self, config: Mapping[str, Any]) -> None:
         """Announce the run's hyperparameters and the metrics that it will be compared by."""
+        put_first(Path(self.log_dir))
         experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
         swept = _swept(config)
         shown = list(dict.fromkeys((SWEPT, *swept, *BESIDE)))[: max(SHOWN, 1 + len(swept))]
@@ -79,6 +82,18 @@ class RunLogger(TensorBoardLogger):
                 self.experiment.add_scalar(name, value, step)
         self.experiment.file_writer.add_summary(hparams({}, {})[2])
         self.save()
+
+
+def put_first(folder: Path) -> None:
+    """Rename the event files in `folder` where one that is made now would not be sorted after them.
+
+    So it is where the clock was set back: curves would run backwards, and what is repeated be there twice.
+    """
+    there, now = sorted(folder.glob(f"{EVENTS}*")), int(time.time())
+    for before, path in zip(range(len(there), 0, -1), there, strict=True):
+        made, _, rest = path.name.removeprefix(EVENTS).partition(".")
+        if made.isdigit() and int(made) > now - before:
+            path.rename(folder / f"{EVENTS}{now - before:010d}.{rest}")
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
