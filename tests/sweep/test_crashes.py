@@ -1,6 +1,6 @@
 """A sweep is killed before something that it writes; the same command then comes to what a whole one does.
 
-The jobs here are programs of a few lines that write what a run writes.
+The jobs are programs of a few lines that write what a run writes, but for the last test's, which train.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 import sqlalchemy
 
+from tests.chaos_sweeps import rampage
 from tests.conftest import slow
 from tests.sweep.helpers import PLAIN, RATE
 from vitlab.config.arguments import parse_arguments
@@ -108,8 +109,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("grid", "os.link /seed-2/config.yaml", 0),  # one job has a folder, the other has not
         ("grid", "os.rename /sweep.json", 1),  # all have ended, and the record has not heard of it
         ("search", "open /000", 0),  # a trial is drawn, and has no folder
-        *(slow("grid", "", number) for number in range(0, 43, 6)),
-        *(slow("search", "", number) for number in range(3, 95, 9)),
+        *(slow("grid", "", number) for number in range(0, 43, 10)),
+        *(slow("search", "", number) for number in range(3, 95, 16)),
     ],
 )
 def test_a_sweep_that_was_killed_at_a_write_is_whole_in_the_end(
@@ -121,3 +122,13 @@ def test_a_sweep_that_was_killed_at_a_write_is_whole_in_the_end(
         assert call(typed)[0] == 0
         assert read() == whole[kind]
     assert {path.parent.name for path in tmp_path.glob("s/*/config.yaml")} == {*whole[kind][1]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grid, two at a time", "search"])
+def test_a_sweep_that_was_killed_at_random_trains_each_job_once_to_the_same_weights(
+    kind: str, tmp_path: Path
+) -> None:
+    rows = list(rampage(2, seed=0, work=tmp_path, kinds=[kind]))
+    assert sum(row["kills"] for row in rows) == 2
+    assert not [row for row in rows if row["wrong"]]

@@ -1,6 +1,6 @@
 """sweep=optuna: what is drawn, what is ended early, what is kept, and that no trial sees the test images.
 
-The trials here are small programs that write what a run writes; one search at the end trains for real.
+The trials here are small programs that write what a run writes; test_crashes.py has some that train for real.
 """
 
 import json
@@ -17,11 +17,9 @@ from typing import Any
 import hydra
 import optuna
 import pytest
-import yaml
 from omegaconf import DictConfig
 
-from tests.conftest import started as started_verb
-from tests.conftest import summary, verb
+from tests.conftest import summary
 from tests.sweep.helpers import PLAIN, RATE, run_search, wait_for
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
@@ -262,6 +260,60 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert [s["name"][:3] for s in started[begun:-1]] == ["003", "004"]
 
 
+def test_a_trial_that_was_killed_is_resumed_and_the_test_waits_for_it(
+    searched: Searched, tmp_path: Path, started: list[dict[str, Any]]
+) -> None:
+    def kill() -> None:
+        wait_for(lambda: list(tmp_path.glob("s/000*/metrics.csv")))
+        started[0]["process"].kill()
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(UserError, match=r"1 of 2 trials failed.*sweep\.resume=s"):
+        searched(RATE, "sweep.trials=2", "sweep.pruner=none", epochs=20, seconds=0.03)
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["failed", "finished"]
+    folders = [tmp_path / "s" / job["folder"] for job in jobs(tmp_path / "s")]
+    assert not any("test/accuracy" in summary(folder)["metrics"] for folder in folders)
+    before = (folders[0] / "metrics.csv").read_text()
+    run_search(f"sweep.resume={tmp_path}/s")
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished", "finished"]
+    assert (folders[0] / "metrics.csv").read_text().startswith(before)
+    assert sum("test/accuracy" in summary(folder)["metrics"] for folder in folders) == 1
+
+
+def test_a_trial_that_is_killed_twice_at_one_epoch_is_replaced(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = (RATE, "sweep.trials=1", "sweep.pruner=none")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "start", lambda *given, **options: subprocess.Popen(["sh", "-c", "kill -9 $$"]))
+        for _ in range(2):
+            with pytest.raises(UserError, match="1 of 1 trials failed"):
+                searched(*typed)
+            assert [job["state"] for job in jobs(tmp_path / "s")] == ["failed"]
+    assert [job["state"] for job in searched(*typed)] == ["failed", "finished"]
+
+
+def test_a_trial_that_was_about_to_be_ended_is_not_trained_on(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda self, study, trial: trial.last_step == 2)
+    typed = (RATE, "sweep.trials=1", "sweep.test_best=false")
+
+    def die(*given: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Search, "_end", die)  # it has ended, and nobody has told Optuna
+        with pytest.raises(Killed):
+            searched(*typed, epochs=40, seconds=0.1)
+    (metrics,) = tmp_path.glob("s/000*/metrics.csv")
+    before = metrics.read_text()
+    with pytest.raises(UserError, match="no trial of s finished"):
+        searched(*typed, epochs=40, seconds=0.1)
+    assert [job["state"] for job in jobs(tmp_path / "s")] == ["pruned"]
+    assert metrics.read_text() == before
+
+
 def test_the_same_command_goes_on_and_more_trials_are_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
 ) -> None:
@@ -352,29 +404,3 @@ def test_what_has_no_effect_is_said(searched: Searched, capsys: pytest.CaptureFi
     assert "sweep.warmup_trials has no effect with sweep.pruner=none" in out
     assert "sweep.random_trials=10: all 1 are drawn at random" in out
     assert "no trial is ended early" not in out
-
-
-# The real thing
-
-
-@pytest.mark.slow
-def test_trained_killed_and_gone_on_with(tmp_path: Path) -> None:
-    """Kill -9 in the first of two trials; the same command resumes it, trains the other, tests the best."""
-    command = ["-m", *PLAIN, RATE, "model.depth=1,2", "trainer.max_epochs=20"]
-    command += ["sweep.trials=2", "callbacks.checkpoint.every_minutes=1e-6", f"hydra.sweep.dir={tmp_path}/s"]
-    with started_verb(*command) as process:
-        wait_for(lambda: list(tmp_path.glob("s/000*/checkpoints/last.ckpt")))
-        process.kill()
-        ended = verb(*command)  # here, while the trial that ends has somewhere to print to
-    assert ended.returncode == 0, ended.stderr
-    found = jobs(tmp_path / "s")
-    assert [(job["state"], job["epochs"]) for job in found] == [("finished", 20)] * 2
-    folders = [tmp_path / "s" / job["folder"] for job in found]
-    summaries = [summary(folder) for folder in folders]
-    best = max((0, 1), key=lambda n: summaries[n]["metrics"]["val/accuracy"])
-    assert [n for n in (0, 1) if "test/accuracy" in summaries[n]["metrics"]] == [best]
-    assert summaries[0]["train"]["resumed_at"][0] < 160
-    assert summaries[best]["tested"] == "best checkpoint by validation accuracy"
-    assert all(s["status"] == "finished" and s["train"]["optimizer_steps"] == 160 for s in summaries)
-    config = yaml.safe_load((folders[0] / "config.yaml").read_text())
-    assert config["overrides"] == found[0]["overrides"]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,46 @@ def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}})
     called.run_job(folder)
     assert folder.state() == "waiting"
+
+
+def test_a_job_of_a_call_that_was_killed_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, called = (
+        RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}}),
+        Worker(tmp_path, at_a_time=1),
+    )
+    monkeypatch.setattr(worker, "start", lambda folder, **options: subprocess.Popen(["true"]))
+    with called.open(), open(folder.claim, "a") as claim:
+        assert try_lock(claim)
+        claim.write(called._file.name)
+        claim.flush()
+        assert called.start(folder) is None, "the call that has the job is alive"
+        claim.truncate(0)
+        claim.write(f".session-{socket.gethostname()}-0")
+        claim.flush()
+        monkeypatch.setattr(time, "sleep", lambda seconds: claim.close())  # its job has ended meanwhile
+        job = called.start(folder)
+        assert job is not None
+        assert job.poll(60) == 0
+
+
+def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    for name in (".sweep.lock", "depth-1/.lock", "depth-1/.claim", ".session-elsewhere-7"):
+        (tmp_path / "sweep" / name).write_text(".session-elsewhere-7")
+    assert call(*SHORT, "model.depth=1,2") == ["depth-1", "depth-2"]
+
+
+def test_a_launchers_process_that_is_killed_is_said(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+
+    def die(*given: Any) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(launchers, "_launch_elsewhere", die)
+    two = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    call(*SHORT, "seed=1,2", *two, fails=r"was killed.*Resume with: python train.py sweep.resume=sweep")
 
 
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
