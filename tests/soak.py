@@ -58,7 +58,7 @@ def measure(pid: int) -> tuple[float, int, int]:
     """
     place = Path("/proc") / str(pid)
     resident = round(int((place / "statm").read_text().split()[1]) * PAGE / 1e6, 1)
-    if not resident:
+    if (place / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
         raise ProcessLookupError(pid)  # ended, and nobody has taken note of it
     return resident, len(os.listdir(place / "task")), len(os.listdir(place / "fd"))
 

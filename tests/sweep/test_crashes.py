@@ -22,8 +22,9 @@ from vitlab.config.arguments import parse_arguments
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep import run_sweep, search, worker
 
-# Notes the start of a job, and ends it at once; one that is to test has a result.
+# Notes the start of a job, and ends it at once, unless it has ended before; one that is to test has a result.
 JOB = """
+grep -q finished $1/summary.json && exit
 basename $1 >> starts
 test=$(grep -q "limit_test_batches: 0" $1/config.yaml || echo ', "test/accuracy": 0.5')
 echo '{"status": "finished", "seed": 0, "train": {}, "metrics": {"val/accuracy": 0.5'$test'}}' > $1/new

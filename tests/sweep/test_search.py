@@ -252,6 +252,17 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
             searched(*settings)
     assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
     begun = len(started)
+    left_behind = RunFolder(next(tmp_path.glob("s/003*"))).lock()
+    left_behind.__enter__()
+    monkeypatch.setattr(worker, "PATIENCE", 0)
+    say = search.say
+
+    def hear(text: str) -> None:
+        if "waiting for another process" in text:
+            left_behind.__exit__(None, None, None)
+        say(text)
+
+    monkeypatch.setattr(search, "say", hear)
     run_search(f"sweep.resume={tmp_path}/s")
     again = jobs(tmp_path / "s")
     for key in ("label", "val/accuracy"):

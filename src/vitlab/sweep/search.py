@@ -170,7 +170,10 @@ class Search:
         return bool(self.running)
 
     def _start(self, trial: optuna.Trial) -> bool:
-        """Start a trial in its folder, or resume it there; False if it is not worth it or not possible."""
+        """Start a trial in its folder, or resume it there; False if it is not worth it or not possible.
+
+        One that another process trains, such as what a killed call has left, is the next to be started.
+        """
         self.sweep.jobs = self.study.list_jobs()
         job = self.sweep.jobs[trial.number]
         folder = self.sweep.run_folder(job)
@@ -180,8 +183,9 @@ class Search:
         started = self.worker.start(folder)
         if started is None:
             if not self.worker.stop_signal():
-                self._end(trial, "failed", f"{folder} is being trained by another process")
-            return False
+                say(f"waiting for another process that trains {folder}")
+            self.interrupted.insert(0, trial)
+            return True
         known = self.study.trials[trial.number].intermediate_values
         max_epochs = read_record(folder)["trainer"]["max_epochs"]
         running = RunningTrial(trial, started, max_epochs, reported=max(known, default=0))

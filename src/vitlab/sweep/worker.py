@@ -117,14 +117,14 @@ class Worker:
             claim = held.enter_context(open(folder.claim, "a+"))
             deadline = time.monotonic() + PATIENCE
             while not try_lock(claim):
-                if not self._is_left_behind(claim) or time.monotonic() > deadline:
+                if not self._is_left_behind(claim) or time.monotonic() > deadline or self.stop_signal():
                     return None
                 time.sleep(POLL)
             claim.truncate(0)
             claim.write(self._file.name)
             claim.flush()
             while folder.is_locked():
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.stop_signal():
                     return None
                 time.sleep(POLL)
             env = held.enter_context(self.share(read_record(folder)["trainer"]["devices"]))
