@@ -178,7 +178,7 @@ def rampage(
                 [f"sweep.resume={folder}"] if again else typed,
                 lot,
                 victim,
-                lot.uniform(0.1, 0.9) * seconds,
+                lot.uniform(0.05, 0.6) * seconds,
             )
             struck += [victim] * was
             after = look(folder)

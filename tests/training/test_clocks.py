@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import read_series
-from tests.conftest import Train, same_weights, summary
+from tests.conftest import Train, checkpoint, same_weights, summary
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.run import run as run_folder
 
@@ -20,6 +20,7 @@ def test_a_clock_that_runs_backwards(finished: Path, train: Train, monkeypatch: 
     monkeypatch.setattr(time, "time", lambda: next(now))
     run = train(*SAVED)
     assert same_weights(finished, run)
+    assert checkpoint(run, "previous")["global_step"] == 15, "every_minutes is measured by another clock"
     trained = summary(run)["train"]
     assert 0 < trained["wall_seconds"] < HOUR
     assert trained["images_per_second"] > 0
