@@ -351,6 +351,24 @@ def test_a_launchers_process_that_is_killed_is_said(call: Calls, monkeypatch: py
     call(*SHORT, "seed=1,2", *two, fails=r"was killed.*Resume with: python train.py sweep.resume=sweep")
 
 
+def test_a_launcher_gets_no_further_jobs_once_the_sweep_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, batches = Worker(tmp_path, at_a_time=2), []
+
+    class Launcher:
+        def launch(self, batch: list[list[str]], initial_job_idx: int) -> list[Any]:
+            batches.append(batch)
+            called.request_stop(signal.SIGINT)
+            return []
+
+    monkeypatch.setattr(launchers, "make_launcher", lambda *given: Launcher())
+    found = Sweep(tmp_path, [], [], [], [Job((), "", f"job{number}") for number in range(5)])
+    with called.open():
+        launchers._launch_elsewhere(found.jobs, launchers.check_launcher(found), called, 2)
+    assert batches == [[["hydra.sweep.subdir=job0"], ["hydra.sweep.subdir=job1"]]]
+
+
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")

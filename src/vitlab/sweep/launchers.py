@@ -30,6 +30,9 @@ from vitlab.sweep.worker import Worker
 
 # As in conf/train.yaml: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
+# Jobs in a batch, for each that runs at a time: until its end joblib keeps 0.1 MB of every job, and when the
+# sweep is to stop, composes what is left of it, 0.1 s each.
+BATCH = 20
 _busy = threading.Lock()  # while a job runs in a process that a launcher has started
 
 
@@ -77,7 +80,8 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
                     progress.poll()  # before the next job has something to say
             else:
                 # submitit_local has no queue, and would start all of them
-                size = at_a_time if name == "submitit_local" else len(jobs)
+                sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
+                size = sizes.get(name, len(jobs))
                 most = config.hydra.sweeper.max_batch_size or size
                 try:
                     _launch_elsewhere(jobs, config, worker, min(size, most))
@@ -116,6 +120,8 @@ def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, s
     with Composer("train"):
         launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
         for first in range(0, len(jobs), size):
+            if worker.stop_signal():
+                break
             batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
             for ended in launcher.launch(batch, initial_job_idx=first):
                 if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
