@@ -110,8 +110,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("grid", "os.link /seed-2/config.yaml", 0),  # one job has a folder, the other has not
         ("grid", "os.rename /sweep.json", 1),  # all have ended, and the record has not heard of it
         ("search", "open /000", 0),  # a trial is drawn, and has no folder
-        *(slow("grid", "", number) for number in range(0, 43, 10)),
-        *(slow("search", "", number) for number in range(3, 95, 16)),
+        *(slow("grid", "", number) for number in range(0, 43, 14)),
+        *(slow("search", "", number) for number in range(3, 95, 24)),
     ],
 )
 def test_a_sweep_that_was_killed_at_a_write_is_whole_in_the_end(
@@ -126,10 +126,9 @@ def test_a_sweep_that_was_killed_at_a_write_is_whole_in_the_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["grid, two at a time", "search"])
-def test_a_sweep_that_was_killed_at_random_trains_each_job_once_to_the_same_weights(
-    kind: str, tmp_path: Path
+def test_a_search_that_was_killed_at_random_trains_each_trial_once_to_the_same_weights(
+    tmp_path: Path,
 ) -> None:
-    rows = list(rampage(2, seed=0, work=tmp_path, kinds=[kind]))
+    rows = list(rampage(2, seed=0, work=tmp_path, kinds=["search"]))
     assert sum(row["kills"] for row in rows) == 2
     assert not [row for row in rows if row["wrong"]]
