@@ -243,10 +243,10 @@ class Search:
         elif code == 0 and value is not None:
             self._end(trial, "finished", value=value)
         elif code < 0 and running.reported > trial.user_attrs.get("killed_at", -1):
-            # From outside, or for want of memory: the next call resumes it, once at each epoch.
+            # From outside, or for want of memory: once at each epoch it is resumed.
             trial.set_user_attr("killed_at", running.reported)
-            self._save()
-            self._report(trial)
+            say(f"{folder} was killed by signal {-code}: resuming it from its last checkpoint")
+            self.interrupted.insert(0, trial)
         else:
             # A rate too high is no fault but an answer, which the sampler should learn from.
             outcome = "diverged" if summary.data.get("error_kind") == "diverged" else "failed"
@@ -254,13 +254,9 @@ class Search:
             self._end(trial, outcome, str(error or f"ended with status {code}, see {folder.log}"))
 
     def _end(self, trial: optuna.Trial, outcome: str, reason: str = "", value: float | None = None) -> None:
-        """Take down how a trial ended, and say so."""
+        """Take down how a trial ended, and say so where it has a folder."""
         self.study.tell(trial, outcome, reason, value)
         self._save()
-        self._report(trial)
-
-    def _report(self, trial: optuna.Trial) -> None:
-        """Say how a trial ended, where it has a folder."""
         job = self.sweep.jobs[trial.number]
         if job.folder is not None:
             self.progress.report(job, running=len(self.running))
@@ -269,15 +265,14 @@ class Search:
         """Test the best trial, draw the figures, and print what was found."""
         best, num_failed = self.study.best(), len(self.progress.failed)
         failed = (
-            f"{num_failed} of {self.settings['trials']} trials failed; their train.log says why. To resume "
-            f"those that were killed, and replace the others: {self.sweep.resume_command}"
+            f"{num_failed} of {self.settings['trials']} trials failed; their train.log says why. To replace "
+            f"them: {self.sweep.resume_command}"
         )
         if best is None:
             raise UserError(failed if num_failed else f"no trial of {self.sweep} finished.")
         job = self.sweep.jobs[best.number]
         folder = self.sweep.run_folder(job)
-        # Not before all have ended: another may be the best then.
-        tested = self._test(folder) if self.settings["test_best"] and not self.study.get_unfinished() else ""
+        tested = self._test(folder) if self.settings["test_best"] else ""
         self.study.draw()
         counts = ", ".join(f"{number} {state}" for state, number in self.sweep.count_states().items())
         say(f"{self.sweep}: {counts}")
