@@ -14,6 +14,7 @@ import functools
 import importlib
 import io
 import itertools
+import logging
 import os
 import re
 import signal
@@ -434,6 +435,7 @@ def answer(verb: str, words: Sequence[str], work: Path) -> Outcome:
     with (
         offline(),
         contextlib.chdir(work),
+        logging_restored(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.dict(os.environ),
@@ -458,6 +460,18 @@ def answer(verb: str, words: Sequence[str], work: Path) -> Outcome:
     check_sentence(said.removeprefix("error: "))
     assert listed(work) == before, f"left behind: {listed(work) - before}"
     return Outcome("refused", said)
+
+
+@contextlib.contextmanager
+def logging_restored() -> Iterator[None]:
+    """Take away the handlers that Hydra's verbose mode leaves, with the stream of that moment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def listed(work: Path) -> set[Path]:

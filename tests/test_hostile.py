@@ -139,7 +139,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "a hundred thousand brackets": (append("\na: " + "[" * 100_000), "nested too deeply"),
     "dashes that overflow libyaml's stack": (lambda p: p.write_text("- " * 50_000), "nested too deeply"),
     "more than any config": (append("\na: " + "x" * LARGEST_YAML), "larger than"),
-    "cut in half": (cut, "has no "),
+    "cut in half": (cut, "config.yaml "),
     "emptied": (lambda path: path.write_text(""), "empty"),
     "not UTF-8": (lambda path: path.write_bytes(b"\xff\x00"), "config.yaml"),
     "an end in the middle of a list": (append("\na: [1,"), "line "),

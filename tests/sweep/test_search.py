@@ -52,7 +52,7 @@ def end(status, code, **more):
 
 lr, epochs = config["optimizer"]["lr"], config["trainer"]["max_epochs"]
 rows = (folder / "metrics.csv").read_text().splitlines()[1:] if (folder / "metrics.csv").exists() else []
-values = [float(row.split(",")[1]) for row in rows]
+values = [float(row.split(",")[2]) for row in rows]
 if config["model"]["heads"] == 4:
     end("failed", 1, error="out of luck")
 for epoch in range(len(values) + 1, epochs + 1):
@@ -62,7 +62,8 @@ for epoch in range(len(values) + 1, epochs + 1):
     if lr > 5e-3:
         end("failed", 1, error="not finite", error_kind="diverged")
     values.append(math.exp(-math.log10(lr / 1e-3) ** 2) * (1 - 0.5**epoch))
-    write("metrics.csv", "epoch,val/accuracy\\n" + "".join(f"{n},{v}\\n" for n, v in enumerate(values, 1)))
+    rows = "".join(f"{n},{n},{v}\\n" for n, v in enumerate(values, 1))
+    write("metrics.csv", "epoch,step,val/accuracy\\n" + rows)
 end("finished", 0)
 """
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.compare.folders import make_run
 from tests.conftest import TINY, started, summary, verb
 from tests.sweep.helpers import wait_for
 from vitlab.compare import show_leaderboard
@@ -290,8 +291,7 @@ def test_results_show_what_was_typed_and_are_not_broken_to_the_width_of_their_ta
     for name, ops in (("one", "[crop,flip]"), ("two", "[/bold]")):  # no markup of Rich's
         job = Job((f"augment.ops={ops}",), f"ops={ops}", name)
         found.jobs.append(job)
-        RunFolder.create(found.path / name, {"augment": {"ops": ops}, "swept": ["augment.ops"]})
-        Summary(found.run_folder(job)).update(status="finished", metrics={"val/accuracy": 0.5})
+        make_run(found.path / name, f"augment.ops='{ops}'", swept=("augment.ops",))
     show_leaderboard(found.path)
     out = capsys.readouterr().out
     assert "ops=[crop,flip]" in out
@@ -306,7 +306,7 @@ def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
         assert called.stop_signal() is None
         called.request_stop(signal.SIGINT)
         assert called.stop_signal() == signal.SIGINT
-    folder = RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}})
+    folder = RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting"))
     called.run_job(folder)
     assert folder.state() == "waiting"
 
@@ -315,7 +315,7 @@ def test_a_job_of_a_call_that_was_killed_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, called = (
-        RunFolder.create(tmp_path / "run", {"trainer": {"devices": 1}}),
+        RunFolder(make_run(tmp_path / "run", "data.channels=3")),
         Worker(tmp_path, at_a_time=1),
     )
     monkeypatch.setattr(worker, "start", lambda folder, **options: subprocess.Popen(["true"]))
