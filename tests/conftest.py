@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -42,6 +43,24 @@ def slow(*values: Any) -> Any:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # networks this small only wait for each other
+
+
+@contextlib.contextmanager
+def logging_restored() -> Iterator[None]:
+    """Take away the handlers that Hydra's verbose mode leaves, with the stream of that moment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    with logging_restored():
+        yield
 
 
 def train_in(folder: Path, *overrides: str, base: Sequence[str] | None = None) -> Path:

@@ -14,7 +14,6 @@ import functools
 import importlib
 import io
 import itertools
-import logging
 import os
 import re
 import signal
@@ -41,7 +40,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import vitlab
-from tests.conftest import TINY, checkpoint, same_weights, summary, train_in
+from tests.conftest import TINY, checkpoint, logging_restored, same_weights, summary, train_in
 from vitlab.config import compose, keys, to_plain
 from vitlab.config.arguments import FLAGS
 from vitlab.config.checks import unresolved
@@ -460,18 +459,6 @@ def answer(verb: str, words: Sequence[str], work: Path) -> Outcome:
     check_sentence(said.removeprefix("error: "))
     assert listed(work) == before, f"left behind: {listed(work) - before}"
     return Outcome("refused", said)
-
-
-@contextlib.contextmanager
-def logging_restored() -> Iterator[None]:
-    """Take away the handlers that Hydra's verbose mode leaves, with the stream of that moment."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def listed(work: Path) -> set[Path]:
