@@ -144,7 +144,7 @@ def make_comparison(
     keys = _name(groups)
     first = next((group for group in groups if group.finished), None)
     # Never by test accuracy; groups without a hold-out come last.
-    groups.sort(key=lambda g: (g.data, -v.mean if (v := g.spread("val")) else 1.0, g.name))
+    groups.sort(key=lambda g: (g.data, -g.mean("val"), g.name))
     comparison = Comparison(title, [*runs], groups, keys, asked=bool(baseline), all_tests=all_tests)
     comparison.baseline = _find(comparison, baseline) if baseline else first
     for group in comparison.rivals:

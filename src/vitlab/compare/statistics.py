@@ -16,6 +16,8 @@ from vitlab.core.multiple_tests import holm
 
 LEVEL = 0.05  # how often a claim may be wrong by chance
 FEWEST = 5  # pairs that can tell anything: of four, all of one sign, the test's p is 1/16
+TOO_FEW, OPEN = "too few seeds", "not told apart"  # the verdicts that more seeds may change
+WORDS = ("better", "worse", "equal", OPEN, TOO_FEW)  # all of them, as they are listed
 POWER = 0.8  # with which a difference counts as one that a study can tell
 RESAMPLES = 9_999
 FLIPS = 2**14  # sign flips: all of up to 14 pairs, and as many drawn at random of more
@@ -139,7 +141,7 @@ class Judgement:
 
     p: float
     p_adjusted: float
-    verdict: str  # better, worse, equal, not told apart, too few seeds
+    verdict: str  # one of ``WORDS``
 
 
 def judge(differences: Sequence[Difference], margin: float) -> list[Judgement]:
@@ -159,9 +161,9 @@ def judge(differences: Sequence[Difference], margin: float) -> list[Judgement]:
     for found, (up, up_adjusted, down, down_adjusted), same in zip(differences, tests, equal, strict=True):
         p, adjusted, word = (up, up_adjusted, "better") if up <= down else (down, down_adjusted, "worse")
         if found.n < FEWEST:
-            word = "too few seeds"
+            word = TOO_FEW
         elif adjusted > LEVEL:
-            word = "equal" if same <= LEVEL else "not told apart"
+            word = "equal" if same <= LEVEL else OPEN
         judged.append(Judgement(p, adjusted, word))
     return judged
 

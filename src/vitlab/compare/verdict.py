@@ -9,6 +9,9 @@ from vitlab.compare.groups import Comparison, Group, few
 from vitlab.compare.statistics import (
     FEWEST,
     MOST_SEEDS,
+    OPEN,
+    TOO_FEW,
+    WORDS,
     correct_best,
     judge,
     needed_pairs,
@@ -16,10 +19,6 @@ from vitlab.compare.statistics import (
 )
 from vitlab.config.labels import own_overrides
 
-# The words of a verdict, as they are listed. The last two say that seeds are lacking.
-TOO_FEW = "too few seeds"
-OPEN = ("not told apart", TOO_FEW)
-WORDS = ("better", "worse", "equal", *OPEN)
 MOST_COMMANDS = 3  # on the screen
 
 
@@ -135,7 +134,7 @@ def _commands(comparison: Comparison, verdicts: Sequence[Verdict], number: int) 
     """Yield commands that train what is lacking of ``number`` seeds, of the groups that are not decided."""
     base = comparison.baseline
     assert base
-    names = {v.group for v in verdicts if v.verdict in OPEN}
+    names = {v.group for v in verdicts if v.verdict in (OPEN, TOO_FEW)}
     groups = [group for group in comparison.groups if names and (group is base or group.name in names)]
     seeds = sorted({seed for group in groups for seed in group.by_seed(comparison.split)}, key=_numeric)
     unused = (str(n) for n in range(10**6) if str(n) not in seeds)

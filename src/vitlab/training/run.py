@@ -233,21 +233,18 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
         screen.log(traceback.format_exc())
         raise Interrupted(session.stop.received) from None
     finally:
-        with contextlib.suppress(OSError):  # what was refused first says more; `finish` writes it all again
-            summary.update(
-                train={
-                    "images_per_second": session.throughput.images_per_second,
-                    "wall_seconds": session.throughput.wall_seconds,
-                    "optimizer_steps": trainer.global_step,
-                }
-            )
+        reached: dict[str, Any] = {
+            "images_per_second": session.throughput.images_per_second,
+            "wall_seconds": session.throughput.wall_seconds,
+            "optimizer_steps": trainer.global_step,
+        }
         with contextlib.suppress(OSError, RuntimeError):  # of a GPU that has failed and answers no more
-            summary.update(
-                train={
-                    "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
-                    "peak_memory_bytes": hardware.measure_peak_memory(parts.kind),
-                }
-            )
+            reached |= {
+                "skipped_steps": skipped_steps(trainer),  # of these, under 16-mixed
+                "peak_memory_bytes": hardware.measure_peak_memory(parts.kind),
+            }
+        with contextlib.suppress(OSError):  # what was refused first says more; `finish` writes it all again
+            summary.update(train=reached)
     if trainer.is_global_zero:
         finish(session, parts, tested, measured[0] if measured else {}, logger)
         print_results(screen, folder, summary.data)
