@@ -114,7 +114,7 @@ def options() -> dict[str, list[str]]:
     """Return the options of each group, without those that are recipes, sweeps or downloads."""
     with Composer("train") as composer:
         groups = {k: v for k, v in composer.options.items() if v and k not in ("experiment", "sweep")}
-    return groups | {"data": [name for name in groups["data"] if not name.startswith("cifar")]}
+    return groups | {"data": [name for name in groups["data"] if not name.startswith(("cifar", "fashion"))]}
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Small data sets on disk for the tests of this folder."""
 
 import gzip
+import hashlib
 import io
 import struct
 import tarfile
@@ -103,3 +104,27 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return gzip.compress(out.getvalue(), mtime=0)  # the same bytes in every process
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Return bytes as MNIST's files have them."""
+    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def fashion_files(seed: int = 0) -> dict[str, bytes]:
+    """Return what small files of Fashion-MNIST hold, by the keys of the config."""
+    files = {}
+    for split, number in (("train", 40), ("test", 20)):
+        pixels = np.random.default_rng(seed + number).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        files |= {
+            f"{split}_images": idx(pixels),
+            f"{split}_labels": idx((np.arange(number) % 10).astype(np.uint8)),
+        }
+    return files
+
+
+def sums(kind: str, files: dict[str, bytes]) -> dict[str, str]:
+    """Return the md5 or sha256 sum of each."""
+    return {
+        key: hashlib.new(kind, content, usedforsecurity=False).hexdigest() for key, content in files.items()
+    }

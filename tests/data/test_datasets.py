@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, image_tree
+from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, fashion_files, image_tree, sums
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
+from vitlab.data.fashion_mnist import FILES
 
 SHARED = {"kind", "root", "image_size", "channels", "num_classes", "batch_size", "val_size", "split_seed"}
 SHARED |= {"in_memory", "num_workers", "normalization"}
@@ -26,6 +27,11 @@ def example(kind, place, **changes):
         (place / "cifar-10-batches-py").mkdir(exist_ok=True)
         for name, content in cifar_files().items():
             (place / name).write_bytes(content)
+    elif kind == "fashion_mnist":
+        files = fashion_files()
+        options |= {"root": str(place), "sha256": sums("sha256", files)}
+        for key, content in files.items():
+            (place / FILES[key]).write_bytes(content)
     elif kind == "shapes":
         options |= {"num_train": 40, "num_test": 20}
     else:

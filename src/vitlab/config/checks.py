@@ -183,7 +183,7 @@ def _bad_values(plain: Any, base: Any, at: str) -> Iterator[tuple[str, str]]:
     allowed = rule(at)
     if at in OPEN_NODES:
         allowed = Constraint("keys below it", lambda value: isinstance(value, Mapping))
-    elif allowed is None and isinstance(plain, Mapping):
+    elif allowed is None and isinstance(plain, Mapping) and (base is None or isinstance(base, Mapping)):
         for part, value in plain.items():
             yield from _bad_values(value, keys.get(base, str(part)), keys.join(at, part))
         return

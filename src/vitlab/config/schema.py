@@ -65,7 +65,7 @@ _names = Constraint(
 # Names of files and folders, all of which may be left out.
 _PATHS = (
     *("resume", "sweep.resume", "model.checkpoint_path", "task.teacher", "task.teacher_checkpoint"),
-    *("data.root", "data.url", "data.md5", "data.cache", "trainer.default_root_dir"),
+    *("data.root", "data.url", "data.cache", "trainer.default_root_dir"),
 )
 
 RULES: dict[str, Constraint] = {

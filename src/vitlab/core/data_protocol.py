@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-NUM_TRAIN = {"cifar10": 50_000, "cifar100": 50_000}
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "shapes": 10}
-KINDS = ("cifar10", "cifar100", "image_folder", "image_list", "shapes")
+NUM_TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "shapes": 10}
+KINDS = ("cifar10", "cifar100", "fashion_mnist", "image_folder", "image_list", "shapes")
 
 # Where the data has no such part and the config gives no size.
 DEFAULT_VAL_SIZE = 0.1

@@ -14,7 +14,7 @@ import numpy as np
 from vitlab.core.errors import UserError
 from vitlab.core.files import locked, write_atomic
 from vitlab.data.decode import resize_images
-from vitlab.data.download import DownloadError, download, md5_of
+from vitlab.data.download import download, explained, md5_of
 from vitlab.data.memory import format_bytes
 
 SIDE = 32  # pixels of the stored images
@@ -167,11 +167,7 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
 
     if is_complete():
         return
-    if not url or not md5:
-        raise UserError(
-            f"{archive.name} is not in {root.resolve()}; to download it, data.url and data.md5 must be given."
-        )
-    try:
+    with explained(archive.name, root, url, md5, f"{archive.file} (or the extracted {archive.folder}/)"):
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / f".{archive.file}.lock"):
             if is_complete():  # thanks to the process that held the lock
@@ -185,21 +181,6 @@ def _ensure_extracted(archive: Archive, root: Path, url: str, md5: str) -> None:
                     "Replace it, or delete it to have it downloaded."
                 )
             _extract(archive, target)
-    except DownloadError as error:
-        raise UserError(
-            f"{archive.name} is not in {root.resolve()} and could not be downloaded from {url}: {error}.\n"
-            "Options:\n"
-            f"  - put {archive.file} (or the extracted {archive.folder}/) there, or give the folder "
-            "that holds it: data.root=DIR\n"
-            "  - download from elsewhere: data.url=ADDRESS\n"
-            "  - train on your own images: data=image_folder data.root=DIR\n"
-            "  - train on the built-in shapes, which need no download: data=shapes"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{archive.name} cannot be put into {root}: {error}. Set data.root to a folder that can be "
-            f"written to, or to one that holds {archive.folder}/."
-        ) from error
 
 
 class _Bounded(gzip.GzipFile):

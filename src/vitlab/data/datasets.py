@@ -13,6 +13,7 @@ from vitlab.core.data_protocol import DatasetInfo
 from vitlab.core.errors import UserError
 from vitlab.data.cifar import ARCHIVES, Cifar
 from vitlab.data.decode import Images
+from vitlab.data.fashion_mnist import FashionMnist
 from vitlab.data.image_folder import FileDataset
 from vitlab.data.shapes import Shapes
 from vitlab.data.split import split_size
@@ -54,6 +55,8 @@ def build(options: Mapping[str, Any]) -> Dataset:
         dataset = Shapes(**{key: options[key] for key in ("num_train", "num_test", "seed")}, **common)
     elif kind in ARCHIVES:
         dataset = Cifar(ARCHIVES[kind], root=root, url=options["url"], md5=options["md5"], **common)
+    elif kind == "fashion_mnist":
+        dataset = FashionMnist(**{key: options[key] for key in ("url", "md5", "sha256")}, root=root, **common)
     else:
         cache = Path(options["cache"]).expanduser() if options["cache"] else None
         own = {key: options[key] for key in ("labels", "test_size", "split_seed", "num_workers")}

@@ -186,13 +186,14 @@ class ImageFiles(LazyImages):
 
 
 def resize_images(images: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
-    """Resize uint8 (N, 3, H, W), or make it grayscale, by the same rules as for files."""
+    """Resize uint8 (N, C, H, W), or give it other channels, by the same rules as for files."""
     if images.shape[1:] == (channels, *shape):
         return images
     check_memory((len(images), channels, *shape))
     out = np.empty((len(images), channels, *shape), dtype=np.uint8)
     for row in with_bar(range(len(images)), "Resizing images", len(images), 1):
-        out[row] = convert_image(Image.fromarray(images[row].transpose(1, 2, 0)), shape, channels)
+        pixels = images[row].transpose(1, 2, 0).squeeze()  # PIL takes one channel without its dimension
+        out[row] = convert_image(Image.fromarray(pixels), shape, channels)
     return out
 
 

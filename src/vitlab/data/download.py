@@ -33,6 +33,39 @@ class DownloadError(Exception):
     """Why a file could not be downloaded, without the full stop."""
 
 
+@contextmanager
+def explained(name: str, root: Path, url: str, md5: object, files: str) -> Iterator[None]:
+    """Say what can be done where a data set is not in ``root`` and cannot be put there.
+
+    Args:
+        name: of the data set.
+        url, md5: as in the config, where either may be null.
+        files: what would have to lie in ``root``.
+
+    Raises:
+        UserError: of every DownloadError and OSError.
+    """
+    try:
+        if not (url and md5):
+            raise DownloadError("data.url and data.md5 must be given")
+        yield
+    except DownloadError as error:
+        raise UserError(
+            f"{name} is not in {root.resolve()} and could not be downloaded{f' from {url}' * bool(url)}: "
+            f"{error}.\n"
+            "Options:\n"
+            f"  - put {files} there, or give the folder that holds it: data.root=DIR\n"
+            "  - download from elsewhere: data.url=ADDRESS\n"
+            "  - train on your own images: data=image_folder data.root=DIR\n"
+            "  - train on the built-in shapes, which need no download: data=shapes"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{name} cannot be put into {root}: {error}. Set data.root to a folder that can be written to, "
+            f"or to one that holds {files}."
+        ) from error
+
+
 def download(url: str, target: Path, md5: str) -> None:
     """Download ``url`` to ``target``, continuing what an earlier call left.
 

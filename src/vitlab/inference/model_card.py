@@ -25,6 +25,7 @@ CIFAR = (
 LICENCES = {
     "cifar10": CIFAR,
     "cifar100": CIFAR,
+    "fashion_mnist": "copyright 2017 Zalando SE, MIT licence",
     "shapes": "drawn by code of vitlab, MIT",
 }
 YOURS = "yours to say: whoever gave you the images knows what may be done with what learned from them"

@@ -88,7 +88,15 @@ def build(
     plan = plan or make_plan(config, data.num_train)
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     net = build_net(config)
-    flops = flops_per_image(net, data.input_size, config["model"]["channels"])
+    try:
+        flops = flops_per_image(net, data.input_size, config["model"]["channels"])
+    except (RuntimeError, ValueError) as error:  # what a library's network asks of its images, it alone knows
+        height, width = data.input_size
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"model.image_size={height}x{width}: the network cannot take images of this size: {reason}. "
+            "Choose another model.image_size."
+        ) from error
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     asked = teacher.record["flops_per_image"] if teacher else 0
     seen = (3 * flops + asked) * plan.total_steps * plan.effective_batch  # backward costs two forwards
