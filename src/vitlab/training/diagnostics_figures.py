@@ -58,7 +58,7 @@ def plot_diagnostics(rows: Sequence[Mapping[str, Any]], alarms: Sequence[Alarm])
                     epochs, [min(h) for h in heads], [max(h) for h in heads], color=colour, alpha=0.12
                 )
         axes.set(title=PANELS[measure], xlabel="epoch")
-        if measure in LOGARITHMIC:
+        if measure in LOGARITHMIC and any(row["value"] > 0 for row in own):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
