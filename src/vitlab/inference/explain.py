@@ -1,6 +1,5 @@
 """Explain predictions: maps by several methods over the images, and scores that say what they are worth."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
 from vitlab.core.extras import need
-from vitlab.core.files import make_folder, write_atomic
+from vitlab.core.files import make_folder, write_atomic, write_json
 from vitlab.core.plotting import save_figure
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.data import datasets
@@ -112,7 +111,7 @@ def explain(request: Request, console: Console) -> list[Score]:
         "commit": find_commit(),
     }
     write_atomic(request.out / "scores.csv", to_csv(scores).encode())
-    write_atomic(request.out / "explain.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+    write_json(request.out / "explain.json", record)
     console.print(make_table(methods, areas, scores), soft_wrap=False)
     console.print(f"{len(drawn)} images drawn, with scores.csv and explain.json, in {request.out}")
     return scores

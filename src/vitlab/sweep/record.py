@@ -4,7 +4,6 @@ A search is a sweep whose jobs, there called trials, are drawn one by one.
 """
 
 import contextlib
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import add_folder, try_lock, write_atomic
+from vitlab.core.files import add_folder, try_lock, write_json
 from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
 from vitlab.core.suggest import suggest
 from vitlab.core.untrusted import misfits, read_json
@@ -188,8 +187,7 @@ class Sweep:
                     for job in self.jobs
                 ],
             }
-            text = json.dumps(data, indent=2, ensure_ascii=False)
-            write_atomic(self.path / RECORD, (text + "\n").encode())
+            write_json(self.path / RECORD, data)
 
 
 def find_sweep(folder: Path, overrides: Iterable[str], matches: Callable[[Sweep], bool]) -> Sweep | None:
