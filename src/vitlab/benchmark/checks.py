@@ -20,7 +20,6 @@ FIXED: dict[str, Any] = {
     "max_time": None,
     "profiler": None,
     "detect_anomaly": False,
-    "barebones": False,
 }
 
 

@@ -1,7 +1,6 @@
 """From a resolved config to the objects of a run."""
 
 import functools
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab.config.plan import UNITS, Plan, duration_names, make_plan
+from vitlab.config.data_check import check_with_data
+from vitlab.config.plan import UNITS, Plan, duration_names
 from vitlab.core import hardware
 from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.errors import UserError
@@ -85,7 +85,7 @@ def build(
             f"data.batch_size={config['data']['batch_size']} is global and does not divide by {processes} "
             f"processes. Use a multiple of {processes}."
         )
-    plan = plan or make_plan(config, data.num_train)
+    plan = plan or check_with_data(config, datasets.describe(dataset, config["data"]["val_size"]))
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     net = build_net(config)
     try:
@@ -101,7 +101,6 @@ def build(
     asked = teacher.record["flops_per_image"] if teacher else 0
     seen = (3 * flops + asked) * plan.total_steps * plan.effective_batch  # backward costs two forwards
     compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
-    _check_evaluation(trainer, data, plan)
     data.setup("fit")  # decodes; whatever can be refused has been by now
     meta: CheckpointMeta = {
         "config": config,
@@ -134,29 +133,6 @@ def build(
     return Components(
         config, dataset, data, net, task, plan, processes, kind, precision, compiled, flops, teacher
     )
-
-
-def _check_evaluation(trainer: dict[str, Any], data: ImageData, plan: Plan) -> None:
-    """Refuse now what Lightning would refuse in the middle of a run, or after it."""
-    for split, images in (("val", data.num_val), ("test", data.num_test)):
-        limit = trainer[f"limit_{split}_batches"]
-        batches = math.ceil(images / plan.batch_size)
-        if isinstance(limit, float) and limit and batches and int(batches * limit) == 0:
-            raise UserError(
-                f"trainer.limit_{split}_batches={limit} of {batches} batches is none. Give at least "
-                f"{1 / batches:.3g}, a number of batches, or 0 for none."
-            )
-    every, through_epochs = trainer["val_check_interval"], trainer["check_val_every_n_epoch"] is None
-    if through_epochs and not isinstance(every, int):
-        raise UserError(
-            "trainer.check_val_every_n_epoch=null validates every so many batches: give the number as "
-            "trainer.val_check_interval."
-        )
-    if isinstance(every, int) and every > plan.batches_per_epoch and not through_epochs:
-        raise UserError(
-            f"trainer.val_check_interval={every} is more than the {plan.batches_per_epoch} batches of an "
-            "epoch. Lower it, or set trainer.check_val_every_n_epoch=null to count through the epochs."
-        )
 
 
 def build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, processes: int) -> ImageData:

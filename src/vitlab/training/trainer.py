@@ -34,12 +34,6 @@ def make_trainer(
         UserError: Lightning refuses the arguments.
     """
     options, folder = dict(parts.config["trainer"]), session.folder
-    if options["barebones"]:
-        raise UserError(
-            "trainer.barebones=true turns off everything that a run reports and keeps, so there would be no "
-            "result. For bare speed set logger=none callbacks.figures=false "
-            "trainer.enable_progress_bar=false."
-        )
     step_loss = StepLoss(folder)
     checkpointing = Checkpointing(
         folder=folder,

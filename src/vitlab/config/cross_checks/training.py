@@ -32,6 +32,12 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
             "callbacks.checkpoint.requeue",
             f"needs a checkpoint to go on from, and {unsaved}={show(read(unsaved))} keeps none: drop one",
         )
+    if read("trainer.barebones"):
+        yield (
+            "trainer.barebones",
+            "turns off all that a run reports and keeps, so there would be no result: leave it out, and for "
+            "bare speed set logger=none callbacks.figures=false trainer.enable_progress_bar=false",
+        )
     yield from _schedule(read)
     yield from _device(read)
     yield from _teacher(read)
