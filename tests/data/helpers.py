@@ -106,6 +106,11 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
     return gzip.compress(out.getvalue(), mtime=0)  # the same bytes in every process
 
 
+def md5(content: bytes) -> str:
+    """Return the MD5 sum in hexadecimal."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def idx(values: np.ndarray) -> bytes:
     """Return bytes as MNIST's files have them."""
     return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
@@ -128,3 +133,8 @@ def sums(kind: str, files: dict[str, bytes]) -> dict[str, str]:
     return {
         key: hashlib.new(kind, content, usedforsecurity=False).hexdigest() for key, content in files.items()
     }
+
+
+def sha256(files: dict[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 sum of each, in hexadecimal."""
+    return {key: hashlib.sha256(content).hexdigest() for key, content in files.items()}

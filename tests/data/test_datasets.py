@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, fashion_files, image_tree, sums
+from tests.data.helpers import CONF, ROOT, cifar_files, config, decoded, fashion_files, image_tree, sha256
 from vitlab.config import preflight
 from vitlab.core.errors import UserError
 from vitlab.data import datasets
@@ -29,7 +29,7 @@ def example(kind, place, **changes):
             (place / name).write_bytes(content)
     elif kind == "fashion_mnist":
         files = fashion_files()
-        options |= {"root": str(place), "sha256": sums("sha256", files)}
+        options |= {"root": str(place), "sha256": sha256(files)}
         for key, content in files.items():
             (place / FILES[key]).write_bytes(content)
     elif kind == "shapes":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.helpers import config, fashion_files, idx, sums
+from tests.data.helpers import config, fashion_files, idx, md5, sha256
 from vitlab.core.errors import UserError
 from vitlab.data import datasets, fashion_mnist
 
@@ -23,7 +23,12 @@ PACKED = {key: gzip.compress(content, mtime=0) for key, content in UNPACKED.item
 
 
 def build(root, url="http://127.0.0.1:1", unpacked=UNPACKED, **changes):
-    given = {"root": str(root), "url": url, "md5": sums("md5", PACKED), "sha256": sums("sha256", unpacked)}
+    given = {
+        "root": str(root),
+        "url": url,
+        "md5": {key: md5(content) for key, content in PACKED.items()},
+        "sha256": sha256(unpacked),
+    }
     return datasets.build(config("fashion_mnist", **given | {"val_size": 10, "batch_size": 8} | changes))
 
 
