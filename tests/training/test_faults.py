@@ -40,7 +40,7 @@ def put_folder(path: Path) -> None:
 
 def put_link(path: Path) -> None:
     path.unlink()
-    path.symlink_to("nowhere")
+    path.symlink_to("/vitlab/nowhere")
 
 
 def put_fifo(path: Path) -> None:
@@ -86,6 +86,20 @@ def test_without_a_sound_last_checkpoint_a_run_goes_on_from_the_one_before(
     assert_alike(finished, killed)
     if damage is spoil:
         assert (killed / "checkpoints" / "last.ckpt.damaged").exists()  # nothing is thrown away
+
+
+def test_a_checkpoint_that_lies_elsewhere_is_read_and_never_written_through(
+    finished: Path, killed: Path, tmp_path: Path
+) -> None:
+    last, elsewhere = killed / "checkpoints" / "last.ckpt", tmp_path / "elsewhere.ckpt"
+    last.rename(elsewhere)
+    before = elsewhere.read_bytes()
+    last.symlink_to(elsewhere)
+    run(RunFolder(killed))
+    assert summary(killed)["train"]["resumed_at"] == [11]
+    assert_alike(finished, killed)
+    assert not last.is_symlink()
+    assert elsewhere.read_bytes() == before
 
 
 def test_the_best_checkpoint_serves_where_it_is_the_newest_that_can_be_read(

@@ -97,6 +97,8 @@ def results_folders(paths: Iterable[Path]) -> Iterator[None]:
 def check_links(folder: Path, within: Path | None = None) -> None:
     """Check that what is written into a folder, which another may have made, stays in it.
 
+    Checkpoints may be links: they are replaced by others, never written through.
+
     Args:
         within: where links may lead; by default the folder itself.
 
@@ -106,7 +108,8 @@ def check_links(folder: Path, within: Path | None = None) -> None:
     top = os.path.realpath(within or folder)
     found = [Path(where, name) for where, *names in os.walk(folder) for name in (*names[0], *names[1])]
     for path in (folder, *found) if within else found:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):
+        is_link = path.is_symlink() and path.suffix != ".ckpt"
+        if is_link and not Path(os.path.realpath(path)).is_relative_to(top):
             raise UserError(
                 f"{path} is a link that leads out of {within or folder}, and this would write there "
                 f"({os.path.realpath(path)}): put a copy in its place, or move the whole folder."
