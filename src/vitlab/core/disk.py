@@ -46,8 +46,8 @@ def as_note(say: Callable[[str], object], what: str) -> Iterator[None]:
 
 
 def describe_room(folder: Path) -> str:
-    """Return how much is free there, such as ``"12.5 MB are free in outputs"``."""
+    """Return how much is free there, such as ``"12.50 MB are free in outputs"``."""
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
+        return f"{shutil.disk_usage(folder).free / 1e6:,.2f} MB are free in {folder}"
     except OSError:
         return f"{folder} cannot be asked"

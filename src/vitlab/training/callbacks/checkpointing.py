@@ -186,19 +186,22 @@ class Checkpointing(Checkpoint):
                 (publish_last if self._restartable else publish)(temporary, targets[-1])
         except (OSError, RuntimeError) as error:
             if problem := disk_problem(error):
-                raise UserError(self._describe(problem, temporary, trainer.global_step)) from error
+                raise UserError(self._describe(problem, temporary, trainer)) from error
             raise
         trainer.strategy.barrier("checkpoint")
 
-    def _describe(self, problem: str, temporary: Path, step: int) -> str:
+    def _describe(self, problem: str, temporary: Path, trainer: L.Trainer) -> str:
         """Say what could not be written, and take what is left of it away."""
-        sizes = []
+        states = [value for optimizer in trainer.optimizers for value in optimizer.state.values()]
+        tensors = [
+            *trainer.lightning_module.state_dict().values(),
+            *(value for state in states for value in state.values() if isinstance(value, torch.Tensor)),
+        ]
+        needed = sum(tensor.nbytes for tensor in tensors) / 1e6
         with contextlib.suppress(OSError):  # a disk that is gone
-            sizes = [path.stat().st_size for path in (self.folder.last, temporary) if path.exists()]
             temporary.unlink(missing_ok=True)
         kept = "those before it are intact" if os.path.exists(self.folder.last) else "there is none before it"
-        needed = max(sizes, default=0) / 1e6
         return (
-            f"{problem}. The checkpoint of step {step:,} needs {needed:,.1f} MB or more, and "
+            f"{problem}. The checkpoint of step {trainer.global_step:,} needs {needed:,.2f} MB or more, and "
             f"{describe_room(self.folder.checkpoints)}; {kept}."
         )
