@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.config.helpers import changed
-from tests.conftest import TINY, Train, same_weights, summary
+from tests.conftest import TINY, Train, checkpoint, same_weights, summary
 from tests.data.helpers import image_tree
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
@@ -111,6 +111,8 @@ def test_a_class_that_has_come_to_the_images_is_named(train: Train, tmp_path: Pa
         "data.cache=null",
     ]
     folder = train("trainer.max_epochs=1", base=[*(o for o in TINY if not o.startswith("data")), *images])
+    recorded = checkpoint(folder)["vitlab"]["images"]
+    assert summary(folder)["data"]["fingerprint"] == recorded, "by which a claim knows its data"
     (folder / "summary.json").unlink()
     image_tree(root, {"train/eel": 3, "test/eel": 1})
     with pytest.raises(UserError, match=r"\(expected cat, dog; found cat, dog, eel\)"):

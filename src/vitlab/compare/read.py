@@ -56,6 +56,8 @@ class Run:
         curve: epoch → ``val/accuracy``.
         cost: those of ``COSTS`` that are known.
         images: of train, val and test, where known.
+        fingerprint: of image files, which of them; empty of other data, and of older runs.
+        tested: which weights were tested, in words.
         sizes: the same in words.
         measured_on: what decides on which images the accuracies were measured.
     """
@@ -78,6 +80,8 @@ class Run:
     device: str = ""
     commit: str = ""
     images: dict[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+    tested: str = ""
     sizes: str = ""
     measured_on: dict[str, str] = field(default_factory=dict)
 
@@ -203,24 +207,29 @@ def _read_config(run: Run) -> None:
         raise ValueError("it is empty or no configuration")
     if lacks := [key for key in SECTIONS if key not in content]:
         raise ValueError(f"it has no {', '.join(lacks)}")
-    flat = dict(_flatten(content))
+    flat = dict(flatten(content))
     run.seed = flat.get("seed", "")
     chosen = {k: v for k, v in flat.items() if k.startswith("choices.") and v != "null"}
     run.choices = {key.removeprefix("choices."): option for key, option in chosen.items()}
     run.asked = [*_words(content.get("swept"))]
     run.overrides = _words(content.get("overrides"))
     run.asked += [o.partition("=")[0].lstrip("+~") for o in run.overrides]
-    kind = flat.get("data.kind")
-    if kind in FROM_FILES:
-        flat["data.root"] = os.path.basename(os.path.normpath(flat.get("data.root", "")))
-    else:
-        flat.pop("data.root", None)
-    if flat.get("trainer.limit_test_batches") in ("0", "null"):  # tested or not: the same training
-        del flat["trainer.limit_test_batches"]
-    run.config = {k: v for k, v in flat.items() if not under(k, WITHOUT_EFFECT)}
-    keys = MEASURED_ON + (DRAWN if kind == "shapes" else ())
+    run.config = effective(flat)
+    keys = MEASURED_ON + (DRAWN if run.config.get("data.kind") == "shapes" else ())
     run.measured_on = {k: v for k, v in run.config.items() if under(k, keys)}
     run.model = run.choices.get("model", "")
+
+
+def effective(flat: Mapping[str, str]) -> dict[str, str]:
+    """Return what can change a result, of a config as `flatten` gives it; of ``data.root`` the last name."""
+    found = {key: value for key, value in flat.items() if not under(key, WITHOUT_EFFECT)}
+    if found.get("data.kind") in FROM_FILES:
+        found["data.root"] = os.path.basename(os.path.normpath(found.get("data.root", "")))
+    else:
+        found.pop("data.root", None)
+    if found.get("trainer.limit_test_batches") in ("0", "null"):  # tested or not: the same training
+        del found["trainer.limit_test_batches"]
+    return found
 
 
 def _words(value: Any) -> list[str]:
@@ -243,6 +252,8 @@ def _read_summary(run: Run) -> Mapping[str, Any]:
     run.cost = {key: int(n) if (n := cost[key]).is_integer() else n for key in COSTS if key in cost}
     run.epochs = int(cost.get("epochs", 0))
     run.device, run.commit = (plain(str(content.get(k) or "")) for k in ("device", "commit"))
+    run.fingerprint = plain(str(data.get("fingerprint") or ""))
+    run.tested = plain(str(content.get("tested") or ""))
     sizes = _numbers(data)
     run.images = {part: sizes[part] for part in ("train", "val", "test") if part in sizes}
     run.sizes = " / ".join(f"{number:,.0f}" for number in run.images.values())
@@ -269,12 +280,12 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, value as text) for every leaf; an empty mapping is one too."""
     for key, value in node.items():
         name = f"{prefix}{plain(str(key))}"
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, text(value)
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, is_locked, try_lock, write_atomic, write_json
@@ -251,12 +251,17 @@ class ModelSummary(TypedDict, total=False):
 
 
 class DataSummary(TypedDict):
-    """The name of the data set, and how many images of it are trained, validated and tested on."""
+    """The name of the data set, and how many images of it are trained, validated and tested on.
+
+    fingerprint: of image files, which of them (`vitlab.data.image_folder.FileDataset.fingerprint`); None of
+    data that the config names; absent from older runs.
+    """
 
     name: str
     train: int
     val: int
     test: int
+    fingerprint: NotRequired[str | None]
 
 
 class TrainSummary(TypedDict, total=False):

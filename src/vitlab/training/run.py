@@ -182,6 +182,7 @@ def prepare(
             "train": data.num_train,
             "val": data.num_val,
             "test": data.num_test,
+            "fingerprint": parts.task.meta.get("images"),
         },
         train={"resumed_at": [*summary.data["train"]["resumed_at"], *resumes]},
         precision=parts.precision,
