@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, t, ttest_ind
 
 from vitlab.compare.statistics import (
     LEVEL,
     Difference,
     Spread,
+    contrast,
     correct_best,
     judge,
     needed_pairs,
@@ -34,6 +35,27 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert found.std == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
     assert spread([0.5]) == Spread(mean=0.5, std=None, n=1)
     assert spread([]) is None
+
+
+def test_means_of_runs_that_are_not_paired_are_compared_as_welch_does() -> None:
+    one, other = [0.61, 0.64, 0.60, 0.66], [0.55, 0.58, 0.52]
+    found = contrast(spread(one), spread(other))  # type: ignore[arg-type]
+    theirs = ttest_ind(one, other, equal_var=False).confidence_interval()
+    assert found.interval == pytest.approx((theirs.low, theirs.high))
+    beyond = ttest_ind([value - 0.1 for value in one], other, equal_var=False, alternative="less")
+    assert found.p_equal(0.1) == pytest.approx(beyond.pvalue)
+
+
+def test_a_single_run_is_compared_by_the_spread_of_the_other_side() -> None:
+    single, several = Spread(0.6, None, 1), Spread(0.5, 0.02, 4)
+    low, high = contrast(single, several).interval or (0, 0)
+    assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 3) * 0.02 * math.sqrt(1 + 1 / 4))
+    assert (high + low) / 2 == pytest.approx(0.1)
+    assert contrast(several, single).interval == pytest.approx((-high, -low))
+    assert contrast(single, single).interval is None
+    assert contrast(single, single).p_equal(0.1) == 1, "nothing is known of chance"
+    same = contrast(Spread(0.6, 0.0, 3), Spread(0.55, 0.0, 2))
+    assert (same.interval, same.p_equal(0.06), same.p_equal(0.04)) == (pytest.approx((0.05, 0.05)), 0, 1)
 
 
 def test_only_seeds_in_both_are_paired() -> None:

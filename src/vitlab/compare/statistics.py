@@ -133,6 +133,59 @@ def paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> Differ
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """The mean of one set of runs less that of another, which are not paired.
+
+    Attributes:
+        error: the standard error; None where neither side has a spread.
+        freedom: its degrees of freedom.
+    """
+
+    mean: float
+    error: float | None = None
+    freedom: float = 1
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, by Student's t; None where no spread is known."""
+        if self.error is None:
+            return None
+        from scipy.stats import t
+
+        half = float(t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_equal(self, margin: float) -> float:
+        """Return the p-value against a difference outside ±margin, of two one-sided t-tests."""
+        if self.error is None:
+            return 1.0
+        if self.error == 0:
+            return float(abs(self.mean) >= margin)
+        from scipy.stats import t
+
+        return float(t.sf((margin - abs(self.mean)) / self.error, self.freedom))
+
+
+def contrast(one: Spread, other: Spread) -> Contrast:
+    """Return the difference of two means, with Welch's standard error and degrees of freedom.
+
+    A single value has no spread: that of the other side stands for it, as in Student's test.
+    Source: Welch 1947, "The generalization of Student's problem when several different population variances
+    are involved".
+    """
+    mean = one.mean - other.mean
+    match [(side.std, side.n) for side in (one, other) if side.std is not None]:
+        case [(a, n), (b, m)]:
+            parts = [a**2 / n, b**2 / m]
+            below = parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1)
+            return Contrast(mean, math.sqrt(sum(parts)), sum(parts) ** 2 / below if below else 1)
+        case [(std, n)]:
+            return Contrast(mean, std * math.sqrt(1 / one.n + 1 / other.n), n - 1)
+        case _:
+            return Contrast(mean)
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What can be said of a difference.
 
