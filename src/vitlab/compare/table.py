@@ -182,7 +182,7 @@ def leaderboard_md(comparison: Comparison, finding: Finding) -> str:
     columns = []
     for head, cells in leaderboard(comparison, finding).items():
         words = head in WORDS
-        texts = [_code(cell.text) if words and head != "verdict" else cell.text for cell in cells]
+        texts = [code(cell.text) if words and head != "verdict" else cell.text for cell in cells]
         columns.append([head, "---" if words else "---:", *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
     said = [tally(comparison.runs) + ".", *tell(comparison, finding, commands=False)]
@@ -217,5 +217,6 @@ def method(comparison: Comparison, finding: Finding) -> list[str]:
     return said
 
 
-def _code(words: str) -> str:
+def code(words: str) -> str:
+    """Return words as Markdown shows code, also inside a table."""
     return "`" + words.replace("`", "'").replace("|", "\\|") + "`"

@@ -134,3 +134,22 @@ def misfits(value: Any, kind: Any, at: str = "") -> Iterator[str]:
             yield at
     elif kind is not Any and (type(value) is not kind):
         yield at
+
+
+def unknown_keys(value: Any, kind: Any, at: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the dotted keys that a type does not have, each with the names that it has in that place.
+
+    Args:
+        kind: as for `misfits`; what is inside a union is not looked into.
+    """
+    if is_typeddict(kind) and isinstance(value, dict):
+        known = get_type_hints(kind)
+        for name, item in value.items():
+            key = f"{at}.{name}".lstrip(".")
+            if name in known:
+                yield from unknown_keys(item, known[name], key)
+            else:
+                yield key, [*known]
+    elif get_origin(kind) is list and isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from unknown_keys(item, get_args(kind)[0], f"{at}.{place}".lstrip("."))
