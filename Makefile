@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format tensorboard lock clean
+.PHONY: help install quickstart test test-slow lint format tensorboard results lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -53,6 +53,9 @@ format: install  ## format the code and mend what ruff can
 
 tensorboard: install  ## watch and compare all runs in TensorBoard
 	@$(BIN)/tensorboard --logdir outputs
+
+results: install  ## write README's table of results from the claims in experiments/
+	@$(BIN)/python reproduce.py --results README.md
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
