@@ -219,8 +219,9 @@ def make_table(claims: Sequence[Claim], home: Path) -> str:
         for figure in claim.record["figures"]:
             if figure.get("result") and figure["mean"] is not None:
                 sd = "" if figure.get("sd") is None else f" ± {figure['sd']:.2f}"
+                shown = escape_markdown if " " in figure["name"] else code  # a recipe's name is code
                 cells = (
-                    f"[{code(figure['name'])}]({link})",
+                    f"[{shown(figure['name'])}]({link})",
                     escape_markdown(claim.record["data"]["label"]),
                     escape_markdown(claim.record["hardware"] or UNKNOWN),
                     describe_time(figure.get("seconds")),
