@@ -1,6 +1,8 @@
 """The arithmetic of a comparison: against numbers worked out by hand, and against studies of known truth."""
 
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -172,6 +174,24 @@ def test_the_power_that_is_printed_is_that_of_the_verdict() -> None:
     drawn[:, 0] += 2
     found = [judge([difference(*(one - base))], 0.01)[0].verdict for one, base in drawn]
     assert found.count("better") / 2000 == pytest.approx(power(math.sqrt(2), 5), abs=0.04)
+
+
+# Hold-out accuracies of ten real runs of one config, seeds 0 to 9: experiments/pooling.
+ONE_CONFIG = (0.7540, 0.7530, 0.7534, 0.7626, 0.7542, 0.7580, 0.7504, 0.7546, 0.7560, 0.7618)
+
+
+def test_of_ten_real_runs_of_one_config_neither_half_is_better() -> None:
+    said = Counter[str]()
+    for half in itertools.combinations(range(10), 5):
+        other = [seed for seed in range(10) if seed not in half]
+        one, two = ({str(i): ONE_CONFIG[seed] for i, seed in enumerate(part)} for part in (half, other))
+        found = paired(one, two)
+        assert found
+        (judgement,) = judge([found], 0.005)
+        said[judgement.verdict] += 1
+        if half == (0, 1, 2, 3, 4):
+            assert judgement.verdict == "not told apart"
+    assert said["better"] == said["worse"] <= 0.05 * said.total()
 
 
 def test_the_front_is_what_nothing_beats() -> None:
