@@ -95,6 +95,49 @@ def test_a_step_is_torchs_muon_and_adamw_run_apart(monkeypatch: pytest.MonkeyPat
             assert (a - b).norm() < 0.05 * moved, name
 
 
+class ConvNet(nn.Module):
+    """A convolution that sees pixels, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 6, 3)
+        self.second = nn.Conv2d(6, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).tanh()).mean((2, 3)))
+
+    def layers(self) -> list[tuple[str, list[str]]]:
+        return [("stem", ["first.", "second."]), ("head", ["head."])]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernels_are_matrices_of_all_that_an_output_sees(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
+) -> None:
+    monkeypatch.setattr(muon, "working_type", lambda kind: torch.bfloat16)
+    torch.manual_seed(0)
+    net = ConvNet().to(memory_format=layout)
+    matrix = nn.Parameter(net.second.weight.detach().clone().flatten(1))
+    optimizer = make(net, kernels=True)
+    groups = {group["name"]: group["names"] for group in optimizer.param_groups}
+    assert groups["kernels"] == ["second.weight"]
+    assert groups["decay"] == ["first.weight", "head.weight"]
+    reference = torch.optim.Muon(
+        [matrix], lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(3):
+        net.zero_grad()
+        net(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        assert net.second.weight.grad is not None
+        matrix.grad = net.second.weight.grad.flatten(1).clone()
+        optimizer.step()
+        reference.step()
+        moved = (matrix - ConvNet().second.weight.flatten(1)).norm()
+        assert (net.second.weight.flatten(1) - matrix).norm() < 0.01 * moved
+    assert net.second.weight.is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 32, 96), (2, 96, 32)])
 def test_an_update_is_nearly_orthogonal(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e-3

@@ -49,6 +49,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float,
     matrices_apart: bool = False,
+    kernels: bool = False,
 ) -> list[dict[str, Any]]:
     """Put every trainable parameter of ``model`` into one group of those that are trained alike.
 
@@ -61,12 +62,13 @@ def parameter_groups(
             more of what they have learned before (Clark et al. 2020, section 3.2 and appendix A; Bao et al.
             2021, appendix). 1: off.
         matrices_apart: matrices that decay and lie between the first layer and the last get groups of
-            their own, ``matrices`` and ``qkv``: for `vitlab.optim.Muon`.
+            their own, ``matrices`` and ``qkv``: for `vitlab.optim.Muon`. With ``kernels`` those of
+            convolutions, too, but for the first one, which sees pixels.
 
     Returns:
         Optimizer groups with the extra keys ``name`` (the kind, and with layer decay ``kind/layer``),
-        ``names`` (of the parameters) and, in ``matrices`` and ``qkv``, ``stacked``: how many matrices lie
-        in one parameter, one above the other.
+        ``names`` (of the parameters) and, in ``matrices``, ``qkv`` and ``kernels``, ``stacked``: how many
+        matrices lie in one parameter, one above the other.
 
     Raises:
         UserError, ValueError: as `read_layers`; the model exempts a parameter that it does not have.
@@ -80,10 +82,13 @@ def parameter_groups(
         option = f"optimizer.layer_decay={layer_decay:g}" if layered else "optimizer=muon"
         layers, numbers = read_layers(model, option)
     last = len(layers) - 1
+    convolutions = [name for name, parameter in model.named_parameters() if parameter.ndim == 4]
 
     def kind(name: str, parameter: nn.Parameter) -> str:
         if parameter.ndim < 2 or name in exempt:
             return "no_decay"
+        if kernels and name in convolutions[1:] and numbers[name] != last:
+            return "kernels"
         if not matrices_apart or parameter.ndim > 2 or numbers[name] in (0, last):
             return "decay"
         return "qkv" if name.endswith(STACKED_QKV) and len(parameter) % 3 == 0 else "matrices"
@@ -91,6 +96,7 @@ def parameter_groups(
     kinds: dict[str, dict[str, Any]] = {
         "matrices": {"weight_decay": weight_decay, "stacked": 1},
         "qkv": {"weight_decay": weight_decay, "stacked": 3},
+        "kernels": {"weight_decay": weight_decay, "stacked": 1},
         "decay": {"weight_decay": weight_decay},
         "no_decay": {"weight_decay": 0.0},
     }
@@ -131,14 +137,16 @@ def make_optimizer(
     Raises:
         UserError: the optimizer refuses its options or the parameters; or see `parameter_groups`.
     """
+    own = dict(options)
     groups = parameter_groups(
         model,
         lr=lr,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
         matrices_apart=getattr(kind, "matrices_apart", False),
+        kernels=own.pop("kernels", False),
     )
     try:
-        return kind(groups, lr=lr, weight_decay=weight_decay, **options)
+        return kind(groups, lr=lr, weight_decay=weight_decay, **own)
     except (TypeError, ValueError) as error:
         raise UserError(f"the optimizer {kind.__name__} cannot be built as configured: {error}") from error

@@ -51,7 +51,8 @@ class Muon(Optimizer):
     Muon orthogonalizes the momentum of a matrix (Jordan et al. 2024), which makes rare directions count as
     much as frequent ones. It is for linear maps between hidden layers. The rest is AdamW's: the stem and the
     head, whose inputs and outputs are no hidden features; norms, biases, positions and tokens, which are
-    vectors; convolution kernels, which are maps at every offset and no single matrix.
+    vectors; and convolution kernels, unless ``kernels`` gives them to Muon, but for the first, as matrices of
+    (channels out, channels in · height · width), as in Jordan et al. 2024.
 
     Both take the same ``lr`` and ``weight_decay``: Muon's update is scaled to the size of AdamW's (Liu et al.
     2025, "Muon is Scalable for LLM Training", section 2.2). Where one parameter stacks several matrices, such
@@ -128,16 +129,16 @@ class Muon(Optimizer):
                 if not self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
                 shapes[parameter.shape].append(parameter)
-        for (rows, columns), parameters in shapes.items():
+        for shape, parameters in shapes.items():
             gradients: Any = [parameter.grad for parameter in parameters]
             means: Any = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
             if group["nesterov"]:
                 means = torch._foreach_lerp(gradients, means, group["momentum"])
-            rows //= group["stacked"]
-            updates = torch.stack(means).view(-1, rows, columns)  # (parameters · stacked, rows, columns)
+            rows, columns = shape[0] // group["stacked"], math.prod(shape[1:])
+            updates = torch.stack(means).reshape(-1, rows, columns)  # (parameters · stacked, rows, columns)
             updates = orthogonalize(updates, group["ns_steps"]).to(updates.dtype)
-            updates = updates.reshape(len(parameters), -1, columns)  # (parameters, stacked · rows, columns)
+            updates = updates.reshape(len(parameters), *shape)
             size = ADAMW_RMS * math.sqrt(max(rows, columns))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * size)
