@@ -101,6 +101,11 @@ def test_values_that_fit_pass(problems_with: Check, values: str) -> None:
             "set model.patch_size=2, or model.tokenizer.num_layers=2",
         ),
         ("model/tokenizer=cct model.patch_norm=true", "model/tokenizer=cct has none: set it to false"),
+        ("model/tokenizer=conv_blocks model.patch_size=[4,1] model.patch_norm=true", "set it to false"),
+        (
+            "model/tokenizer=conv_blocks data.image_size=36 model.patch_size=6",
+            "conv blocks only halve: choose 2, 4, 8 or 16",
+        ),
         ("model/tokenizer=spt model.patch_size=1", "no half to shift by"),
         ("augment=strong augment.randaugment.magnitude=11", "magnitude=11 is more than 10"),
         (

@@ -10,7 +10,7 @@ from torch import nn
 from tests.models.helpers import small_vit
 from vitlab.models.flops import count_parameters
 from vitlab.models.layers import Size, pair
-from vitlab.models.tokenizers import ConvPool, ConvStem, ShiftedPatches, Tokenizer
+from vitlab.models.tokenizers import ConvBlocks, ConvPool, ConvStem, ShiftedPatches, Tokenizer
 
 
 def make(kind: type[Tokenizer], **changes: Any) -> Any:
@@ -19,6 +19,7 @@ def make(kind: type[Tokenizer], **changes: Any) -> Any:
     own: dict[type[Tokenizer], dict[str, Any]] = {
         ConvStem: {"num_convs": 3, "full_size_convs": 0, "norm": "layer"},
         ConvPool: {"num_layers": 2},
+        ConvBlocks: {"width": 4},
     }
     return kind(**{**sizes, **own.get(kind, {}), **changes})
 
@@ -38,7 +39,18 @@ def test_the_stem_is_narrow_where_the_image_is_large() -> None:
     assert [conv.stride for conv in convs] == [(2, 2), (2, 2), (1, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("kind", [ConvStem, ConvPool])
+@pytest.mark.parametrize("patch_size", [1, 2, 8, (2, 4)], ids=str)
+def test_blocks_halve_the_image_and_double_the_width_until_a_patch_is_one_pixel(patch_size: Size) -> None:
+    tokenizer = make(ConvBlocks, patch_size=patch_size)
+    down, across = pair("", patch_size)
+    assert tokenizer.grid == (32 // down, 16 // across)
+    assert tokenizer(torch.randn(2, 3, 32, 16)).shape == (2, tokenizer.grid[0] * tokenizer.grid[1], 32)
+    convs = [module for module in tokenizer.modules() if isinstance(module, nn.Conv2d)]
+    blocks = max(down, across).bit_length() - 1
+    assert [conv.out_channels for conv in convs] == [w for i in range(blocks) for w in [4 * 2**i] * 2] + [32]
+
+
+@pytest.mark.parametrize("kind", [ConvStem, ConvPool, ConvBlocks])
 def test_convolutions_keep_images_and_kernels_in_channels_last(kind: type[Tokenizer]) -> None:
     tokenizer = make(kind)
     seen: list[torch.Tensor] = []

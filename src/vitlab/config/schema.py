@@ -113,6 +113,7 @@ RULES: dict[str, Constraint] = {
     "model.tokenizer.full_size_convs": whole(0, 8),
     "model.tokenizer.norm": one_of("batch", "layer"),
     "model.tokenizer.num_layers": whole(1, 8),
+    "model.tokenizer.width": whole(1, 16_384),
     "augment.*.padding_mode": one_of("zero", "reflect"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),

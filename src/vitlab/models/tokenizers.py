@@ -177,8 +177,39 @@ class ConvPool(Tokenizer):
         return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)
 
 
-def convolution(wide_in: int, wide_out: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
-    """A 3x3 convolution; its first weights keep the variance through a ReLU (He et al. 2015, section 2.2)."""
-    conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1, bias=False)
+class ConvBlocks(Tokenizer):
+    """Blocks of two 3x3 convolutions and an average pooling that halves the image, as a small CNN has them.
+
+    Source: Brokttv/Vit-on-small-data, Data/model.py, where patches of 8 pixels make three blocks, 64, 128 and
+    256 wide; a 1x1 convolution to ``dim`` ends them. Convolutions need no bias, as a norm over the batch
+    follows each, and then a GELU. ``width`` is the first block's, and doubles from block to block.
+    ValueError: ``patch_size`` is no power of two, or ``patch_norm``, which would need a projection.
+    """
+
+    def __init__(self, *, width: int, channels: int, dim: int, patch_norm: bool, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        halvings = [side.bit_length() - 1 for side in self.patch]
+        if patch_norm or any(2**n != side for n, side in zip(halvings, self.patch, strict=True)):
+            raise ValueError(
+                f"blocks that halve make no patches of {self.patch[0]}x{self.patch[1]}, no patch_norm"
+            )
+        layers: list[nn.Module] = []
+        widths = [channels, *(width * 2**i for i in range(max(halvings)))]  # 3, 64, 128, 256
+        for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
+            down, across = (2 if i < n else 1 for n in halvings)
+            for wide in (wide_in, wide_out):
+                layers += [convolution(wide, wide_out), nn.BatchNorm2d(wide_out), nn.GELU()]
+            layers.append(nn.AvgPool2d((down, across)))
+        layers += [convolution(widths[-1], dim, size=1), nn.BatchNorm2d(dim), nn.GELU()]
+        self.layers = ChannelsLast(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.layers(images)  # (B, dim, h, w)
+        return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)
+
+
+def convolution(wide_in: int, wide_out: int, stride: tuple[int, int] = (1, 1), *, size: int = 3) -> nn.Conv2d:
+    """A convolution; its first weights keep the variance through a ReLU (He et al. 2015, 2.2)."""
+    conv = nn.Conv2d(wide_in, wide_out, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return conv

@@ -137,9 +137,21 @@ def _conv_pool(read: ConfigReader, patch: Any) -> Conflicts:
         yield "model.patch_norm", "needs a projection, and model/tokenizer=cct has none: set it to false"
 
 
+def _conv_blocks(read: ConfigReader, patch: Any) -> Conflicts:
+    if any(side & (side - 1) for side in two(patch)):
+        yield "model.patch_size", "is no power of two, and conv blocks only halve: choose 2, 4, 8 or 16"
+    if read("model.patch_norm"):
+        yield "model.patch_norm", "needs a projection, and conv blocks have none: set it to false"
+
+
 def _shifted_patches(read: ConfigReader, patch: Any) -> Conflicts:
     if min(two(patch)) < 2:
         yield "model.patch_size", "has no half to shift by, as model/tokenizer=spt does: choose 2 or more"
 
 
-TOKENIZERS = {"ConvStem": _conv_stem, "ConvPool": _conv_pool, "ShiftedPatches": _shifted_patches}
+TOKENIZERS = {
+    "ConvStem": _conv_stem,
+    "ConvPool": _conv_pool,
+    "ConvBlocks": _conv_blocks,
+    "ShiftedPatches": _shifted_patches,
+}
