@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 from experiments.gpu import study
 from experiments.gpu.figures import first_reached
 from experiments.gpu.study import Measurement, measure_all, plan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 from vitlab.config import combinations
 from vitlab.config.plan import make_plan
 from vitlab.core.errors import UserError
@@ -77,6 +78,32 @@ def test_a_failing_and_a_hanging_measurement_are_recorded_and_the_others_go_on(t
     page = (tmp_path / "results.md").read_text()
     assert "| failing | error | ended with status 1: broken on purpose |" in page
     assert "| beside | said | beside it |" in page
+
+
+STUDY = """
+import sys
+from pathlib import Path
+from experiments.gpu import study
+from vitlab.core.signals import on_signal
+
+here = Path(sys.argv[1])
+hanging = "import os, time; open(f'{os.getpid()}.pid', 'w'); time.sleep(600)"
+chdir = f"import os; os.chdir({str(here)!r}); "
+one = study.Measurement("one", 60, lambda at: ["-c", chdir + hanging], lambda *_: {})
+with on_signal(study.end_all):
+    study.measure_all([[one]], here, here / "work", 60)
+"""
+
+
+def test_ctrl_c_ends_what_runs_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUDY, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        wait_for(lambda: [*tmp_path.glob("*.pid")])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    (named,) = tmp_path.glob("*.pid")
+    line = Path("/proc") / named.stem / "cmdline"
+    wait_for(lambda: not line.exists() or not line.read_bytes())  # a zombie has an empty one
 
 
 def test_nothing_is_begun_when_the_time_is_up_and_the_same_again_does_what_is_left(tmp_path: Path) -> None:
