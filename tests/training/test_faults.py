@@ -165,6 +165,7 @@ def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path
     arguments = [*TINY, f"hydra.run.dir={folder}", "trainer.max_epochs=2000", "data.in_memory=false"]
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though the tests may run under nohup
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "train.py", *arguments])
     wait_for(lambda: not os.read(terminal, 65536) or (folder / "metrics.csv").exists())
