@@ -186,7 +186,8 @@ class Diagnostics(L.Callback):
             images = self.parts.data.preprocess.to(device)(pictures.to(device))
             found = probe_tokens(net, images)
             if self.options["attention"]:
-                self.maps[epoch] = found["maps"][:DRAWN].cpu()
+                # A copy: a slice would keep the maps of all images, in the checkpoint too.
+                self.maps[epoch] = found["maps"][:DRAWN].cpu().clone()
                 for logger in cast(list[RunLogger], trainer.loggers):
                     figure = plot_maps(pictures[:DRAWN].cpu().numpy(), {epoch: self.maps[epoch]})
                     picture = rasterize(figure)
