@@ -17,7 +17,6 @@ The exit status is 0 for reproduced, and 1 for all else, mistakes and failed run
 """
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -30,6 +29,7 @@ from vitlab.config.arguments import parse_arguments
 from vitlab.core.cli import Parser, finish
 from vitlab.core.console import make_console, say
 from vitlab.core.errors import UserError
+from vitlab.core.files import json_text
 from vitlab.core.suggest import suggest
 from vitlab.data import datasets
 from vitlab.data.image_folder import FileDataset
@@ -78,7 +78,7 @@ def main() -> None:
             train(arm, seeds, launcher)
     outcomes = judge(claim, arms, seeds)
     if as_object:
-        print(json.dumps(as_json(claim, arms, outcomes), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json_text(as_json(claim, arms, outcomes)))
     else:
         show(make_console(), claim, arms, outcomes)
     if sum_up(outcomes) != HOLDS:

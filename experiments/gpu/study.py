@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.gpu.figures import read_benchmark, read_float16, read_memory, read_resume, read_training
-from vitlab.config import combinations
+from vitlab.config import combinations, keys
 from vitlab.core.cli import Parser, finish
 from vitlab.core.console import escape_markdown, say
 from vitlab.core.errors import UserError
@@ -273,15 +273,13 @@ def end_all(signum: int) -> None:
     os._exit(128 + signum)
 
 
-def flatten(figures: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+def describe(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every figure with its dotted key, as text."""
-    for key, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{at}{key}.")
-        elif isinstance(value, float):
-            yield f"{at}{key}", f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    for key, value in keys.leaves(figures):
+        if isinstance(value, float):
+            yield key, f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
         elif value is not None:
-            yield f"{at}{key}", f"{value:,}" if type(value) is int else str(value)
+            yield key, f"{value:,}" if type(value) is int else str(value)
 
 
 def write_results(out: Path, records: Sequence[Mapping[str, Any]], toy: bool) -> None:
@@ -294,7 +292,7 @@ def write_results(out: Path, records: Sequence[Mapping[str, Any]], toy: bool) ->
     for record in records:
         limit = f"{record['seconds']:.0f} of {record['limit_seconds']:.0f} s"
         about_it = {record["status"]: limit, "error": record["error"]}
-        for key, value in flatten(about_it | record["figures"]):
+        for key, value in describe(about_it | record["figures"]):
             lines.append(f"| {record['name']} | {escape_markdown(key)} | {escape_markdown(value)} |")
     write_atomic(out / "results.md", ("\n".join(lines) + "\n").encode())
 

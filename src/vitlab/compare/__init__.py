@@ -1,6 +1,5 @@
 """Run folders → groups over seeds → statistics → tables, figures and one page."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from vitlab.compare.table import leaderboard_csv, leaderboard_md, runs_csv, show
 from vitlab.compare.verdict import Finding, find
 from vitlab.core.console import make_console, plain, say
 from vitlab.core.errors import UserError
-from vitlab.core.files import check_links, write_atomic
+from vitlab.core.files import check_links, json_text, write_atomic
 from vitlab.core.run_folder import RunFolder
 
 MARGIN = 0.5  # points of accuracy within which two groups count as equal
@@ -67,7 +66,7 @@ def compare(
         ) from error
     if as_json:
         told = {"title": title, **asdict(finding), "report": str(target)}
-        print(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json_text(told))
         return
     console.print(
         f"\nreport  {target / 'report.html'}, leaderboard.md, leaderboard.csv, runs.csv, figures",

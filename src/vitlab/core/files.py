@@ -116,11 +116,15 @@ def check_links(folder: Path, within: Path | None = None) -> None:
             )
 
 
+def json_text(content: Any) -> str:
+    """Return JSON that every reader takes; a NaN is a ValueError, since most readers refuse it."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that every reader takes, atomically; a NaN is a ValueError, since most readers refuse it."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write `json_text`, atomically."""
     # Names of files may hold bytes that are no UTF-8; the escape is JSON's own.
-    write_atomic(path, f"{text}\n".encode(errors="backslashreplace"))
+    write_atomic(path, f"{json_text(content)}\n".encode(errors="backslashreplace"))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

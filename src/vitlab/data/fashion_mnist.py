@@ -106,9 +106,8 @@ class FashionMnist:
         shape = struct.unpack(f">{ndim}I", content[4:header].ljust(4 * ndim, b"\0"))
         if content[:4] != bytes((0, 0, 8, ndim)) or len(content) != header + math.prod(shape):
             raise self._broken(key, f"it is not in the idx format, with {ndim} dimension(s)")
-        return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header).reshape(
-            shape
-        )  # torch wants it writable
+        writable = bytearray(content)  # as torch wants it
+        return np.frombuffer(writable, dtype=np.uint8, offset=header).reshape(shape)
 
     def _broken(self, key: str, reason: str) -> UserError:
         return UserError(

@@ -23,6 +23,7 @@ from vitlab.data.datamodule import ImageData
 from vitlab.data.image_folder import FileDataset
 from vitlab.models.flops import flops_per_image
 from vitlab.models.layers import pair
+from vitlab.models.wrapper import LibraryModel
 from vitlab.optim import make_optimizer
 from vitlab.optim.optimizers import FUSED_DEVICES
 from vitlab.tasks.classify import Classify
@@ -90,7 +91,9 @@ def build(
     net = build_net(config)
     try:
         flops = flops_per_image(net, data.input_size, config["model"]["channels"])
-    except (RuntimeError, ValueError) as error:  # what a library's network asks of its images, it alone knows
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(net, LibraryModel):  # what a library's network asks of its images, it alone knows
+            raise
         height, width = data.input_size
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
