@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format tensorboard results lock clean
+.PHONY: help install quickstart test test-slow test-cluster lint format tensorboard results lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -37,10 +37,18 @@ quickstart: install  ## train a small ViT on built-in images: no download, 2 to 
 	@echo "  python train.py --help"
 
 test: install  ## run the tests (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+	@$(BIN)/python -m pytest -m "not slow and not cluster" -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: install  ## run the long tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
+
+# SLURM's packages are installed where that is allowed; otherwise its tests are skipped, and say so.
+test-cluster: install  ## run the tests on a SLURM of two nodes, as root on Debian (under 10 minutes)
+	@if ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2; } \
+			>/dev/null 2>&1 || echo "note: SLURM could not be installed; its tests are skipped"; fi
+	@$(BIN)/python -m pytest tests/cluster -rs
 
 lint: install  ## check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .

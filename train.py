@@ -12,6 +12,7 @@ from vitlab.core.cli import finish
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, Summary, wait_for_run
+from vitlab.core.slurm import check_tasks
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def train(overrides: Sequence[str]) -> None:
     from vitlab.data import datasets
 
     config = composed.record
+    check_tasks(config["trainer"]["devices"], config["trainer"]["num_nodes"])
     dataset = datasets.build(config["data"])
     info = datasets.describe(dataset, config["data"]["val_size"])
     plan = check_with_data(config, info)

@@ -307,7 +307,7 @@ def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
         called.request_stop(signal.SIGINT)
         assert called.stop_signal() == signal.SIGINT
     folder = RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting"))
-    called.run_job(folder)
+    called.run_jobs(folder)
     assert folder.state() == "waiting"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -84,7 +85,8 @@ def endless_input(job: Components) -> Iterator[Batch]:
     """Yield the batches that a run of ``job`` trains on, from the first epoch on, without an end."""
     data = job.data.copy()
     loader = data.train_dataloader()  # which counts the epochs itself, as it has no Trainer
-    data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    alone: Any = {"devices": 1, "plugins": [LightningEnvironment()]}  # whatever SLURM has started
+    data.trainer = L.Trainer(accelerator="cpu", **alone, logger=False, enable_checkpointing=False)
     data.trainer.training = True  # or else nothing would be augmented
     while True:
         for batch in loader:

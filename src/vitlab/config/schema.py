@@ -80,6 +80,7 @@ RULES: dict[str, Constraint] = {
         INTEGER,
     ),
     "sweep.jobs": whole(1, 1024),
+    "sweep.jobs_per_allocation": whole(1, 1024),
     "sweep.pruner": one_of("median", "hyperband", "none"),
     "sweep.warmup_trials": whole(0, 1_000_000),
     "sweep.*trials": whole(1, 1_000_000),

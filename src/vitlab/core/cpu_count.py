@@ -20,7 +20,9 @@ def count_cores() -> int:
         return int(share)
     # Where there is no such mask (macOS) every process may run everywhere.
     mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(mask, read_quota() or mask)
+    # SLURM counts cores; whether it also keeps a task from using others is up to the cluster.
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", mask))
+    return min(mask, asked, read_quota() or mask)
 
 
 def read_quota() -> int | None:

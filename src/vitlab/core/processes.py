@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from vitlab.core import slurm
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import PARENT
@@ -30,7 +31,7 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
     """
     return subprocess.Popen(
         [sys.executable, "-m", "vitlab", str(folder.path)],
-        env=os.environ | {PARENT: str(os.getpid())} | env,
+        env={k: v for k, v in os.environ.items() if k not in slurm.TASK} | {PARENT: str(os.getpid())} | env,
         stdout=None if shown else subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -55,7 +56,7 @@ def end_with_parent() -> None:
 def rank_in_environment() -> int | None:
     """Return this process's rank where something else (torchrun, SLURM, vitlab) started the ranks."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ and (name != "SLURM_PROCID" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
+        if name in os.environ and (name != "SLURM_PROCID" or slurm.count_tasks() > 1):
             return int(os.environ[name])
     return None
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # A second one of these ends the process at once. The others may come twice by themselves: a terminal that is
 # closed sends SIGHUP, and so does its shell.
 IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+ECHO = 2  # seconds in which a second signal to a process that vitlab has started is taken for the first one
 
 
 class Interrupted(BaseException):
@@ -53,6 +55,7 @@ class StopSignal:
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
         self.received: int | None = None  # the signal's number
+        self._when = 0.0
         self._say = say
 
     def install(self) -> None:
@@ -64,13 +67,15 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            if signum not in IMPATIENT:
+            # SLURM signals every process of a job, and the parent of this one then passes it on as well.
+            echo = PARENT in os.environ and time.monotonic() < self._when + ECHO
+            if signum not in IMPATIENT or echo:
                 return
             if sys.stdout.isatty():
                 sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
                 sys.stdout.flush()
             os._exit(128 + signum)
-        self.received = signum
+        self.received, self._when = signum, time.monotonic()
         self._say("stopping at the next optimizer step; press again to stop at once, without a checkpoint")
 
 

@@ -1,6 +1,7 @@
 """Many runs: every combination of the values given, or a search, over one record, ``sweep.json``."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from vitlab.config import compose
 from vitlab.config.arguments import Arguments
 from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
+from vitlab.core.slurm import count_tasks
 from vitlab.sweep.grid import run_grid
 from vitlab.sweep.record import STUDY
 
@@ -23,12 +25,20 @@ def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> N
         UserError: it cannot run as asked for, or jobs failed.
         Interrupted: Ctrl-C or SIGTERM; the jobs under way have kept a checkpoint.
     """
+    search = is_search(arguments)
     if rank_in_environment() is not None:
-        raise UserError(
-            "a sweep starts the processes of its jobs itself: call python train.py -m … without torchrun, "
-            "with trainer=ddp trainer.devices=N for several devices."
-        )
-    if not is_search(arguments):
+        if search or "RANK" in os.environ or count_tasks() == 1:
+            raise UserError(
+                "a sweep starts the processes of its jobs itself: call python train.py -m … without torchrun "
+                "(a search also as a single task of SLURM), with trainer=ddp trainer.devices=N for several "
+                "devices."
+            )
+        if not arguments.sweep_resume and not any("hydra.sweep.dir=" in o for o in arguments.overrides):
+            raise UserError(
+                f"{count_tasks()} tasks of SLURM can work on one sweep if they are told its folder: add "
+                "hydra.sweep.dir=DIR, or start a single task."
+            )
+    if not search:
         run_grid(arguments, show_results)
         return
     try:

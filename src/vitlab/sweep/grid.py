@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from vitlab.config.arguments import Arguments, check_folder
 from vitlab.config.labels import HYDRA, label, own_overrides
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
+from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.data_check import check_data, data_problems
 from vitlab.sweep.launchers import check_launcher, launch_jobs
@@ -18,7 +20,7 @@ from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name
 
 def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
     """Run the sweep that a command line asks for, or resume it; see `vitlab.sweep.run_sweep`."""
-    launcher = [o for o in arguments.overrides if o.startswith(HYDRA)]
+    launcher = [o for o in arguments.overrides if o.startswith((*HYDRA, "sweep.jobs_per_allocation="))]
     sweep, jobs = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments, launcher)
     if launcher:
         sweep.launcher = [o for o in sweep.launcher if o.startswith("experiment=")] + launcher
@@ -60,6 +62,11 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
     jobs = combinations(arguments.overrides, True)
     wanted = {_identify(job): job for job in jobs}
     folder = jobs[0].folder
+
+    if rank_in_environment():  # one of several tasks of SLURM: the first makes the sweep
+        deadline = time.monotonic() + 60
+        while not (folder / RECORD).exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def matches(other: Sweep) -> bool:
         return other.search is None and {job.identity for job in other.jobs} == wanted.keys()

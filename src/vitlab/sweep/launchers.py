@@ -6,6 +6,7 @@ Hydra's own sweeper knows neither resuming nor what cannot run, so the jobs are 
 import functools
 import importlib.util
 import os
+import shutil
 import signal
 import threading
 import time
@@ -54,6 +55,16 @@ def check_launcher(sweep: Sweep) -> DictConfig:
     if not _is_installed(launcher._target_):
         extra = name.partition("_")[0]  # submitit_local and submitit_slurm have one
         raise UserError(f"hydra/launcher={name} needs an extra: pip install -e .[{extra}]")
+    if name == "submitit_slurm" and not shutil.which("sbatch"):
+        raise UserError(
+            "hydra/launcher=submitit_slurm calls sbatch, which this machine has not: type the command on "
+            "one of the cluster's, or try the set-up here with hydra/launcher=submitit_local."
+        )
+    if (packed := config.sweep.get("jobs_per_allocation", 1)) > 1 and name != "submitit_slurm":
+        raise UserError(
+            f"sweep.jobs_per_allocation={packed} packs the jobs of hydra/launcher=submitit_slurm, found "
+            f"hydra/launcher={name}: leave it out; hydra/launcher=joblib has hydra.launcher.n_jobs."
+        )
     if launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected how many jobs at a time, or -1 for one a core.")
     return config
@@ -76,8 +87,17 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
         with worker.open(), progress.poll_regularly():
             if name == "basic" or (name == "joblib" and at_a_time == 1):
                 for job in jobs:
-                    worker.run_job(sweep.run_folder(job))
+                    worker.run_jobs(sweep.run_folder(job))
                     progress.poll()  # before the next job has something to say
+            elif name == "submitit_slurm":
+                from vitlab.sweep.slurm import run_in_queue  # an extra
+
+                size = config.hydra.sweeper.max_batch_size or len(jobs)
+                for first in range(0, len(jobs), size):
+                    folders = [sweep.run_folder(job) for job in jobs[first : first + size]]
+                    run_in_queue(folders, config.hydra.launcher, worker, config.sweep.jobs_per_allocation)
+                    if worker.stop_signal():
+                        break
             else:
                 # submitit_local has no queue, and would start all of them
                 sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
@@ -109,7 +129,9 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
             f"checkpoint, if it has one: {sweep.resume_command}"
         )
     if others := len(left) - len(running):
-        raise UserError(f"{others} of {total} jobs did not run; resume with: {sweep.resume_command}")
+        raise UserError(
+            f"{others} of {total} jobs did not run to their end; resume with: {sweep.resume_command}"
+        )
 
 
 def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
@@ -138,7 +160,7 @@ def _run_launched(config: DictConfig, *, worker: Worker) -> None:
         if name not in (thread.name for thread in threading.enumerate()):  # its first job
             threading.Thread(target=_end_with_sweep, args=(worker,), name=name, daemon=True).start()
     with _busy:
-        worker.run_job(RunFolder(HydraConfig.get().runtime.output_dir))
+        worker.run_jobs(RunFolder(HydraConfig.get().runtime.output_dir))
 
 
 def _end_with_sweep(worker: Worker) -> None:

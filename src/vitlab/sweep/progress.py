@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from vitlab.core.console import duration, say
 from vitlab.core.run_folder import RunFolder, State, SummaryData
 from vitlab.core.signals import Interrupted
-from vitlab.core.slurm import requeue
+from vitlab.core.slurm import count_tasks, requeue
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
 COUNTED = ("pruned", "diverged", "invalid", "skipped")  # in a line of progress, where there are any
 LISTED = 10  # jobs
+OTHERS = 30  # seconds that the other tasks of a SLURM job have to end their jobs
 
 
 class Progress:
@@ -145,6 +146,10 @@ def raise_if_stopped(sweep: Sweep, signum: int | None, left: str) -> None:
     if signum is not None:
         lines = [f"stopped with {left} left", list_jobs(sweep, sweep.unfinished())]
         say("\n".join([*filter(None, lines), f"resume with: {sweep.resume_command}"]))
+        # Queueing again ends the other tasks of a SLURM job at once: they keep their checkpoints first.
+        deadline = time.monotonic() + OTHERS * (count_tasks() > 1)
+        while time.monotonic() < deadline and sweep.count_states()[State.RUNNING]:
+            time.sleep(0.2)
         runs = sorted(sweep.path.glob("*/config.yaml"))
         if runs and (said := requeue(RunFolder(runs[0].parent).read_config(), signum)):
             say(said)

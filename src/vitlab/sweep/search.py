@@ -294,7 +294,7 @@ class Search:
             Summary(folder).update(status="interrupted")  # a run whose training is done resumes with its test
             worker = Worker(self.sweep.path, at_a_time=1)
             with worker.open():
-                worker.run_job(folder)
+                worker.run_jobs(folder)
                 stopped = worker.stop_signal()
             raise_if_stopped(self.sweep, stopped, "the test of the best trial")
             if folder.state() != "finished":

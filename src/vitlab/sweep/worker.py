@@ -43,7 +43,20 @@ class Worker:
         self._file = folder / f".session-{self._host}-{os.getpid()}"
         self._cores = max(1, count_cores() // at_a_time) if several else None
         self._gpus = _find_gpus() if several and divide_gpus else []
+        self._slots = f"{self._file.name}{GPU}"
         self._shown = not several
+        self.ends_sweep = True  # whether a signal to stop that reaches a job is meant for all of them
+
+    def in_allocation(self, at_a_time: int) -> "Worker":
+        """Return a worker that does the same where a scheduler has put it, with the cores and GPUs there.
+
+        What the scheduler tells its jobs (their time is up, they are cancelled) concerns them alone.
+        """
+        there = Worker(self.folder, at_a_time=at_a_time)
+        there._file, there._host, there._shown = self._file, self._host, False
+        there._slots = f"{self._file.name}{GPU}{os.environ.get('SLURM_JOB_ID')}-"
+        there.ends_sweep = False
+        return there
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -100,7 +113,7 @@ class Worker:
         with contextlib.ExitStack() as held:
             if len(self._gpus) > 1 and devices in (1, "auto"):
                 for slot in range(10_000):  # as many as jobs at a time: the first that nobody holds
-                    path = self.folder / f"{self._file.name}{GPU}{slot}"
+                    path = self.folder / f"{self._slots}{slot}"
                     if try_lock(held.enter_context(open(path, "a"))):
                         share["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
                         break
@@ -136,21 +149,24 @@ class Worker:
         session = claim.read()
         return session.startswith(f".session-{self._host}-") and not is_locked(self.folder / session)
 
-    def run_job(self, folder: RunFolder) -> None:
-        """Run a job to its end, unless another process does or has done so.
+    def run_jobs(self, *folders: RunFolder) -> None:
+        """Run jobs to their end, all at a time, unless another process does or has done so.
 
-        However it ends is on record in its folder; nothing is raised.
+        However they end is on record in their folders; nothing is raised.
         """
-        if Summary(folder, writable=False).data.get("status") == State.FINISHED:
-            return
-        if (job := self.start(folder)) is None:
-            return
+        jobs: list[RunningJob] = []
         try:
-            while job.poll(POLL) is None:
-                pass
-        except SystemExit:  # submitit ends its process so, when SLURM's time is nearly up
-            job.terminate()
-            job.process.wait(PATIENCE)
+            for folder in folders:
+                finished = Summary(folder, writable=False).data.get("status") == State.FINISHED
+                if not finished and (job := self.start(folder)):
+                    jobs.append(job)
+            while jobs:
+                jobs = [job for job in jobs if job.poll(POLL / len(jobs)) is None]
+        except BaseException:  # submitit raises so in the midst of it, when SLURM's time is nearly up
+            for job in jobs:
+                job.terminate()
+            for job in jobs:
+                job.process.wait(PATIENCE)
             raise
 
 
@@ -184,7 +200,7 @@ class RunningJob:
             return None
         with self.held:
             if signum := get_stop_signal(code):
-                if not self.told:
+                if not self.told and self.worker.ends_sweep:
                     self.worker.request_stop(signum)
             elif code and not self.worker.stop_signal():
                 summary = Summary(self.folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from vitlab.core import hardware
@@ -109,6 +110,7 @@ def evaluate(
             devices=1,
             precision=run_precision(meta, kind),  # type: ignore[arg-type]
             callbacks=[collected],
+            plugins=[LightningEnvironment()],  # a single process, also of a SLURM job with several
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

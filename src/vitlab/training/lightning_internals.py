@@ -3,9 +3,36 @@
 As in lightning 2.6.6. Its checkpoints restore the counters; they are public, but not documented, since 1.5.
 """
 
+import os
 import traceback
 
 import lightning as L
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from vitlab.core.slurm import count_tasks
+
+
+def cluster_environment(processes: int = 1) -> ClusterEnvironment:
+    """Return who has started the ranks: torchrun, SLURM by ``srun``, or vitlab itself.
+
+    Lightning takes every process with a SLURM_NTASKS for one of so many ranks, a batch script and a job of a
+    sweep too. Its requeueing, which would save where a step may be half done, is off: see
+    `vitlab.core.slurm.requeue`.
+
+    Args:
+        processes: ranks on each node, which `vitlab.core.slurm.check_tasks` has held against SLURM's.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if count_tasks() == 1:
+        return LightningEnvironment()
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(processes)  # it insists, where --ntasks says the same
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def skip_sigterm_broadcast(trainer: L.Trainer) -> None:

@@ -124,14 +124,16 @@ def use_devices(folder: RunFolder, config: dict[str, Any], summary: Summary) -> 
     trainer = config["trainer"]
     kind = hardware.resolve_device_type(trainer["accelerator"])
     processes = hardware.count_processes(trainer["devices"], kind)
-    world = int(os.environ.get("WORLD_SIZE", processes))
+    slurm.check_tasks(processes, trainer["num_nodes"])
+    world = int(os.environ.get("WORLD_SIZE", max(processes, slurm.count_tasks())))
     if world != processes * trainer["num_nodes"]:
         raise UserError(
             f"{world} process(es) were started, but the run is configured for {processes} "
             f"(trainer.devices) on each of {trainer['num_nodes']} node(s) (trainer.num_nodes). On one node "
             "set trainer=ddp trainer.devices=N; several nodes need torchrun or SLURM to start the processes."
         )
-    threads = max(1, count_cores() // processes) if kind == "cpu" else 1
+    apart = slurm.count_tasks() > 1 and "SLURM_CPUS_PER_TASK" in os.environ  # each rank has cores of its own
+    threads = max(1, count_cores() // (1 if apart else processes)) if kind == "cpu" else 1
     if kind == "cpu" and processes > 1:
         torch.set_num_threads(threads)
     for key in ("error", "error_kind"):  # of an attempt that failed

@@ -19,6 +19,7 @@ from vitlab.training.callbacks import (
     StepLoss,
 )
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
+from vitlab.training.lightning_internals import cluster_environment
 from vitlab.training.session import Session
 from vitlab.training.tensorboard import RunLogger
 
@@ -53,7 +54,7 @@ def make_trainer(
         callbacks.append(EarlyStopping(**stopping))
     if parts.config["callbacks"]["diagnostics"]["every_epochs"] is not None:
         callbacks.append(Diagnostics(folder, session.summary, session.screen, parts))
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(), cluster_environment(parts.processes)]
     options["precision"] = parts.precision
     if parts.precision == "16-mixed":
         options["precision"] = None  # the plugin says it
