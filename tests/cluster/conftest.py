@@ -1,14 +1,17 @@
 """The cluster that the tests in this folder run on: `make test-cluster`."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.slurm import Slurm, why_not
+from tests.cluster.slurm import LONG, Slurm, why_not
+from tests.conftest import ROOT, verb
 
 FOLDER = Path(__file__).parent
+PAGE = ROOT / "docs" / "cluster.md"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,3 +50,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and (cluster := getattr(item, "funcargs", {}).get("slurm")):
         report.sections.append(("SLURM's logs", cluster.logs()))
     return report
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write the page's scripts to files, and return one by its name."""
+    folder = tmp_path_factory.mktemp("scripts")
+    for script in re.findall(r"```bash\n(#!/bin/bash\n.*?)```", PAGE.read_text(), re.S):
+        name = re.search(r"^# (\w+\.sh): ", script, re.M)
+        assert name, "a script says its name in its second line"
+        # Where it puts runs is the only line that a test changes.
+        (folder / name[1]).write_text(script.replace("outputs/slurm", str(folder)))
+    return lambda name: folder / name
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of LONG that nothing happens to, without SLURM."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert verb(*LONG, f"hydra.run.dir={folder}", OMP_NUM_THREADS="1").returncode == 0
+    return folder

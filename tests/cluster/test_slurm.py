@@ -5,47 +5,24 @@ that was left alone.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.cluster.slurm import Slurm, poll
-from tests.conftest import ROOT, TINY, same_weights, summary, verb
+from tests.cluster.slurm import LONG, Slurm, epochs, poll
+from tests.conftest import TINY, checkpoint, same_weights, summary, verb
 
-PAGE = ROOT / "docs" / "cluster.md"
 # What a test's job asks for in place of the page's GPUs and gigabytes.
 SMALL = ("--cpus-per-task=1", "--mem=1G", "--gpus-per-node=0")
-# Some 15 seconds of training: time to interfere.
-LONG = [*TINY, "data.num_train=816", "trainer.max_epochs=30"]
 PLAIN = [*TINY, "augment=none", "model.dropout=0", "data.val_size=17", "optimizer=sgd", "optimizer.lr=0.1"]
 
 
-@pytest.fixture(scope="module")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Write the page's scripts to files, and return one by its name."""
-    folder = tmp_path_factory.mktemp("scripts")
-    for script in re.findall(r"```bash\n(#!/bin/bash\n.*?)```", PAGE.read_text(), re.S):
-        name = re.search(r"^# (\w+\.sh): ", script, re.M)
-        assert name, "a script says its name in its second line"
-        # Where it puts runs is the only line that a test changes.
-        (folder / name[1]).write_text(script.replace("outputs/slurm", str(folder)))
-    return lambda name: folder / name
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of LONG that nothing happens to, without SLURM."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert verb(*LONG, f"hydra.run.dir={folder}", OMP_NUM_THREADS="1").returncode == 0
-    return folder
-
-
-def epochs(folder: Path) -> int:
-    """Return how many epochs of a run are on record."""
-    file = folder / "metrics.csv"
-    return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
+def for_ddp(options: Sequence[str]) -> list[str]:
+    """Return options to which ``trainer=ddp`` can be added."""
+    return [*(o for o in options if o != "trainer=cpu"), "trainer.accelerator=cpu"]
 
 
 def start_run(slurm: Slurm, script: Path, *options: str, arguments: Sequence[str] = LONG) -> tuple[str, Path]:
@@ -74,7 +51,7 @@ def test_a_run_in_the_queue_is_the_run_at_home(slurm: Slurm, scripts: Any, undis
 def test_two_nodes_train_as_one_process_does(slurm: Slurm, scripts: Any, tmp_path: Path) -> None:
     one, script = tmp_path / "one", scripts("several_nodes.sh")
     small = ["--ntasks-per-node=1", *SMALL]
-    job = slurm.submit(script, small, *PLAIN[:], "trainer.accelerator=cpu")
+    job = slurm.submit(script, small, *for_ddp(PLAIN))
     assert verb(*PLAIN, f"hydra.run.dir={one}", OMP_NUM_THREADS="1").returncode == 0
     two = script.parent / job
     finish(slurm, script, job, two)
@@ -91,12 +68,12 @@ def test_two_nodes_train_as_one_process_does(slurm: Slurm, scripts: Any, tmp_pat
         ("-n2", "", "needs srun --nodes=1 --ntasks-per-node=1, but SLURM has started 2 tasks on 1 node:"),
         (
             "-N2 --ntasks-per-node=1",
-            "trainer=ddp trainer.accelerator=cpu trainer.num_nodes=2 trainer.devices=2",
+            "trainer.num_nodes=2 trainer.devices=2",
             "needs srun --nodes=2 --ntasks-per-node=2, but SLURM has started 2 tasks on 2 nodes:",
         ),
         (
             "-N1 -n2",
-            "trainer=ddp trainer.accelerator=cpu trainer.num_nodes=2 trainer.devices=1",
+            "trainer.num_nodes=2 trainer.devices=1",
             "needs srun --nodes=2 --ntasks-per-node=1, but SLURM has started 2 tasks on 1 node:",
         ),
     ],
@@ -104,7 +81,8 @@ def test_two_nodes_train_as_one_process_does(slurm: Slurm, scripts: Any, tmp_pat
 def test_a_wrong_number_of_tasks_is_refused_with_the_right_one(
     slurm: Slurm, tmp_path: Path, tasks: str, typed: str, said: str
 ) -> None:
-    command = ["srun", *tasks.split(), "python", "train.py", *TINY, *typed.split()]
+    options = [*for_ddp(TINY), "trainer=ddp", *typed.split()] if typed else TINY
+    command = ["srun", *tasks.split(), "python", "train.py", *options]
     with slurm.popen(*command, f"hydra.run.dir={tmp_path}/run") as process:
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -117,8 +95,8 @@ def test_a_wrong_number_of_tasks_is_refused_with_the_right_one(
 def test_a_script_without_srun_is_told(slurm: Slurm, tmp_path: Path) -> None:
     script = tmp_path / "bare.sh"
     script.write_text('#!/bin/bash\npython train.py "$@"\n')
-    two_nodes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "trainer.devices=1"]
-    job = slurm.submit(script, ["-N2", "--ntasks-per-node=1"], *TINY, *two_nodes)
+    two_nodes = [*for_ddp(TINY), "trainer=ddp", "trainer.num_nodes=2", "trainer.devices=1"]
+    job = slurm.submit(script, ["-N2", "--ntasks-per-node=1"], *two_nodes)
     slurm.wait_for_state(job, "FAILED")
     assert "SLURM has started 1 task on 1 node (srun has not started this process)" in slurm.log(script, job)
 
@@ -150,8 +128,7 @@ def test_slurms_warning_queues_a_run_again_once(slurm: Slurm, scripts: Any, undi
 def test_lightning_queues_nothing_again_by_itself(slurm: Slurm, scripts: Any) -> None:
     script = scripts("several_nodes.sh")  # where Lightning knows that it is SLURM's
     two = ["--ntasks-per-node=1", *SMALL]
-    off = [*LONG, "trainer.accelerator=cpu", "callbacks.checkpoint.requeue=false"]
-    job = slurm.submit(script, two, *off)
+    job = slurm.submit(script, two, *for_ddp(LONG), "callbacks.checkpoint.requeue=false")
     folder = script.parent / job
     poll(lambda: epochs(folder) >= 2)
     slurm.call("scancel", "--signal=USR1", job)
@@ -191,10 +168,9 @@ def test_a_run_whose_node_dies_goes_on_on_the_other_one(
 
 def test_a_run_of_two_nodes_outlives_one(slurm: Slurm, scripts: Any) -> None:
     script, small = scripts("several_nodes.sh"), ["--ntasks-per-node=1", *SMALL]
-    arguments = [*LONG, "trainer.accelerator=cpu"]
-    job = slurm.submit(script, small, *arguments)
+    job = slurm.submit(script, small, *for_ddp(LONG), "trainer.max_epochs=8")
     finish(slurm, script, job, reference := script.parent / job)
-    job = slurm.submit(script, small, *arguments)
+    job = slurm.submit(script, small, *for_ddp(LONG), "trainer.max_epochs=8")
     folder = script.parent / job
     poll(lambda: epochs(folder) >= 3)
     slurm.power_off("b")
@@ -206,7 +182,7 @@ def test_a_run_of_two_nodes_outlives_one(slurm: Slurm, scripts: Any) -> None:
 
 
 def test_a_time_limit_leaves_a_checkpoint(slurm: Slurm, scripts: Any) -> None:
-    endless = [*LONG, "trainer.max_epochs=-1", "trainer.max_time=1:00:00:00", "scheduler=constant"]
+    endless = [*LONG, "trainer.max_epochs=5000"]
     job, folder = start_run(
         slurm, script := scripts("one_node.sh"), "--time=1", "--signal=TERM@0", arguments=endless
     )
