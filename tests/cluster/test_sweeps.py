@@ -15,7 +15,7 @@ from tests.conftest import TINY, same_weights, summary
 SAME = [*LONG, "callbacks.checkpoint.every_minutes=5,6,7"]
 JOBS = [f"checkpoint.every_minutes-{minutes}" for minutes in (5, 6, 7)]
 LAUNCHER = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-NO_GPU = "hydra.launcher.gpus_per_node=0"
+NO_GPU = "hydra.launcher.gpus_per_node=null"
 
 
 def sweep(*typed: str) -> list[str]:

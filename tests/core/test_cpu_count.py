@@ -34,6 +34,15 @@ def test_a_process_held_to_one_core_counts_one() -> None:
     assert name.endswith(", 1 core")
 
 
+@pytest.mark.parametrize(("asked", "count"), [("3", 3), ("16", 4)])
+def test_slurm_counts_where_it_holds_nobody_to_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, count: int
+) -> None:
+    monkeypatch.setattr(module, "read_quota", lambda: None)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
+    assert count_cores() == count
+
+
 def test_the_mask_counts_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(module, "read_quota", lambda: None)

@@ -257,6 +257,44 @@ def test_a_missing_extra_is_named(call: Calls, monkeypatch: pytest.MonkeyPatch, 
     assert not (tmp_path / "sweep").exists()
 
 
+def test_what_is_slurms_is_refused_elsewhere(
+    call: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packed = "sweep.jobs_per_allocation=2"
+    call(
+        *SHORT,
+        "seed=1,2",
+        packed,
+        fails="packs the jobs of hydra/launcher=submitit_slurm, found hydra/launcher=basic",
+    )
+    call(*SHORT, "seed=1,2", "sweep.jobs_per_allocation=0", fails="a whole number from 1")
+    monkeypatch.setattr(launchers, "_is_installed", lambda target: True)
+    monkeypatch.setenv("PATH", "")
+    call(
+        *SHORT,
+        "seed=1,2",
+        packed,
+        "hydra/launcher=submitit_slurm",
+        fails="calls sbatch, which this machine has not",
+    )
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    call(*SHORT[:-1], "seed=1,2", fails="2 tasks of SLURM can work on one sweep if they are told its folder")
+    call(*SHORT, "sweep=optuna", "seed=1,2", fails="as a single task of SLURM")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_signal_from_the_scheduler_concerns_its_job_alone(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    folders = [RunFolder(tmp_path / "sweep" / f"depth-{depth}") for depth in (1, 2)]
+    (tmp_path / "fate").write_text(json.dumps({1: "interrupted"}))
+    called = Worker(tmp_path / "sweep", at_a_time=1)
+    with called.open():
+        called.in_allocation(2).run_jobs(*folders)
+        assert called.stop_signal() is None
+    assert [folder.state() for folder in folders] == ["interrupted", "finished"]
+
+
 def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> None:
     found = Sweep(tmp_path, [], ["depth"], [])
     for depth in (1, 2, 3):
