@@ -60,7 +60,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         name = re.search(r"^# (\w+\.sh): ", script, re.M)
         assert name, "a script says its name in its second line"
         # Where it puts runs is the only line that a test changes.
-        (folder / name[1]).write_text(script.replace("outputs/slurm", str(folder)))
+        (folder / name[1]).write_text(re.sub(r"outputs(/slurm)?/", f"{folder}/", script))
     return lambda name: folder / name
 
 
