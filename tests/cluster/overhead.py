@@ -49,12 +49,8 @@ def main(rounds: int) -> None:
             slurm.start()
             for turn in range(rounds):
                 for name, launcher in LAUNCHERS.items():
-                    two, six = (
-                        measure(
-                            slurm, Path(place) / f"{turn}-{name}-{jobs}".replace(" ", "_"), launcher, jobs
-                        )
-                        for jobs in (2, 6)
-                    )
+                    folder = Path(place) / f"{turn}-{len(name)}"
+                    two, six = (measure(slurm, folder / str(jobs), launcher, jobs) for jobs in (2, 6))
                     found[name].append((six - two) / 2)
                     print(f"{name}: two jobs {two:.1f} s, six {six:.1f} s", flush=True)
         finally:

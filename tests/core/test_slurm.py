@@ -107,12 +107,16 @@ def test_what_vitlab_starts_is_no_task_of_slurm(monkeypatch: pytest.MonkeyPatch,
     assert env[PARENT] == str(os.getpid())
 
 
-def test_a_signal_that_slurm_and_the_parent_both_send_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", [PARENT, "SLURM_JOB_ID"])
+def test_a_signal_that_comes_twice_by_itself_counts_once(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     ended: list[int] = []
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setenv(PARENT, "1")
+    monkeypatch.delenv(PARENT, raising=False)
+    monkeypatch.setenv(variable, "1")
     stop = StopSignal()
     stop._handle(signal.SIGTERM, None)
     now[0] += 1

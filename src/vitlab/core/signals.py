@@ -21,7 +21,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # A second one of these ends the process at once. The others may come twice by themselves: a terminal that is
 # closed sends SIGHUP, and so does its shell.
 IMPATIENT = (signal.SIGINT, signal.SIGTERM)
-ECHO = 2  # seconds in which a second signal to a process that vitlab has started is taken for the first one
+ECHO = 2  # seconds in which a second one may be the first one again
 
 
 class Interrupted(BaseException):
@@ -41,6 +41,20 @@ def _catch(handle: Callable[[int, FrameType | None], object]) -> dict[signal.Sig
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     mine = [signum for signum in STOP_SIGNALS if not (signum == signal.SIGHUP and ignored)]
     return {signum: signal.signal(signum, handle) for signum in mine}
+
+
+def is_impatient(signum: int, first: float) -> bool:
+    """Say whether a further signal means that the process is to end at once.
+
+    SLURM tells all processes of a job, each of them twice when its time is up, and who was told passes it on
+    to what it has started.
+
+    Args:
+        signum: the further signal.
+        first: when the first one came, by `time.monotonic`.
+    """
+    repeated = PARENT in os.environ or (signum == signal.SIGTERM and "SLURM_JOB_ID" in os.environ)
+    return signum in IMPATIENT and not (repeated and time.monotonic() < first + ECHO)
 
 
 class StopSignal:
@@ -67,9 +81,7 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            # SLURM signals every process of a job, and the parent of this one then passes it on as well.
-            echo = PARENT in os.environ and time.monotonic() < self._when + ECHO
-            if signum not in IMPATIENT or echo:
+            if not is_impatient(signum, self._when):
                 return
             if sys.stdout.isatty():
                 sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor

@@ -20,7 +20,7 @@ from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import describe_exit, start
 from vitlab.core.run_folder import RunFolder, State, Summary
-from vitlab.core.signals import IMPATIENT, STOP_SIGNALS, on_signal
+from vitlab.core.signals import STOP_SIGNALS, is_impatient, on_signal
 
 PATIENCE = 60  # seconds that the job of a sweep that was killed has to end by itself
 POLL = 0.2  # seconds between two looks at a job
@@ -45,6 +45,7 @@ class Worker:
         self._gpus = _find_gpus() if several and divide_gpus else []
         self._slots = f"{self._file.name}{GPU}"
         self._shown = not several
+        self._asked = 0.0  # when the first signal to stop came
         self.ends_sweep = True  # whether a signal to stop that reaches a job is meant for all of them
 
     def in_allocation(self, at_a_time: int) -> "Worker":
@@ -78,9 +79,10 @@ class Worker:
 
     def _on_signal(self, signum: int) -> None:
         if self.stop_signal():
-            if signum in IMPATIENT:
+            if is_impatient(signum, self._asked):
                 raise KeyboardInterrupt
             return
+        self._asked = time.monotonic()
         self.request_stop(signum)
         say("the sweep stops: its jobs keep a checkpoint and end; press again to stop at once")
 
