@@ -21,8 +21,8 @@ PORT = 17_817  # and the two above it
 NODES = ("a", "b")
 CPUS = 4  # that a node says it has, whatever this machine has
 GPUS = 2  # that it says it has: counted and handed out, but nothing computes on them
-# Some ten seconds of training: time to interfere.
-LONG = [*TINY, "data.num_train=816", "trainer.max_epochs=20"]
+# Some six seconds of training: time to interfere.
+LONG = [*TINY, "data.num_train=816", "trainer.max_epochs=14"]
 CONFIG = """\
 ClusterName=pair
 SlurmctldHost=localhost
@@ -201,7 +201,7 @@ class Slurm:
         """Return the state of a job, such as ``RUNNING``."""
         return self.show(job)["JobState"]
 
-    def wait_for_state(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for_state(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job is in one of the states, and return what is known of it."""
         wait_for(lambda: self.state(job) in states, seconds)
         return self.show(job)
@@ -226,7 +226,7 @@ class Slurm:
         return "\n".join("\n".join([f"--- {name}", *said]) for name, said in last.items())
 
 
-def poll(condition: Callable[[], object], seconds: float = 120) -> None:
+def poll(condition: Callable[[], object], seconds: float = 300) -> None:
     """As `wait_for`, for a condition that costs a process to ask."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -82,7 +82,7 @@ def test_a_sweep_loses_nothing_and_repeats_nothing(slurm: Slurm, tmp_path: Path,
         slurm.power_off(node)
         for job in (dies, warned):
             slurm.start_now(job)
-        printed, _ = process.communicate(timeout=200)
+        printed, _ = process.communicate(timeout=400)
     slurm.repair(node)  # not before: SLURM's own belated orders to end would reach the jobs' second lives
     assert process.returncode == 1, printed
     assert "error: 1 of 3 jobs did not run to their end; resume with:" in printed

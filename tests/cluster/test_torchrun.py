@@ -121,11 +121,11 @@ def test_a_machine_that_dies_comes_back_and_both_go_on(
     options = [*(o for o in SHORT if o != "trainer=cpu"), "trainer.accelerator=cpu"]
     for name in ADDRESS:
         machines.switch_on(name, script, *options)
-    wait_for(lambda: epochs(folder) >= 2)
+    wait_for(lambda: epochs(folder) >= 2, 300)
     machines.switch_off("right")
     machines.switch_on("right", script, *options)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        machines.wait(200)
+        machines.wait(300)
     assert summary(folder)["status"] == "finished", machines.logs()
     assert len(summary(folder)["train"]["resumed_at"]) == 1
     assert same_weights(one, folder)
