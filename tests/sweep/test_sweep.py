@@ -4,8 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +20,11 @@ import yaml
 
 from tests.compare.folders import make_run
 from tests.conftest import TINY, started, summary, verb
+from tests.core.claims import kill, take
 from tests.sweep.helpers import wait_for
 from vitlab.compare import show_leaderboard
 from vitlab.config.arguments import parse_arguments
+from vitlab.core import claim
 from vitlab.core.errors import UserError
 from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, Summary
@@ -200,14 +202,80 @@ def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_pat
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_job_that_another_process_runs_is_left_alone(call: Calls, tmp_path: Path, capsys: Any) -> None:
+def test_a_job_that_another_process_runs_is_left_alone_and_waited_for(
+    call: Calls, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    with open(RunFolder(tmp_path / "sweep" / "depth-1").claim) as claim:
-        assert try_lock(claim)
-        assert states(tmp_path / "sweep")["depth=1"] == "failed"
-        assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
-        assert call("sweep.resume=sweep") == ["depth-2"]
-        assert "1 of 2 jobs are being run by another process" in capsys.readouterr().out
+    folder = RunFolder(tmp_path / "sweep" / "depth-1")
+    held = take(folder.path)
+    assert states(tmp_path / "sweep")["depth=1"] == "failed"
+    assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
+
+    waiting: list[str] = []
+
+    def end() -> None:
+        wait_for(lambda: waiting)
+        Summary(folder).update(status="finished")
+        held.release()
+
+    monkeypatch.setattr(launchers, "say", waiting.append)
+    threading.Thread(target=end).start()
+    capsys.readouterr()
+    assert call("sweep.resume=sweep") == ["depth-2"]
+    (said,) = waiting
+    assert "waiting for jobs that other processes run" in said
+    assert f"depth=1: running, by process {os.getpid()} on " in said
+    assert "] depth=1" not in capsys.readouterr().out, "who runs a job tells of it"
+    assert states(tmp_path / "sweep") == {"depth=1": "finished", "depth=2": "finished"}
+
+
+def test_a_job_whose_worker_is_killed_is_taken_over_by_one_that_is_there(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    held = take(tmp_path / "sweep" / "depth-1")
+
+    def end() -> None:
+        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
+        kill(held)
+
+    threading.Thread(target=end).start()
+    assert call("sweep.resume=sweep") == ["depth-2", "depth-1"]
+
+
+def test_a_job_that_has_failed_elsewhere_meanwhile_is_not_tried_again(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    folder = RunFolder(tmp_path / "sweep" / "depth-1")
+    held = take(folder.path)
+
+    def end() -> None:
+        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
+        Summary(folder).update(status="failed", error="again")
+        held.release()
+
+    threading.Thread(target=end).start()
+    assert call("sweep.resume=sweep", fails="1 of 2 jobs failed: depth=1") == ["depth-2"]
+
+
+def test_jobs_that_are_added_to_a_sweep_reach_the_workers_that_are_there(call: Calls, tmp_path: Path) -> None:
+    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
+    folder = RunFolder(tmp_path / "sweep" / "depth-1")
+    held = take(folder.path)
+
+    def add() -> None:
+        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
+        other = Sweep.load("sweep")
+        other.jobs.append(Job(("model.depth=3",), "depth=3", "depth-3"))
+        other.save()
+        shutil.copytree(tmp_path / "sweep" / "depth-2", tmp_path / "new")
+        for path in (*(tmp_path / "new").glob(".claim*"), tmp_path / "new" / "summary.json"):
+            path.unlink()
+        (tmp_path / "new").rename(tmp_path / "sweep" / "depth-3")
+        wait_for(lambda: "depth-3" in (tmp_path / "starts").read_text())
+        Summary(folder).update(status="finished")
+        held.release()
+
+    threading.Thread(target=add).start()
+    assert call("sweep.resume=sweep") == ["depth-2", "depth-3"]
+    assert {*states(tmp_path / "sweep").values()} == {"finished"}
 
 
 def test_changed_files_in_conf_do_not_change_a_sweep_and_are_noted(
@@ -353,29 +421,56 @@ def test_a_job_of_a_call_that_was_killed_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, called = (
-        RunFolder(make_run(tmp_path / "run", "data.channels=3")),
+        RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting")),
         Worker(tmp_path, at_a_time=1),
     )
     monkeypatch.setattr(worker, "start", lambda folder, **options: subprocess.Popen(["true"]))
-    with called.open(), open(folder.claim, "a") as claim:
-        assert try_lock(claim)
-        claim.write(called._file.name)
-        claim.flush()
+    held = take(folder.path)
+    with called.open():
         assert called.start(folder) is None, "the call that has the job is alive"
-        claim.truncate(0)
-        claim.write(f".session-{socket.gethostname()}-0")
-        claim.flush()
-        monkeypatch.setattr(time, "sleep", lambda seconds: claim.close())  # its job has ended meanwhile
-        job = called.start(folder)
+        kill(held)
+        with open(folder.path / ".lock", "w") as lock:
+            assert try_lock(lock), "its job still writes a checkpoint"
+            monkeypatch.setattr(time, "sleep", lambda seconds: lock.close())  # and has ended meanwhile
+            job = called.start(folder)
         assert job is not None
         assert job.poll(60) == 0
+        assert called.has_tried(folder)
 
 
-def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(call: Calls, tmp_path: Path) -> None:
+def test_a_job_that_was_taken_over_leaves_no_word_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, called = (
+        RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting")),
+        Worker(tmp_path, at_a_time=1),
+    )
+    monkeypatch.setattr(
+        worker,
+        "start",
+        lambda folder, **options: subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1),
+    )
+    before = folder.summary.read_text()
+    with called.open():
+        job = called.start(folder)
+        assert job is not None
+        (folder.path / f".claim-{job.claim.number + 1}").touch()  # as another one has made it
+        assert job.claim.is_lost()
+        wait_for(lambda: job.poll() is not None)
+        assert called.stop_signal() is None
+    assert folder.summary.read_text() == before
+    assert "was taken over by another process" in capsys.readouterr().out
+
+
+def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(
+    call: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    for name in (".sweep.lock", "depth-1/.lock", "depth-1/.claim", ".session-elsewhere-7"):
-        (tmp_path / "sweep" / name).write_text(".session-elsewhere-7")
-    assert call(*SHORT, "model.depth=1,2") == ["depth-1", "depth-2"]
+    for name in (".sweep.lock", "depth-1/.lock", ".session-elsewhere-7-0"):
+        (tmp_path / "sweep" / name).write_text("elsewhere")
+    kill(take(tmp_path / "sweep" / "depth-1"), machine="elsewhere")
+    monkeypatch.setattr(claim, "STALE", 0.5)  # seconds
+    assert call(*SHORT, "model.depth=1,2") == ["depth-2", "depth-1"], "what is certainly free comes first"
 
 
 def test_a_launchers_process_that_is_killed_is_said(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +506,7 @@ def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(worker, "count_cores", lambda: 7)
-    (tmp_path / f".session-{socket.gethostname()}-0{worker.GPU}3").touch()  # of a session that was killed
+    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").touch()  # of a session that was killed
     called = Worker(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]

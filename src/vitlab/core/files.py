@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -16,6 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitlab.core.errors import UserError
+
+# What a disk without locks answers, such as NFS whose server has no lock daemon.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def write_atomic(path: Path, data: bytes, *, new: bool = False) -> None:
@@ -26,7 +31,8 @@ def write_atomic(path: Path, data: bytes, *, new: bool = False) -> None:
     Args:
         new: of several that write such a file at once one succeeds; raises FileExistsError if it exists.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A number of its own: another machine may have a process with the same one.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -160,6 +166,9 @@ def try_lock(file: IO[Any], *, patience: float = 0, shared: bool = False) -> boo
     """Lock an open file and say whether that went well within ``patience`` seconds.
 
     The lock is the operating system's: it goes when the file is closed or its process ends, however.
+
+    Raises:
+        OSError: the disk has no locks (`NO_LOCKS`).
     """
     until = time.monotonic() + patience
     while True:
@@ -186,9 +195,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether some process holds the lock on the file at ``path``."""
+    """Say whether some process holds the lock on the file at ``path``; none does on a disk without locks."""
     try:
         with open(path) as file:
             return not try_lock(file, shared=True)
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, *NO_LOCKS):
+            return False
+        raise

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vitlab.core import slurm
+from vitlab.core.claim import end_if_lost
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import PARENT
@@ -37,14 +38,21 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
     )
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it is gone (kill -9), rather than train on unseen."""
+def end_with_parent(folder: RunFolder) -> None:
+    """End this process when the one that started it is gone (kill -9), rather than train on unseen.
+
+    And at once, without a checkpoint, where another worker has taken ``folder`` over.
+    """
     expected = os.environ.get(PARENT)
     if expected is None:
         return
 
     def watch() -> None:
+        looks = 0
         while os.getppid() == int(expected):
+            if looks % 4 == 0:
+                end_if_lost(folder.path)
+            looks += 1
             time.sleep(0.5)
         if "LOCAL_RANK" in os.environ:
             os._exit(1)  # a rank without its peers can save nothing

@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from vitlab.core.claim import end_if_lost, is_held, read_lease
 from vitlab.core.errors import UserError
-from vitlab.core.files import add_folder, is_locked, try_lock, write_atomic, write_json
+from vitlab.core.files import NO_LOCKS, add_folder, is_locked, try_lock, write_atomic, write_json
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
 from vitlab.core.untrusted import misfits, read_json, read_yaml, to_yaml
@@ -63,7 +64,6 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / PREVIOUS
         self.best = self.checkpoints / "best.ckpt"
-        self.claim = self.path / ".claim"  # locked by who runs this job of a sweep, around the run itself
         self._lock = self.path / ".lock"
 
     def __str__(self) -> str:
@@ -93,7 +93,8 @@ class RunFolder:
         except FileExistsError:
             raise taken(folder) from None
         seed, overrides = config.get("seed", 0), config.get("overrides", [])
-        Summary(folder).begin(seed, overrides, find_versions(), find_commit())
+        if read_lease(folder.path) is None:  # otherwise a worker on this sweep has begun with it already
+            Summary(folder).begin(seed, overrides, find_versions(), find_commit())
         return folder
 
     @classmethod
@@ -141,7 +142,7 @@ class RunFolder:
         if status in (State.FINISHED, State.PRUNED):
             return State(status)
         try:
-            locked = self.is_locked() or is_locked(self.claim)
+            locked = self.is_locked() or is_held(self.path)
         except OSError:  # a file that only its owner can read
             locked = status == State.RUNNING
         if locked:
@@ -190,7 +191,13 @@ class RunFolder:
             UserError: another process trains in this folder.
         """
         with open(self._lock, "a+") as file:
-            if not try_lock(file, patience=0.5):  # who only asks whether it is held has it for a moment
+            try:
+                free = try_lock(file, patience=0.5)  # who only asks whether it is held has it for a moment
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                free = True
+            if not free:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise UserError(
@@ -377,6 +384,7 @@ class Summary:
                 data[key] = value
         if not self.writable:
             return
+        end_if_lost(self.path.parent)
         try:
             write_json(self.path, self.data)
         except FileNotFoundError:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from vitlab.config.hydra_internals import make_launcher
 from vitlab.core.console import say
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
+from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
@@ -82,14 +83,10 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
     jobs, name = sweep.unfinished(), _get_name(config)
     at_a_time = _count_at_a_time(config, len(jobs))
     worker = Worker(sweep.path, at_a_time=at_a_time, divide_gpus=name == "joblib")
-    progress = Progress(sweep, len(sweep.runnable))
+    progress = Progress(sweep, len(sweep.runnable), session=worker.session)
     try:
         with worker.open(), progress.poll_regularly():
-            if name == "basic" or (name == "joblib" and at_a_time == 1):
-                for job in jobs:
-                    worker.run_jobs(sweep.run_folder(job))
-                    progress.poll()  # before the next job has something to say
-            elif name == "submitit_slurm":
+            if name == "submitit_slurm":
                 from vitlab.sweep.slurm import run_in_queue  # an extra
 
                 size = config.hydra.sweeper.max_batch_size or len(jobs)
@@ -99,23 +96,27 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
                     if worker.stop_signal():
                         break
             else:
-                # submitit_local has no queue, and would start all of them
-                sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
-                size = sizes.get(name, len(jobs))
-                most = config.hydra.sweeper.max_batch_size or size
-                try:
-                    _launch_elsewhere(jobs, config, worker, min(size, most))
-                except BrokenExecutor as error:  # joblib's
-                    raise UserError(
-                        "a process of the launcher was killed, perhaps for want of memory; its jobs keep a "
-                        f"checkpoint and end. Resume with: {sweep.resume_command}"
-                    ) from error
+                for free in _wait_for_free(sweep, worker, progress):
+                    if name == "basic" or (name == "joblib" and at_a_time == 1):
+                        _run_here(free, sweep, worker, progress)
+                        continue
+                    # submitit_local has no queue, and would start all of them
+                    sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
+                    size = sizes.get(name, len(free))
+                    most = config.hydra.sweeper.max_batch_size or size
+                    try:
+                        _launch_elsewhere(free, config, worker, min(size, most))
+                    except BrokenExecutor as error:  # joblib's
+                        raise UserError(
+                            "a process of the launcher was killed, perhaps for want of memory; its jobs keep "
+                            f"a checkpoint and end. Resume with: {sweep.resume_command}"
+                        ) from error
             stopped = worker.stop_signal()
     finally:
         sweep.save()
     left, total = sweep.unfinished(), len(sweep.runnable)
     raise_if_stopped(sweep, stopped, f"{len(left)} of {total} jobs")
-    if len(left) < total:
+    if len(left) < total and not rank_in_environment():  # of several tasks of SLURM the first shows them
         show_results(sweep.path)
     running = [job for job in left if sweep.state(job) == State.RUNNING]
     if running:
@@ -132,6 +133,36 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
         raise UserError(
             f"{others} of {total} jobs did not run to their end; resume with: {sweep.resume_command}"
         )
+
+
+def _wait_for_free(sweep: Sweep, worker: Worker, progress: Progress) -> Iterator[list[Job]]:
+    """Yield the jobs that nobody has, again and again until all have ended or the sweep is to stop.
+
+    A job that another process has may become free at any time: its worker may leave, or be killed.
+    """
+    told = False
+    while not worker.stop_signal():
+        left = [job for job in progress.list_open() if not worker.has_tried(sweep.run_folder(job))]
+        if not left:
+            return
+        if free := [job for job in left if worker.is_free(sweep.run_folder(job))]:
+            yield free
+            progress.poll()
+            continue
+        if not told:
+            told = True
+            say(
+                "waiting for jobs that other processes run, to take them over if these are killed; Ctrl-C "
+                f"leaves them alone:\n{list_jobs(sweep, left)}"
+            )
+        time.sleep(1)
+
+
+def _run_here(jobs: Sequence[Job], sweep: Sweep, worker: Worker, progress: Progress) -> None:
+    for job in jobs:
+        if progress.is_open(job):
+            worker.run_jobs(sweep.run_folder(job), patience=0)
+            progress.poll()  # before the next job has something to say
 
 
 def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from vitlab.core.claim import read_lease
 from vitlab.core.console import duration, say
 from vitlab.core.run_folder import RunFolder, State, SummaryData
 from vitlab.core.signals import Interrupted
@@ -25,15 +26,18 @@ class Progress:
         sweep: its record.
         total: jobs that are to be trained; of a search, with the trials that are not drawn yet.
         left: those of them that have not ended; None where their folders say it.
+        session: of the worker whose jobs are to be told of; None: all jobs. The others are only counted,
+            as those who run them tell of them.
 
     Attributes:
-        failed: the jobs that failed since.
+        failed: the jobs that failed since, in whatever process.
     """
 
-    def __init__(self, sweep: Sweep, total: int, left: int | None = None) -> None:
+    def __init__(self, sweep: Sweep, total: int, left: int | None = None, session: str | None = None) -> None:
         self.failed: list[Job] = []
         self._sweep = sweep
         self._total = total
+        self._session = session
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._num_ended = 0
@@ -46,20 +50,45 @@ class Progress:
             else:
                 self._open[job] = _get_age(sweep.run_folder(job))
         self.left = len(self._open) if left is None else left
+        self._known = {*sweep.jobs}
+
+    def list_open(self) -> list[Job]:
+        """Return the jobs of a grid that have not ended since, as far as was seen."""
+        with self._lock:
+            return [*self._open]
+
+    def is_open(self, job: Job) -> bool:
+        """Say whether a job of a grid has not ended since, in whatever process, by a look at its folder."""
+        with self._lock:
+            return job in self._open and not self._has_ended(job, self._sweep.state(job))
 
     def poll(self) -> None:
         """Look at every job of a grid that has not ended, and say which have by now."""
         with self._lock:
+            self._adopt_jobs()
             states = {job: self._sweep.state(job) for job in self._open}
             for job, state in states.items():
-                # Of a job that failed before, the folder says so until it runs again.
-                ended = state in (State.FINISHED, State.FAILED)
-                if ended and _get_age(self._sweep.run_folder(job)) != self._open[job]:
+                if self._has_ended(job, state):
                     del self._open[job]
                     self.report(job, running=sum(states[other] == State.RUNNING for other in self._open))
             if states != self._states:
                 self._sweep.save()
             self._states = states
+
+    def _adopt_jobs(self) -> None:
+        """Go for jobs, too, that another process has added to the sweep, once they have a folder."""
+        self._sweep.adopt_jobs()
+        for job in self._sweep.runnable:
+            if job not in self._known and self._sweep.run_folder(job).config.exists():
+                self._known.add(job)
+                self._open[job] = 0
+                self.left += 1
+                self._total += 1
+
+    def _has_ended(self, job: Job, state: str) -> bool:
+        # Of a job that failed before, the folder says so until it runs again.
+        ended = state in (State.FINISHED, State.FAILED)
+        return ended and _get_age(self._sweep.run_folder(job)) != self._open[job]
 
     @contextlib.contextmanager
     def poll_regularly(self) -> Iterator[None]:
@@ -86,6 +115,8 @@ class Progress:
         """Say how a job ended, and what is still to do while so many others are running."""
         self.left -= 1
         self._num_ended += 1
+        lease = read_lease(self._sweep.run_folder(job).path) if self._session and job.folder else None
+        own = self._session is None or (lease is not None and lease["session"] == self._session)
         state, summary = self._sweep.state(job), self._sweep.summary(job)
         took = duration(summary.get("train", {}).get("wall_seconds") or 0)
         if state == State.FINISHED:
@@ -107,7 +138,8 @@ class Progress:
             seconds = (time.monotonic() - self._started) / self._num_ended * self.left
             counts.append(f"about {duration(seconds)}")
         done = f"[{self._total - self.left}/{self._total}]"
-        say(f"{done} {job.label}  {result}   {', '.join(counts)}{self._best()}")
+        if own:
+            say(f"{done} {job.label}  {result}   {', '.join(counts)}{self._best()}")
 
     def _note_result(self, job: Job, summary: SummaryData) -> None:
         value = summary.get("metrics", {}).get(OBJECTIVE)
@@ -133,7 +165,12 @@ def _get_age(folder: RunFolder) -> int:
 
 def list_jobs(sweep: Sweep, jobs: Sequence[Job]) -> str:
     """Return the jobs and their states, a line each."""
-    lines = [f"  {job.label or job.folder}: {sweep.state(job)}" for job in jobs[:LISTED]]
+    lines = []
+    for job in jobs[:LISTED]:
+        state, lease = sweep.state(job), read_lease(sweep.run_folder(job).path) if job.folder else None
+        running = state == State.RUNNING
+        where = f", by process {lease['pid']} on {lease['machine']}" if lease and running else ""
+        lines.append(f"  {job.label or job.folder}: {state}{where}")
     return "\n".join([*lines, *([f"  and {len(jobs) - LISTED} more"] if len(jobs) > LISTED else [])])
 
 

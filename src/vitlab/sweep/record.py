@@ -160,16 +160,21 @@ class Sweep:
         """Return the jobs that are to be run or resumed."""
         return [job for job in self.runnable if job.outcome is None and self.state(job) != State.FINISHED]
 
+    def adopt_jobs(self) -> None:
+        """Take over jobs that another process has added to the record since."""
+        if self.search is None:
+            with contextlib.suppress(UserError):
+                known = {job.identity for job in self.jobs}
+                self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
+
     def save(self) -> None:
         """Write the record with the state of every job; other processes may do the same at any time."""
         add_folder(self.path)
         with open(self.path / ".sweep.lock", "a") as lock:
-            try_lock(lock, patience=60)
-            if self.search is None:
-                with contextlib.suppress(UserError):
-                    known = {job.identity for job in self.jobs}
-                    # Another process may have added jobs since.
-                    self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
+            with contextlib.suppress(OSError):  # no locks on this disk
+                try_lock(lock, patience=60)
+            states = {job: self.state(job) for job in self.jobs}  # first, as it takes longest
+            self.adopt_jobs()
             data = {
                 "command": self.command,
                 "swept": self.swept,
@@ -178,7 +183,7 @@ class Sweep:
                 "jobs": [
                     {
                         "label": job.label,
-                        "state": self.state(job),
+                        "state": states.get(job) or self.state(job),
                         "folder": job.folder,
                         "reason": job.reason,
                         "overrides": job.overrides,

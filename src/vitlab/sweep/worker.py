@@ -5,16 +5,17 @@ A launcher may call it in other processes, also on other machines; all that they
 
 import contextlib
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vitlab.config import read_record
+from vitlab.core.claim import NUMBER, STALE, Claim, Watch, name_machine, read_lease
 from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
@@ -22,7 +23,8 @@ from vitlab.core.processes import describe_exit, start
 from vitlab.core.run_folder import RunFolder, State, Summary
 from vitlab.core.signals import STOP_SIGNALS, is_impatient, on_signal
 
-PATIENCE = 60  # seconds that the job of a sweep that was killed has to end by itself
+# Seconds that the job of a sweep that was killed has to end by itself, or to be known for dead.
+PATIENCE = STALE + 30
 POLL = 0.2  # seconds between two looks at a job
 GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
 
@@ -39,8 +41,10 @@ class Worker:
     def __init__(self, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> None:
         several = at_a_time > 1
         self.folder = folder
-        self._host = socket.gethostname()
-        self._file = folder / f".session-{self._host}-{os.getpid()}"
+        self._machine = name_machine()
+        self._file = folder / f".session-{self._machine}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._locked = False
+        self._watch = Watch()
         self._cores = max(1, count_cores() // at_a_time) if several else None
         self._gpus = _find_gpus() if several and divide_gpus else []
         self._slots = f"{self._file.name}{GPU}"
@@ -54,7 +58,8 @@ class Worker:
         What the scheduler tells its jobs (their time is up, they are cancelled) concerns them alone.
         """
         there = Worker(self.folder, at_a_time=at_a_time)
-        there._file, there._host, there._shown = self._file, self._host, False
+        there._file, there._machine, there._locked = self._file, self._machine, self._locked
+        there._shown = False
         there._slots = f"{self._file.name}{GPU}{os.environ.get('SLURM_JOB_ID')}-"
         there.ends_sweep = False
         return there
@@ -65,11 +70,13 @@ class Worker:
 
         The first Ctrl-C or SIGTERM asks the jobs to stop; a second one ends everything.
         """
-        for other in self.folder.glob(f".session-{self._host}-*"):
-            if not is_locked(other.with_name(other.name.partition(GPU)[0])):  # of one that was killed
+        for other in self.folder.glob(f".session-{self._machine}-*"):
+            session = other.with_name(other.name.partition(GPU)[0])
+            if not is_locked(session) and not _is_process(session.name):  # of one that was killed
                 other.unlink(missing_ok=True)
         with open(self._file, "a") as file:
-            try_lock(file)
+            with contextlib.suppress(OSError):  # no locks on this disk
+                self._locked = try_lock(file)
             try:
                 with on_signal(self._on_signal):
                     yield
@@ -98,7 +105,11 @@ class Worker:
 
     def is_gone(self) -> bool:
         """Say whether nobody waits for the jobs any more; on another machine that cannot be known."""
-        return self._host == socket.gethostname() and not is_locked(self._file)
+        if self._machine != name_machine():
+            return False
+        if self._locked:
+            return not is_locked(self._file)
+        return not (self._file.exists() and _is_process(self._file.name))
 
     @contextlib.contextmanager
     def share(self, devices: Any) -> Iterator[dict[str, str]]:
@@ -121,46 +132,71 @@ class Worker:
                         break
             yield share
 
-    def start(self, folder: RunFolder) -> "RunningJob | None":
+    @property
+    def session(self) -> str:
+        """The name of this call of the verb, by which its claims are known."""
+        return self._file.name
+
+    def has_tried(self, folder: RunFolder) -> bool:
+        """Say whether this call was the last to run a job."""
+        lease = read_lease(folder.path)
+        return lease is not None and lease["session"] == self.session
+
+    def is_free(self, folder: RunFolder) -> bool:
+        """Say whether nobody has a job; see `vitlab.core.claim`."""
+        return self._watch.look(folder.path).free and not folder.is_locked()
+
+    def start(
+        self, folder: RunFolder, patience: float = PATIENCE, *, finished_too: bool = True
+    ) -> "RunningJob | None":
         """Start a process on a job's folder; None where the sweep is to stop or another process has the job.
 
-        Until it has ended the job counts as running: its claim is locked.
+        Until it has ended the job is claimed.
+
+        Args:
+            folder: of the job.
+            patience: seconds to wait where it cannot be said yet whether who had the job is gone.
+            finished_too: also where the job has finished; it then ends at once.
         """
-        if self.stop_signal():
-            return None
+        deadline = time.monotonic() + patience
+        while not self.stop_signal():
+            standing = self._watch.look(folder.path)
+            if standing.free and not folder.is_locked():
+                claim = Claim.take(folder.path, standing.number, self.session)
+                return self._start(folder, claim, finished_too) if claim else None
+            if standing.held or time.monotonic() >= deadline:
+                return None
+            time.sleep(POLL)
+        return None
+
+    def _start(self, folder: RunFolder, claim: Claim, finished_too: bool) -> "RunningJob | None":
         with contextlib.ExitStack() as held:
-            claim = held.enter_context(open(folder.claim, "a+"))
-            deadline = time.monotonic() + PATIENCE
-            while not try_lock(claim):
-                if not self._is_left_behind(claim) or time.monotonic() > deadline or self.stop_signal():
-                    return None
-                time.sleep(POLL)
-            claim.truncate(0)
-            claim.write(self._file.name)
-            claim.flush()
-            while folder.is_locked():
-                if time.monotonic() > deadline or self.stop_signal():
-                    return None
-                time.sleep(POLL)
+            held.callback(claim.release)
+            # Another process may have run it to its end since we looked.
+            if claim.lost or folder.is_locked() or (_has_finished(folder) and not finished_too):
+                return None
             env = held.enter_context(self.share(read_record(folder)["trainer"]["devices"]))
-            return RunningJob(self, folder, start(folder, shown=self._shown, **env), held.pop_all())
+            env |= {NUMBER: str(claim.number)}
+            process = start(folder, shown=self._shown, **env)
+            return RunningJob(self, folder, process, claim, held.pop_all())
 
-    def _is_left_behind(self, claim: IO[str]) -> bool:
-        """Say whether who holds a claim works for a call that was killed, and so will let go of it."""
-        claim.seek(0)
-        session = claim.read()
-        return session.startswith(f".session-{self._host}-") and not is_locked(self.folder / session)
-
-    def run_jobs(self, *folders: RunFolder) -> None:
+    def run_jobs(self, *folders: RunFolder, patience: float = PATIENCE) -> None:
         """Run jobs to their end, all at a time, unless another process does or has done so.
 
         However they end is on record in their folders; nothing is raised.
+
+        Args:
+            *folders: of the jobs.
+            patience: see `start`.
         """
         jobs: list[RunningJob] = []
+        for folder in folders:  # so that they are watched together
+            self._watch.look(folder.path)
         try:
             for folder in folders:
-                finished = Summary(folder, writable=False).data.get("status") == State.FINISHED
-                if not finished and (job := self.start(folder)):
+                if _has_finished(folder):
+                    continue
+                if job := self.start(folder, patience, finished_too=False):
                     jobs.append(job)
             while jobs:
                 jobs = [job for job in jobs if job.poll(POLL / len(jobs)) is None]
@@ -169,6 +205,7 @@ class Worker:
                 job.terminate()
             for job in jobs:
                 job.process.wait(PATIENCE)
+                job.held.close()
             raise
 
 
@@ -179,8 +216,12 @@ class RunningJob:
     worker: Worker
     folder: RunFolder
     process: subprocess.Popen[bytes]
+    claim: Claim
     held: contextlib.ExitStack  # its claim and its share of the machine, until it has ended
     told: bool = False  # to end: a second signal would tear it off
+
+    def __post_init__(self) -> None:
+        self._failed_at = _get_failure(self.folder)
 
     def terminate(self) -> None:
         """Let this job alone keep a checkpoint and end."""
@@ -196,19 +237,48 @@ class RunningJob:
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            if not self.told and (signum := self.worker.stop_signal()):
+            if self.claim.lost:
+                self.process.kill()  # it ends itself as well, unless it is stuck
+            elif not self.told and (signum := self.worker.stop_signal()):
                 self.told = True
                 self.process.send_signal(signum)
             return None
         with self.held:
-            if signum := get_stop_signal(code):
+            if self.claim.is_lost():
+                say(f"{self.folder} was taken over by another process: this one seemed to be gone")
+            elif signum := get_stop_signal(code):
                 if not self.told and self.worker.ends_sweep:
                     self.worker.request_stop(signum)
-            elif code and not self.worker.stop_signal():
-                summary = Summary(self.folder)
-                if summary.data.get("status") != State.FAILED:  # it died without a word
-                    summary.update(status="failed", error=f"the process {describe_exit(code)}")
+            elif code and not self.worker.stop_signal() and _get_failure(self.folder) == self._failed_at:
+                Summary(self.folder).update(  # it died without a word
+                    status="failed", error=f"the process {describe_exit(code)}"
+                )
         return code
+
+
+def _has_finished(folder: RunFolder) -> bool:
+    return Summary(folder, writable=False).data.get("status") == State.FINISHED
+
+
+def _get_failure(folder: RunFolder) -> int | None:
+    """Return when a job that failed said so (in ns), or None."""
+    if Summary(folder, writable=False).data.get("status") != State.FAILED:
+        return None
+    return folder.summary.stat().st_mtime_ns
+
+
+def _is_process(session: str) -> bool:
+    """Say whether this machine has a process of the number in a session's name."""
+    number = session.split("-")[-2]
+    if not number.isdecimal() or int(number) == 0:
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def get_stop_signal(code: int) -> int:

@@ -61,7 +61,7 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
     config = read_record(folder)
     check_links(folder.path)
     rank = rank_in_environment() or 0
-    end_with_parent()
+    end_with_parent(folder)
     screen = RunConsole(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():

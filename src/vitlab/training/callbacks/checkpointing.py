@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vitlab.core.batch import Batch
 from vitlab.core.checkpoint import copy_checkpoint, publish, publish_last, read_checkpoint
+from vitlab.core.claim import end_if_lost
 from vitlab.core.disk import describe_room, disk_problem
 from vitlab.core.errors import UserError
 from vitlab.core.files import sync
@@ -180,6 +181,7 @@ class Checkpointing(Checkpoint):
         temporary = self.folder.checkpoints / ".new.ckpt.tmp"
         try:
             trainer.save_checkpoint(temporary)
+            end_if_lost(self.folder.path)
             if trainer.is_global_zero:
                 for target in targets[:-1]:
                     copy_checkpoint(temporary, target)
