@@ -147,7 +147,7 @@ class Worker:
         return self._watch.look(folder.path).free and not folder.is_locked()
 
     def start(
-        self, folder: RunFolder, patience: float = PATIENCE, *, finished_too: bool = True
+        self, folder: RunFolder, patience: float | None = None, *, finished_too: bool = True
     ) -> "RunningJob | None":
         """Start a process on a job's folder; None where the sweep is to stop or another process has the job.
 
@@ -155,10 +155,11 @@ class Worker:
 
         Args:
             folder: of the job.
-            patience: seconds to wait where it cannot be said yet whether who had the job is gone.
+            patience: seconds to wait where it cannot be said yet whether who had the job is gone; by default
+                enough to know.
             finished_too: also where the job has finished; it then ends at once.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while not self.stop_signal():
             standing = self._watch.look(folder.path)
             if standing.free and not folder.is_locked():
@@ -180,7 +181,7 @@ class Worker:
             process = start(folder, shown=self._shown, **env)
             return RunningJob(self, folder, process, claim, held.pop_all())
 
-    def run_jobs(self, *folders: RunFolder, patience: float = PATIENCE) -> None:
+    def run_jobs(self, *folders: RunFolder, patience: float | None = None) -> None:
         """Run jobs to their end, all at a time, unless another process does or has done so.
 
         However they end is on record in their folders; nothing is raised.
