@@ -11,11 +11,13 @@ from vitlab.core.errors import UserError
 
 def main() -> None:
     """Run the folder that is named on the command line."""
+    from vitlab.core.processes import end_with_parent
     from vitlab.core.run_folder import RunFolder
 
     if len(sys.argv) != 2:
         raise UserError("usage: python -m vitlab RUN_FOLDER")
     folder = RunFolder.find(sys.argv[1])
+    end_with_parent(folder)  # before what takes seconds to import
     from vitlab.training.run import run
 
     run(folder)

@@ -54,6 +54,8 @@ def test_a_job_is_free_held_and_free_again(tmp_path: Path) -> None:
         assert is_held(tmp_path)
         held.release()
         assert not is_held(tmp_path)
+    kill(held, machine="elsewhere", released=True)
+    assert Watch().look(tmp_path).free, "which needs no watching"
 
 
 def test_a_holder_on_this_machine_that_was_killed_is_known_for_gone_at_once(tmp_path: Path) -> None:

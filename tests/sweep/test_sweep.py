@@ -375,6 +375,7 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
     assert not capsys.readouterr().out, "a failure of yesterday is no news"
     done = {"status": "finished", "metrics": {"val/accuracy": 0.5}, "train": {"wall_seconds": 3723}}
     Summary(RunFolder(tmp_path / "d2")).update(**done)
+    assert [progress.is_open(job) for job in found.runnable] == [True, False, True], "as the folders say"
     progress.poll()
     (line,) = capsys.readouterr().out.splitlines()
     said = "[1/3] depth=2  val/accuracy 0.5000  1:02:03   skipped 1, failed 0, left 2, about "

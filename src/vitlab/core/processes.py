@@ -38,10 +38,12 @@ def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Po
     )
 
 
-def end_with_parent(folder: RunFolder) -> None:
+def end_with_parent(folder: RunFolder | None = None) -> None:
     """End this process when the one that started it is gone (kill -9), rather than train on unseen.
 
-    And at once, without a checkpoint, where another worker has taken ``folder`` over.
+    Args:
+        folder: of the job that this process is, if it is one: where another worker has taken it over, the
+            process ends at once, without a checkpoint.
     """
     expected = os.environ.get(PARENT)
     if expected is None:
@@ -50,7 +52,7 @@ def end_with_parent(folder: RunFolder) -> None:
     def watch() -> None:
         looks = 0
         while os.getppid() == int(expected):
-            if looks % 4 == 0:
+            if folder and looks % 4 == 0:
                 end_if_lost(folder.path)
             looks += 1
             time.sleep(0.5)

@@ -26,7 +26,7 @@ from vitlab.core.cpu_count import count_cores
 from vitlab.core.disk import as_note, describe_room, disk_problem
 from vitlab.core.errors import Diverged, UserError
 from vitlab.core.files import check_links
-from vitlab.core.processes import end_with_parent, rank_in_environment, start_ranks
+from vitlab.core.processes import rank_in_environment, start_ranks
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.core.signals import Interrupted, StopSignal
@@ -61,7 +61,6 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
     config = read_record(folder)
     check_links(folder.path)
     rank = rank_in_environment() or 0
-    end_with_parent(folder)
     screen = RunConsole(folder, quiet=rank > 0)
     quieten()
     with folder.lock() if rank == 0 else contextlib.nullcontext():
