@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from tests.compare.folders import make_run
-from tests.conftest import TINY, started, summary, verb
+from tests.conftest import ROOT, TINY, started, summary, verb
 from tests.core.claims import kill, take
 from tests.sweep.helpers import wait_for
 from vitlab.compare import show_leaderboard
@@ -520,7 +521,40 @@ def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert everything == {}
 
 
-# Slow: real trainings
+# Slow: real trainings, and workers in processes of their own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", ["sweep.resume", "hydra.sweep.dir"])
+def test_tasks_of_one_allocation_that_start_at_once_share_a_sweep(typed: str, tmp_path: Path) -> None:
+    work = [sys.executable, "-m", "tests.light_job", "train"]
+    make, folder = [*SHORT[:-1], "seed=range(1,7)"], f"{tmp_path}/sweep"
+    if typed == "sweep.resume":
+        call = [f"sweep.resume={folder}"]
+        begun = subprocess.Popen([*work, *make, f"hydra.sweep.dir={folder}"], cwd=ROOT, stdout=-3)
+        wait_for(lambda: [*tmp_path.glob("sweep/*/config.yaml")][5:])
+        begun.kill()
+        begun.wait()
+    else:
+        call = [*make, f"hydra.sweep.dir={folder}"]
+    tasks = [
+        subprocess.Popen(
+            [*work, *call],
+            cwd=ROOT,
+            env=os.environ | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    said = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0, 0], "\n".join(said)
+    told = [line for text in said for line in text.splitlines() if re.match(r"\[\d/6\] seed=\d ", line)]
+    assert len(told) in ((6,) if typed == "hydra.sweep.dir" else (5, 6)), "each by one task, in all"
+    assert len({line.partition("] ")[2].split()[0] for line in told}) == len(told)
+    assert ["more: python compare.py" in text for text in said] == [True, False, False], "one shows the table"
+    assert {*states(tmp_path / "sweep").values()} == {"finished"}
 
 
 @pytest.mark.slow
