@@ -163,7 +163,7 @@ class Observer:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 if words[1] == b"-m" and words[3].startswith(str(self.folder).encode() + b"/"):
                     state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-                    # Open from before it trains until all is written: not while it imports or is about to end.
+                    # Open from before it trains until all is written: not while it imports or ends.
                     files = [os.readlink(file) for file in (process / "fd").iterdir()]
                     trains = f"{words[3].decode()}/.lock" in files
                     found[Path(words[3].decode()).name] += trains and state not in "TtZX"
