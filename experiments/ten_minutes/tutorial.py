@@ -1,7 +1,7 @@
 """What a tutorial's stack reaches in a given wall time, everything included, or after so many images.
 
     python -m experiments.ten_minutes.tutorial data=image_folder data.root=DIR --minutes=10 --out=FILE.json
-    python -m experiments.ten_minutes.tutorial data=image_folder data.root=DIR --images 8000 40000 --out=FILE.json
+    python -m experiments.ten_minutes.tutorial … --images 8000 40000 --out=FILE.json
 
 vit-pytorch's ViT (patch 4, dim 192, depth 6), Adam at 1e-4, float32, PIL images with crop, flip and
 AutoAugment in a DataLoader, classes as targets: no schedule, no label smoothing, not compiled. It trains on

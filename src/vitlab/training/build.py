@@ -105,8 +105,8 @@ def build(
         ) from error
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     asked = teacher.record["flops_per_image"] if teacher else 0
-    seen = (3 * flops + asked) * plan.total_steps * plan.effective_batch  # backward costs two forwards
-    compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
+    whole = plan.training_flops(flops, asked)
+    compiled = hardware.resolve_compile(config["compile"], kind, whole / processes)
     data.setup("fit")  # decodes; whatever can be refused has been by now
     if isinstance(net, ViT) and not hasattr(net, "loaded"):
         net.data_dependent_init(_draw_initial(data))
