@@ -17,17 +17,16 @@ The exit status is 0 for reproduced, and 1 for all else, mistakes and failed run
 """
 
 import contextlib
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitlab.compare.claims import Claim, find_claims, read_claim, write_table
 from vitlab.compare.reproduction import HOLDS, Arm, as_json, find_deviations, judge, plan, show, sum_up
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.cli import Parser, finish
-from vitlab.core.console import make_console, say
+from vitlab.core.console import make_console, printed_as_errors, say
 from vitlab.core.errors import UserError
 from vitlab.core.files import json_text
 from vitlab.core.suggest import suggest
@@ -150,20 +149,6 @@ def train(arm: Arm, seeds: Sequence[int], launcher: Sequence[str]) -> None:
             f"seed {', '.join(map(str, left))}: another process trains in {arm.folder}. The same command "
             "again, once it has ended, compares."
         )
-
-
-@contextlib.contextmanager
-def printed_as_errors() -> Iterator[None]:
-    """Send what is printed meanwhile, by other processes too, to standard error."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 if __name__ == "__main__":

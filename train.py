@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from vitlab.config import combinations
-from vitlab.config.arguments import check_folder, parse_arguments
+from vitlab.config.arguments import Arguments, check_folder, parse_arguments
 from vitlab.config.data_check import check_with_data
 from vitlab.config.show import show
 from vitlab.core.cli import finish
+from vitlab.core.console import printed_as_errors
 from vitlab.core.errors import UserError
+from vitlab.core.files import json_text
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, Summary, wait_for_run
 from vitlab.core.slurm import check_tasks
@@ -19,6 +21,12 @@ def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     if arguments.shows:
         show(arguments.shows)
+    elif arguments.status is not None:
+        from vitlab.sweep.status import find_status
+
+        print(json_text(find_status(arguments.status)))
+    elif arguments.plan:
+        print_plan(arguments)
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.multirun:
@@ -28,6 +36,16 @@ def main() -> None:
         run_sweep(arguments, show_leaderboard)
     else:
         train(arguments.overrides)
+
+
+def print_plan(arguments: Arguments) -> None:
+    """Print as JSON what would be trained, and train nothing."""
+    with printed_as_errors():
+        from vitlab.sweep.preview import Preview
+        from vitlab.training.cost import measure_forward
+
+        found = Preview(measure_forward).of(arguments)
+    print(json_text(found))
 
 
 def resume(path: str) -> None:

@@ -19,7 +19,7 @@ def make(kind: type[Tokenizer], **changes: Any) -> Any:
     own: dict[type[Tokenizer], dict[str, Any]] = {
         ConvStem: {"num_convs": 3, "full_size_convs": 0, "norm": "layer"},
         ConvPool: {"num_layers": 2},
-        ConvBlocks: {"width": 4},
+        ConvBlocks: {"width": 4, "pool": "avg", "pool_first": False, "whiten": False},
     }
     return kind(**{**sizes, **own.get(kind, {}), **changes})
 
@@ -39,15 +39,47 @@ def test_the_stem_is_narrow_where_the_image_is_large() -> None:
     assert [conv.stride for conv in convs] == [(2, 2), (2, 2), (1, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("patch_size", [1, 2, 8, (2, 4)], ids=str)
-def test_blocks_halve_the_image_and_double_the_width_until_a_patch_is_one_pixel(patch_size: Size) -> None:
-    tokenizer = make(ConvBlocks, patch_size=patch_size)
+@pytest.mark.parametrize("pool_first", [False, True])
+@pytest.mark.parametrize("patch_size", [1, 2, 8, (2, 4), (8, 1)], ids=str)
+def test_blocks_halve_the_image_and_double_the_width_until_a_patch_is_one_pixel(
+    patch_size: Size, pool_first: bool
+) -> None:
+    tokenizer = make(ConvBlocks, patch_size=patch_size, pool_first=pool_first)
     down, across = pair("", patch_size)
     assert tokenizer.grid == (32 // down, 16 // across)
     assert tokenizer(torch.randn(2, 3, 32, 16)).shape == (2, tokenizer.grid[0] * tokenizer.grid[1], 32)
     convs = [module for module in tokenizer.modules() if isinstance(module, nn.Conv2d)]
     blocks = max(down, across).bit_length() - 1
     assert [conv.out_channels for conv in convs] == [w for i in range(blocks) for w in [4 * 2**i] * 2] + [32]
+
+
+def test_a_pooling_after_the_first_convolution_leaves_the_second_a_quarter_of_the_pixels() -> None:
+    seen: list[tuple[int, ...]] = []
+    tokenizer = make(ConvBlocks, pool="max", pool_first=True)
+    for module in tokenizer.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[-2:]))
+    tokenizer(torch.randn(2, 3, 32, 16))
+    block = [(32, 16), (16, 8), (16, 8), (16, 8), (16, 8)]  # convolution, pooling, norm, convolution, norm
+    assert seen == [*block, *((h // 2, w // 2) for h, w in block), (8, 4), (8, 4)]
+
+
+def test_whitening_makes_neighbouring_pixels_uncorrelated_and_of_variance_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = F.interpolate(torch.randn(64, 3, 8, 8, generator=generator), scale_factor=4, mode="bilinear")
+    tokenizer = make(ConvBlocks, image_size=32, patch_size=8, whiten=True)
+    tokenizer.data_dependent_init(images.split(16))
+    whitening = tokenizer.layers[0]
+    features = whitening(images)[..., :-1, :-1]  # (64, 24, 31, 31), without what sees the padding
+    half = features[:, :12].transpose(0, 1).flatten(1)  # (12, pixels)
+    torch.testing.assert_close(features[:, 12:], -features[:, :12])
+    covariance = half @ half.T / half.shape[1]
+    variances = covariance.diagonal()
+    assert variances.max() < 1.001
+    assert variances[-6:].min() > 0.99  # the strongest; the weakest are held down lest noise be blown up
+    torch.testing.assert_close(covariance, torch.diag(variances), atol=1e-3, rtol=0)
+    assert [n for n, p in whitening.named_parameters() if p.requires_grad] == ["bias"]
+    assert tokenizer(images).shape == (64, 16, 32)
 
 
 @pytest.mark.parametrize("kind", [ConvStem, ConvPool, ConvBlocks])

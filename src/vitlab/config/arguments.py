@@ -29,6 +29,9 @@ FLAGS: dict[tuple[str, ...], dict[str, Any]] = {
         "const": "all",
     },
     ("--shell-completion", "-sc"): {"action": "store_true"},
+    # Ours, for programs.
+    ("--plan",): {"action": "store_true"},
+    ("--status",): {"metavar": "DIR"},
 }
 
 
@@ -43,6 +46,8 @@ class Arguments:
         resume: the run folder to finish, if one is given.
         sweep_resume: the sweep to continue, if one is given.
         sweep_new: start a sweep afresh, though the same was begun before.
+        plan: say what would be trained, and train nothing.
+        status: the folder whose runs' states are asked for, if one is.
     """
 
     overrides: list[str]
@@ -51,6 +56,8 @@ class Arguments:
     resume: str | None = None
     sweep_resume: str | None = None
     sweep_new: bool = False
+    plan: bool = False
+    status: str | None = None
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
@@ -70,21 +77,26 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     for key in ("resume", "sweep.resume", "hydra.run.dir", "hydra.sweep.dir"):
         if f"{key}=" in overrides:
             raise UserError(f"{key}= needs the name of a folder, such as {key}=outputs/runs/NAME.")
+    if flags.status is not None:
+        if len(arguments) > 2 or not flags.status:
+            raise UserError("--status takes the folder of a run, a sweep or a study, and nothing beside it.")
+        return Arguments([], multirun=False, status=flags.status)
     if resume := [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]:
-        if len(arguments) > 1:
-            others = " ".join(a for a in arguments if not a.startswith("resume="))
+        if len(rest) > 1 or len(arguments) > 1 + flags.plan:
+            others = " ".join(a for a in arguments if not a.startswith("resume=") and a != "--plan")
             raise UserError(
                 "resume= continues a run exactly as it was configured and takes nothing beside it; found: "
                 f"{others}. To train with other settings start a new run."
             )
-        return Arguments([], multirun=False, resume=resume[0])
+        return Arguments([], multirun=False, resume=resume[0], plan=flags.plan)
     multirun = flags.multirun or "hydra.mode=MULTIRUN" in overrides
     if (flags.package or flags.resolve) and not flags.cfg:
         raise UserError("--package and --resolve are for --cfg: add --cfg job.")
     if shown := [flag for flag in (flags.cfg, flags.info, flags.shell_completion) if flag]:
-        if len(shown) > 1 or multirun:
+        if len(shown) > 1 or multirun or flags.plan:
             raise UserError(
-                "--cfg, --info and --shell-completion each show one config: give one of them, without -m."
+                "--cfg, --info and --shell-completion each show one config: give one of them, without -m or "
+                "--plan."
             )
         words = list(arguments)
         for override in overrides:
@@ -100,7 +112,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
             raise UserError(f"{of_sweep[0]} belongs to a sweep: add -m.")
         multirun = True
     new = "sweep.new=true" in [o.lower() for o in overrides]
-    return Arguments(overrides, multirun, sweep_resume=sweep_resume, sweep_new=new)
+    return Arguments(overrides, multirun, sweep_resume=sweep_resume, sweep_new=new, plan=flags.plan)
 
 
 def _parse_flags(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:

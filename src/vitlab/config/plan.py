@@ -36,6 +36,13 @@ class Plan:
     def effective_batch(self) -> int:
         return self.batch_size * self.accumulate
 
+    def training_flops(self, forward: int, teacher: int = 0) -> int:
+        """Floating-point operations of the run, from those of one image's forward passes.
+
+        A backward pass costs two forward passes; a teacher's has none.
+        """
+        return (3 * forward + teacher) * self.total_steps * self.effective_batch
+
     def advice(self) -> str | None:
         """Say what to change where the effective batch is small for a ViT."""
         if self.effective_batch >= VIT_BATCH:

@@ -115,6 +115,7 @@ RULES: dict[str, Constraint] = {
     "model.tokenizer.norm": one_of("batch", "layer"),
     "model.tokenizer.num_layers": whole(1, 8),
     "model.tokenizer.width": whole(1, 16_384),
+    "model.tokenizer.pool": one_of("avg", "max"),
     "augment.*.padding_mode": one_of("zero", "reflect"),
     "model.blocks": listing(whole(1, 1024)),
     "model.width": whole(1, 16_384),

@@ -5,7 +5,10 @@ control characters reach no terminal. Style comes from Rich's own objects, such 
 """
 
 import contextlib
+import os
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +38,20 @@ def say(text: str) -> None:
     """Print a line at once: another process may write to the same terminal, or read this line by line."""
     with contextlib.suppress(OSError):  # the terminal was closed; what goes on is worth more than the line
         print(printable(text), flush=True)
+
+
+@contextlib.contextmanager
+def printed_as_errors() -> Iterator[None]:
+    """Send what is printed meanwhile, by other processes too, to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def duration(seconds: float) -> str:

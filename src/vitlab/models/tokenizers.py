@@ -1,6 +1,6 @@
 """Tokenizers: images to tokens. A new one is another subclass, injected from YAML."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitlab.models.layers import LAYER_NORM_EPS, ChannelsLast, Size, choose, layer_norm, linear, pair
+
+WHITENING_EPS = 5e-4  # of Jordan 2024's code: directions that hardly vary are not blown up
 
 
 class Tokenizer(nn.Module):
@@ -30,6 +32,9 @@ class Tokenizer(nn.Module):
         if height % down or width % across:
             raise ValueError(f"patches of {down}x{across} do not tile an image of {height}x{width}")
         self.grid = height // down, width // across
+
+    def data_dependent_init(self, batches: Iterable[Tensor]) -> None:
+        """Set what follows from training images ``(B, C, H, W)``; most tokenizers need none."""
 
 
 class Projection(nn.Module):
@@ -177,31 +182,90 @@ class ConvPool(Tokenizer):
         return rearrange(features, "b c h w -> b (h w) c")  # (B, N, dim)
 
 
+class Whitening(nn.Module):
+    """A frozen 2x2 convolution that makes the pixels of a patch uncorrelated, with a variance of one.
+
+    ``(B, channels, H, W) -> (B, 8 channels, H, W)``: the 4 channels eigenvectors of the patches' covariance,
+    and their negatives, as a rectifier follows; the last row and column see zeros beyond the image. Only the
+    bias is trained.
+
+    Source: "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (Jordan 2024, arXiv:2404.00498, section 3.2).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8 * channels, channels, 2, 2), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(8 * channels))
+        self.set_kernels(torch.eye(4 * channels))
+
+    def set_kernels(self, rows: Tensor) -> None:
+        """Take the kernels ``(4 channels, 4 channels)``, a flattened patch a row, and their negatives."""
+        with torch.no_grad():
+            self.weight.copy_(torch.cat([rows, -rows]).view_as(self.weight))
+
+    def data_dependent_init(self, batches: Iterable[Tensor]) -> None:
+        """Measure the covariance on batches of training images ``(B, channels, H, W)``."""
+        size, count = self.weight[0].numel(), 0
+        covariance = torch.zeros(size, size, dtype=torch.float64)
+        for images in batches:
+            patches = (
+                F.unfold(images, 2).transpose(1, 2).flatten(0, 1).cpu()
+            )  # (B (H - 1) (W - 1), 4 channels)
+            covariance += patches.T @ patches
+            count += len(patches)
+        values, vectors = torch.linalg.eigh(covariance / count)
+        self.set_kernels((vectors / (values + WHITENING_EPS).sqrt()).T.float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(F.pad(images, (0, 1, 0, 1)), self.weight, self.bias)
+
+
+POOLS = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
 class ConvBlocks(Tokenizer):
-    """Blocks of two 3x3 convolutions and an average pooling that halves the image, as a small CNN has them.
+    """Blocks of two 3x3 convolutions and a pooling that halves the image, as a small CNN has them.
 
     Source: Brokttv/Vit-on-small-data, Data/model.py, where patches of 8 pixels make three blocks, 64, 128 and
     256 wide; a 1x1 convolution to ``dim`` ends them. Convolutions need no bias, as a norm over the batch
     follows each, and then a GELU. ``width`` is the first block's, and doubles from block to block.
+    ``pool_first``: after a block's first convolution, so that the second, and both norms, see a quarter of
+    the pixels; ``whiten``: a `Whitening` and a GELU before all (both: Jordan 2024, arXiv:2404.00498).
     ValueError: ``patch_size`` is no power of two, or ``patch_norm``, which would need a projection.
     """
 
-    def __init__(self, *, width: int, channels: int, dim: int, patch_norm: bool, **sizes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        pool: str,
+        pool_first: bool,
+        whiten: bool,
+        channels: int,
+        dim: int,
+        patch_norm: bool,
+        **sizes: Any,
+    ) -> None:
         super().__init__(**sizes)
         halvings = [side.bit_length() - 1 for side in self.patch]
         if patch_norm or any(2**n != side for n, side in zip(halvings, self.patch, strict=True)):
             raise ValueError(
                 f"blocks that halve make no patches of {self.patch[0]}x{self.patch[1]}, no patch_norm"
             )
-        layers: list[nn.Module] = []
-        widths = [channels, *(width * 2**i for i in range(max(halvings)))]  # 3, 64, 128, 256
+        layers: list[nn.Module] = [Whitening(channels), nn.GELU()] if whiten else []
+        widths = [8 * channels if whiten else channels, *(width * 2**i for i in range(max(halvings)))]
         for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
             down, across = (2 if i < n else 1 for n in halvings)
-            for wide in (wide_in, wide_out):
-                layers += [convolution(wide, wide_out), nn.BatchNorm2d(wide_out), nn.GELU()]
-            layers.append(nn.AvgPool2d((down, across)))
+            pooling = choose("model.tokenizer.pool", pool, POOLS)((down, across))
+            first = [convolution(wide_in, wide_out), nn.BatchNorm2d(wide_out), nn.GELU()]
+            second = [convolution(wide_out, wide_out), nn.BatchNorm2d(wide_out), nn.GELU()]
+            layers += [first[0], pooling, *first[1:], *second] if pool_first else [*first, *second, pooling]
         layers += [convolution(widths[-1], dim, size=1), nn.BatchNorm2d(dim), nn.GELU()]
         self.layers = ChannelsLast(*layers)
+
+    def data_dependent_init(self, batches: Iterable[Tensor]) -> None:
+        if isinstance(self.layers[0], Whitening):
+            self.layers[0].data_dependent_init(batches)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.layers(images)  # (B, dim, h, w)

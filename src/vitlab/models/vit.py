@@ -4,7 +4,7 @@ How an image becomes tokens, how they know their place, how they mix and what th
 here but classes in ``tokenizers.py``, ``positions.py``, ``attention.py`` and ``pooling.py``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -104,6 +104,10 @@ class ViT(nn.Module):
         self.pool = pooling(dim=dim)
         self.head = classifier(dim, num_classes)
         choose("model.init", init, INITS)(self.blocks, self.position)
+
+    def data_dependent_init(self, batches: Iterable[Tensor]) -> None:
+        """Set what follows from training images ``(B, C, H, W)``, normalised; drawn only if needed."""
+        self.tokenizer.data_dependent_init(batches)
 
     def encode(self, images: Tensor) -> Tensor:
         """Turn images ``(B, C, H, W)`` into what the last block puts out, ``(B, prefix + N, dim)``."""

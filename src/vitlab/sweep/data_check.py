@@ -24,19 +24,35 @@ def data_problems(configs: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
     Returns:
         For the numbers of those configs that cannot be trained, why.
     """
-    found: dict[str, DatasetInfo | UserError] = {}
+    describe = DataDescriptions()
     problems: dict[int, str] = {}
     for number, config in configs.items():
-        data = config["data"]
-        key = repr(sorted((k, repr(v)) for k, v in data.items() if k not in HOW_READ))
         try:
-            if key not in found:
-                # Without the data set itself: many of them, each with its images, fill the memory.
-                found[key] = datasets.describe(datasets.build(data), data["val_size"])
-            if isinstance(info := found[key], UserError):
-                raise info
-            check_with_data(config, info)
+            check_with_data(config, describe(config["data"]))
         except UserError as error:
-            found.setdefault(key, error)  # asked for once: a download that fails takes its time
             problems[number] = str(error)
     return problems
+
+
+class DataDescriptions:
+    """What the data of configs turn out to be; those that several share are built once."""
+
+    def __init__(self) -> None:
+        # Without the data sets themselves: many of them, each with its images, fill the memory.
+        self._found: dict[str, DatasetInfo | UserError] = {}
+
+    def __call__(self, data: Mapping[str, Any]) -> DatasetInfo:
+        """Return what the ``data`` section of a config means.
+
+        Raises:
+            UserError: as `datasets.build`; asked for once, as a download that fails takes its time.
+        """
+        key = repr(sorted((k, repr(v)) for k, v in data.items() if k not in HOW_READ))
+        if key not in self._found:
+            try:
+                self._found[key] = datasets.describe(datasets.build(data), data["val_size"])
+            except UserError as error:
+                self._found[key] = error
+        if isinstance(found := self._found[key], UserError):
+            raise found
+        return found

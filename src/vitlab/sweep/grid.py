@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vitlab.config import Combination, combinations, read_record, report
@@ -21,12 +21,12 @@ from vitlab.sweep.record import RECORD, Job, Sweep, find_sweep, folder_name
 def run_grid(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
     """Run the sweep that a command line asks for, or resume it; see `vitlab.sweep.run_sweep`."""
     launcher = [o for o in arguments.overrides if o.startswith((*HYDRA, "sweep.jobs_per_allocation="))]
-    sweep, jobs = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments, launcher)
+    sweep, jobs = _load(arguments) if arguments.sweep_resume else _find_or_make(arguments)
     if launcher:
         sweep.launcher = [o for o in sweep.launcher if o.startswith("experiment=")] + launcher
     config = check_launcher(sweep)  # before anything is written
     known = {job.identity for job in sweep.jobs}
-    new = [job for job in jobs if _identify(job) not in known]
+    new = [job for job in jobs if identify(job) not in known]
     if new:
         _add_jobs(sweep, new)
     number = len(sweep.runnable)
@@ -57,31 +57,17 @@ def _load(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
     return sweep, jobs
 
 
-def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, list[Combination]]:
+def _find_or_make(arguments: Arguments) -> tuple[Sweep, list[Combination]]:
     """Return the sweep that has just the jobs of a command line, or one that has none yet, and those jobs."""
     jobs = combinations(arguments.overrides, True)
-    wanted = {_identify(job): job for job in jobs}
-    folder = jobs[0].folder
-
     if rank_in_environment():  # one of several tasks of SLURM: the first makes the sweep
         deadline = time.monotonic() + 60
-        while not (folder / RECORD).exists() and time.monotonic() < deadline:
+        while not (jobs[0].folder / RECORD).exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-
-    def matches(other: Sweep) -> bool:
-        return other.search is None and {job.identity for job in other.jobs} == wanted.keys()
-
-    sweep = None if arguments.sweep_new else find_sweep(folder, launcher, matches)
+    sweep = find_same(arguments, jobs)
     if sweep is None:
-        if (folder / RECORD).exists():
-            raise UserError(
-                f"{folder} holds another sweep. Choose another folder (hydra.sweep.dir=…), or add these jobs "
-                f"to it by sweep.resume={folder}."
-            )
-        check_folder(folder, "sweep")
-        swept = list(jobs[0].swept)
-        recipe = [o for o in jobs[0].overrides if o.startswith("experiment=") and "experiment" not in swept]
-        return Sweep(folder.absolute(), _get_command(arguments), swept, recipe), jobs
+        return begin(arguments, jobs), jobs
+    wanted = {identify(job): job for job in jobs}
     _make_folders(sweep, wanted)
     if left := sweep.unfinished():
         say(f"resuming {sweep}, which has the same jobs (sweep.new=true starts afresh)")
@@ -90,7 +76,35 @@ def _find_or_make(arguments: Arguments, launcher: list[str]) -> tuple[Sweep, lis
     return sweep, jobs
 
 
-def _identify(job: Combination) -> frozenset[str]:
+def find_same(arguments: Arguments, jobs: Sequence[Combination]) -> Sweep | None:
+    """Return the newest sweep that has just these jobs, unless a new one is asked for."""
+    wanted = {identify(job) for job in jobs}
+
+    def matches(other: Sweep) -> bool:
+        return other.search is None and {job.identity for job in other.jobs} == wanted
+
+    launcher = [o for o in arguments.overrides if o.startswith(HYDRA)]
+    return None if arguments.sweep_new else find_sweep(jobs[0].folder, launcher, matches)
+
+
+def begin(arguments: Arguments, jobs: Sequence[Combination]) -> Sweep:
+    """Return a sweep without jobs, in the folder that a command line asks for; nothing is written.
+
+    Raises:
+        UserError: it cannot have that folder.
+    """
+    folder, swept = jobs[0].folder, list(jobs[0].swept)
+    if (folder / RECORD).exists():
+        raise UserError(
+            f"{folder} holds another sweep. Choose another folder (hydra.sweep.dir=…), or add these jobs "
+            f"to it by sweep.resume={folder}."
+        )
+    check_folder(folder, "sweep")
+    recipe = [o for o in jobs[0].overrides if o.startswith("experiment=") and "experiment" not in swept]
+    return Sweep(folder.absolute(), _get_command(arguments), swept, recipe)
+
+
+def identify(job: Combination) -> frozenset[str]:
     return frozenset(own_overrides(job.overrides))
 
 
@@ -116,6 +130,13 @@ def _add_jobs(sweep: Sweep, jobs: list[Combination]) -> None:
         jobs[place] = jobs[place].refused(problem)
     if any(job.problems for job in jobs):
         say(report(jobs, "are skipped"))
+    enter(sweep, jobs)
+    sweep.save()  # first: a folder that it does not name would belong to nobody
+    _make_folders(sweep, {identify(job): job for job in jobs})
+
+
+def enter(sweep: Sweep, jobs: Sequence[Combination]) -> None:
+    """Add the jobs to a sweep, with a name for the folder of each that can run; nothing is written."""
     taken = {job.folder for job in sweep.jobs if job.folder}
     for job in jobs:
         overrides = tuple(own_overrides(job.overrides))
@@ -124,8 +145,6 @@ def _add_jobs(sweep: Sweep, jobs: list[Combination]) -> None:
             name = folder_name(text, overrides, taken)
             taken.add(name)
         sweep.jobs.append(Job(overrides, text, name, "; ".join(job.problems) or None))
-    sweep.save()  # first: a folder that it does not name would belong to nobody
-    _make_folders(sweep, {_identify(job): job for job in jobs})
 
 
 def _make_folders(sweep: Sweep, composed: Mapping[frozenset[str], Combination]) -> None:

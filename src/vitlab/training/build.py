@@ -2,13 +2,13 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import hydra
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitlab.config.data_check import check_with_data
@@ -23,12 +23,15 @@ from vitlab.data.datamodule import ImageData
 from vitlab.data.image_folder import FileDataset
 from vitlab.models.flops import flops_per_image
 from vitlab.models.layers import pair
+from vitlab.models.vit import ViT
 from vitlab.models.wrapper import LibraryModel
 from vitlab.optim import make_optimizer
 from vitlab.optim.optimizers import FUSED_DEVICES
 from vitlab.tasks.classify import Classify
 from vitlab.training.instantiate import build_net, instantiate
 from vitlab.training.teacher import Teacher, load_teacher
+
+INITIAL_IMAGES = 1000  # that first weights are measured on: a million patches of CIFAR's
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,11 @@ def build(
         ) from error
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     asked = teacher.record["flops_per_image"] if teacher else 0
-    seen = (3 * flops + asked) * plan.total_steps * plan.effective_batch  # backward costs two forwards
-    compiled = hardware.resolve_compile(config["compile"], kind, seen / processes)
+    whole = plan.training_flops(flops, asked)
+    compiled = hardware.resolve_compile(config["compile"], kind, whole / processes)
     data.setup("fit")  # decodes; whatever can be refused has been by now
+    if isinstance(net, ViT) and not hasattr(net, "loaded"):
+        net.data_dependent_init(_draw_initial(data))
     meta: CheckpointMeta = {
         "config": config,
         "classes": list(dataset.classes),
@@ -136,6 +141,12 @@ def build(
     return Components(
         config, dataset, data, net, task, plan, processes, kind, precision, compiled, flops, teacher
     )
+
+
+def _draw_initial(data: ImageData) -> Iterator[Tensor]:
+    """Yield some training images as the network sees them, without augmentation, in batches on the CPU."""
+    for images in data.train_images(INITIAL_IMAGES)[0].split(64):
+        yield data.preprocess(images.cpu())  # (B, C, H, W)
 
 
 def build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, processes: int) -> ImageData:
