@@ -1,13 +1,16 @@
 """What the tests of sweeps and searches share."""
 
-import time
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.conftest import TINY
 from vitlab.config.arguments import parse_arguments
 from vitlab.sweep import run_sweep
 
 PLAIN = ["sweep=optuna", *TINY]
+Calls = Callable[..., list[str]]
+SHORT = ["-m", *(o for o in TINY if not o.startswith("model.depth")), "hydra.sweep.dir=sweep"]
 RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
 
 
@@ -16,8 +19,5 @@ def run_search(*typed: str) -> None:
     run_sweep(parse_arguments(["-m", *typed]), lambda folder: None)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def states(folder: Path) -> dict[str, str]:
+    return {job["label"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}

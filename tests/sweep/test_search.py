@@ -19,8 +19,8 @@ import optuna
 import pytest
 from omegaconf import DictConfig
 
-from tests.conftest import summary
-from tests.sweep.helpers import PLAIN, RATE, run_search, wait_for
+from tests.conftest import summary, wait_for
+from tests.sweep.helpers import PLAIN, RATE, run_search
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted

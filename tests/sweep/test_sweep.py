@@ -1,14 +1,9 @@
 """A sweep that is interrupted, fails in part or is called twice comes out as if nothing had happened."""
 
-import contextlib
 import importlib.util
 import json
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,70 +15,15 @@ import pytest
 import yaml
 
 from tests.compare.folders import make_run
-from tests.conftest import ROOT, TINY, started, summary, verb
-from tests.core.claims import kill, take
-from tests.sweep.helpers import wait_for
+from tests.conftest import TINY, started, summary, verb, wait_for
+from tests.sweep.helpers import SHORT, Calls, states
 from vitlab.compare import show_leaderboard
-from vitlab.config.arguments import parse_arguments
-from vitlab.core import claim
-from vitlab.core.errors import UserError
-from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, Summary
 from vitlab.core.signals import Interrupted
-from vitlab.sweep import launchers, run_sweep, worker
+from vitlab.sweep import launchers
 from vitlab.sweep.progress import Progress
 from vitlab.sweep.record import Job, Sweep, folder_name
 from vitlab.sweep.worker import Worker
-
-# In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
-PROGRAM = """
-import json, os, pathlib, sys, time, yaml
-folder = pathlib.Path(sys.argv[1])
-config = yaml.safe_load((folder / "config.yaml").read_text())
-depth, seed = config["model"]["depth"], config["seed"]
-with open("starts", "a") as starts:
-    starts.write(f"{folder.name}\\n")
-fate = json.loads(pathlib.Path("fate").read_text()).get(str(depth))
-if fate == "killed":
-    os.kill(os.getpid(), 9)
-if fate == "wait":
-    time.sleep(60)
-data = {"status": fate or "finished", "seed": seed, "train": {"wall_seconds": 62.0}}
-data["metrics"] = {"val/accuracy": depth / 10 + seed / 1000, "test/accuracy": 1 - depth / 10}
-if fate == "failed":
-    data["error"] = "training diverged"
-(folder / "summary.json").write_text(json.dumps(data))
-sys.exit({"failed": 1, "interrupted": 130, "warned": 138}.get(fate, 0))
-"""
-Calls = Callable[..., list[str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Run a sweep in this process on jobs that train nothing; return the folders of the jobs it started."""
-
-    def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder.path)], env=os.environ | env)
-
-    monkeypatch.setattr(worker, "start", start)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "starts").touch()
-
-    def run(*arguments: str, fate: dict[int, str] | None = None, fails: str = "") -> list[str]:
-        (tmp_path / "fate").write_text(json.dumps(fate or {}))
-        before = len((tmp_path / "starts").read_text().splitlines())
-        with pytest.raises(UserError, match=fails) if fails else contextlib.nullcontext():
-            run_sweep(parse_arguments(arguments), show_leaderboard)
-        return (tmp_path / "starts").read_text().splitlines()[before:]
-
-    return run
-
-
-SHORT = ["-m", *(o for o in TINY if not o.startswith("model.depth")), "hydra.sweep.dir=sweep"]
-
-
-def states(folder: Path) -> dict[str, str]:
-    return {job["label"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
 
 
 def test_folders_are_named_by_what_was_swept() -> None:
@@ -201,82 +141,6 @@ def test_a_signal_reaches_the_job_and_no_further_one_starts(call: Calls, tmp_pat
     assert time.monotonic() - begun < 20
     assert (tmp_path / "starts").read_text().split() == ["depth-1"]
     assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_a_job_that_another_process_runs_is_left_alone_and_waited_for(
-    call: Calls, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    folder = RunFolder(tmp_path / "sweep" / "depth-1")
-    held = take(folder.path)
-    assert states(tmp_path / "sweep")["depth=1"] == "failed"
-    assert Sweep.load("sweep").state(Sweep.load("sweep").jobs[0]) == "running"
-
-    waiting: list[str] = []
-
-    def end() -> None:
-        wait_for(lambda: waiting)
-        Summary(folder).update(status="finished")
-        held.release()
-
-    monkeypatch.setattr(launchers, "say", waiting.append)
-    threading.Thread(target=end).start()
-    capsys.readouterr()
-    assert call("sweep.resume=sweep") == ["depth-2"]
-    (said,) = waiting
-    assert "waiting for jobs that other processes run" in said
-    assert f"depth=1: running, by process {os.getpid()} on " in said
-    assert "] depth=1" not in capsys.readouterr().out, "who runs a job tells of it"
-    assert states(tmp_path / "sweep") == {"depth=1": "finished", "depth=2": "finished"}
-
-
-def test_a_job_whose_worker_is_killed_is_taken_over_by_one_that_is_there(call: Calls, tmp_path: Path) -> None:
-    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    held = take(tmp_path / "sweep" / "depth-1")
-
-    def end() -> None:
-        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
-        kill(held)
-
-    threading.Thread(target=end).start()
-    assert call("sweep.resume=sweep") == ["depth-2", "depth-1"]
-
-
-def test_a_job_that_has_failed_elsewhere_meanwhile_is_not_tried_again(call: Calls, tmp_path: Path) -> None:
-    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    folder = RunFolder(tmp_path / "sweep" / "depth-1")
-    held = take(folder.path)
-
-    def end() -> None:
-        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
-        Summary(folder).update(status="failed", error="again")
-        held.release()
-
-    threading.Thread(target=end).start()
-    assert call("sweep.resume=sweep", fails="1 of 2 jobs failed: depth=1") == ["depth-2"]
-
-
-def test_jobs_that_are_added_to_a_sweep_reach_the_workers_that_are_there(call: Calls, tmp_path: Path) -> None:
-    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    folder = RunFolder(tmp_path / "sweep" / "depth-1")
-    held = take(folder.path)
-
-    def add() -> None:
-        wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
-        other = Sweep.load("sweep")
-        other.jobs.append(Job(("model.depth=3",), "depth=3", "depth-3"))
-        other.save()
-        shutil.copytree(tmp_path / "sweep" / "depth-2", tmp_path / "new")
-        for path in (*(tmp_path / "new").glob(".claim*"), tmp_path / "new" / "summary.json"):
-            path.unlink()
-        (tmp_path / "new").rename(tmp_path / "sweep" / "depth-3")
-        wait_for(lambda: "depth-3" in (tmp_path / "starts").read_text())
-        Summary(folder).update(status="finished")
-        held.release()
-
-    threading.Thread(target=add).start()
-    assert call("sweep.resume=sweep") == ["depth-2", "depth-3"]
-    assert {*states(tmp_path / "sweep").values()} == {"finished"}
 
 
 def test_changed_files_in_conf_do_not_change_a_sweep_and_are_noted(
@@ -407,74 +271,6 @@ def test_results_show_what_was_typed_and_are_not_broken_to_the_width_of_their_ta
     assert {f"{found}, best val/accuracy first", f"more: python compare.py {found}"} <= {*out.splitlines()}
 
 
-def test_a_job_without_its_session_ends(tmp_path: Path) -> None:
-    called = Worker(tmp_path, at_a_time=1)
-    assert called.stop_signal() == signal.SIGTERM, "not there yet, or gone"
-    with called.open():
-        assert called.stop_signal() is None
-        called.request_stop(signal.SIGINT)
-        assert called.stop_signal() == signal.SIGINT
-    folder = RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting"))
-    called.run_jobs(folder)
-    assert folder.state() == "waiting"
-
-
-def test_a_job_of_a_call_that_was_killed_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, called = (
-        RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting")),
-        Worker(tmp_path, at_a_time=1),
-    )
-    monkeypatch.setattr(worker, "start", lambda folder, **options: subprocess.Popen(["true"]))
-    held = take(folder.path)
-    with called.open():
-        assert called.start(folder) is None, "the call that has the job is alive"
-        kill(held)
-        with open(folder.path / ".lock", "w") as lock:
-            assert try_lock(lock), "its job still writes a checkpoint"
-            monkeypatch.setattr(time, "sleep", lambda seconds: lock.close())  # and has ended meanwhile
-            job = called.start(folder)
-        assert job is not None
-        assert job.poll(60) == 0
-        assert called.has_tried(folder)
-
-
-def test_a_job_that_was_taken_over_leaves_no_word_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    folder, called = (
-        RunFolder(make_run(tmp_path / "run", "data.channels=3", status="waiting")),
-        Worker(tmp_path, at_a_time=1),
-    )
-    monkeypatch.setattr(
-        worker,
-        "start",
-        lambda folder, **options: subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1),
-    )
-    before = folder.summary.read_text()
-    with called.open():
-        job = called.start(folder)
-        assert job is not None
-        (folder.path / f".claim-{job.claim.number + 1}").touch()  # as another one has made it
-        assert job.claim.is_lost()
-        wait_for(lambda: job.poll() is not None)
-        assert called.stop_signal() is None
-    assert folder.summary.read_text() == before
-    assert "was taken over by another process" in capsys.readouterr().out
-
-
-def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(
-    call: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call(*SHORT, "model.depth=1,2", fate={1: "failed", 2: "failed"}, fails="2 of 2")
-    for name in (".sweep.lock", "depth-1/.lock", ".session-elsewhere-7-0"):
-        (tmp_path / "sweep" / name).write_text("elsewhere")
-    kill(take(tmp_path / "sweep" / "depth-1"), machine="elsewhere")
-    monkeypatch.setattr(claim, "STALE", 0.5)  # seconds
-    assert call(*SHORT, "model.depth=1,2") == ["depth-2", "depth-1"], "what is certainly free comes first"
-
-
 def test_a_launchers_process_that_is_killed_is_said(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 
@@ -502,59 +298,6 @@ def test_a_launcher_gets_no_further_jobs_once_the_sweep_stops(
     with called.open():
         launchers._launch_elsewhere(found.jobs, launchers.check_launcher(found), called, 2)
     assert batches == [[["hydra.sweep.subdir=job0"], ["hydra.sweep.subdir=job1"]]]
-
-
-def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr(worker, "count_cores", lambda: 7)
-    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").touch()  # of a session that was killed
-    called = Worker(tmp_path, at_a_time=2)
-    with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
-        assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
-        assert one["OMP_NUM_THREADS"] == one["VITLAB_CORES"] == "3"
-        with called.share(2) as both:
-            assert "CUDA_VISIBLE_DEVICES" not in both
-    assert list(tmp_path.iterdir()) == []
-    alone = Worker(tmp_path, at_a_time=1)
-    with alone.open(), alone.share(1) as everything:
-        assert everything == {}
-
-
-# Slow: real trainings, and workers in processes of their own
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("typed", ["sweep.resume", "hydra.sweep.dir"])
-def test_tasks_of_one_allocation_that_start_at_once_share_a_sweep(typed: str, tmp_path: Path) -> None:
-    work = [sys.executable, "-m", "tests.light_job", "train"]
-    make, folder = [*SHORT[:-1], "seed=range(1,7)"], f"{tmp_path}/sweep"
-    if typed == "sweep.resume":
-        call = [f"sweep.resume={folder}"]
-        begun = subprocess.Popen([*work, *make, f"hydra.sweep.dir={folder}"], cwd=ROOT, stdout=-3)
-        wait_for(lambda: [*tmp_path.glob("sweep/*/config.yaml")][5:])
-        begun.kill()
-        begun.wait()
-    else:
-        call = [*make, f"hydra.sweep.dir={folder}"]
-    tasks = [
-        subprocess.Popen(
-            [*work, *call],
-            cwd=ROOT,
-            env=os.environ | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(3)
-    ]
-    said = [task.communicate(timeout=300)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0, 0], "\n".join(said)
-    told = [line for text in said for line in text.splitlines() if re.match(r"\[\d/6\] seed=\d ", line)]
-    assert len(told) in ((6,) if typed == "hydra.sweep.dir" else (5, 6)), "each by one task, in all"
-    assert len({line.partition("] ")[2].split()[0] for line in told}) == len(told)
-    assert ["more: python compare.py" in text for text in said] == [True, False, False], "one shows the table"
-    assert {*states(tmp_path / "sweep").values()} == {"finished"}
 
 
 @pytest.mark.slow
