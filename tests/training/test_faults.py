@@ -152,7 +152,11 @@ def test_a_run_of_several_epochs_without_any_checkpoint_does_not_start_over(copi
 def test_a_closed_terminal_and_slurms_warning_leave_a_checkpoint(
     finished: Path, stopped: Train, signum: signal.Signals
 ) -> None:
-    folder = stopped(4, signum=signum)
+    before = signal.signal(signum, signal.SIG_DFL)  # though the tests may run under nohup
+    try:
+        folder = stopped(4, signum=signum)
+    finally:
+        signal.signal(signum, before)
     assert summary(folder)["status"] == "interrupted"
     assert checkpoint(folder)["global_step"] == 4
     run(RunFolder(folder))
