@@ -17,7 +17,7 @@ from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder, State, Summary
 from vitlab.sweep import grid, is_search
 from vitlab.sweep.data_check import DataDescriptions
-from vitlab.sweep.record import RECORD, Sweep
+from vitlab.sweep.record import RECORD, Job, Sweep
 
 # FLOPs of one image's forward pass through the network of a config for so many classes, and the device.
 Measure = Callable[[Mapping[str, Any], int], tuple[int, str]]
@@ -104,9 +104,9 @@ class Preview:
             else:
                 sweep = grid.begin(arguments, added)
         self._neighbours = [*find_neighbours(sweep.path.parent)]
-        before = len(sweep.jobs)
+        jobs = [self._of_job(sweep, job) for job in sweep.jobs]
+        before = len(jobs)
         grid.enter(sweep, added)
-        jobs = [self._of_job(sweep, place) for place in range(before)]
         for job, combination in zip(sweep.jobs[before:], added, strict=True):
             folder = sweep.run_folder(job) if job.folder else None
             jobs.append(self._new(combination, folder, job.label))
@@ -118,9 +118,8 @@ class Preview:
             command = ["python", "train.py", *sweep.command, f"hydra.sweep.dir={RunFolder(sweep.path)}"]
         return self._answer(jobs, RunFolder(sweep.path), list(dict.fromkeys(command)))
 
-    def _of_job(self, sweep: Sweep, place: int) -> JobPreview:
+    def _of_job(self, sweep: Sweep, job: Job) -> JobPreview:
         """Return what is to come of a job that a sweep has already."""
-        job = sweep.jobs[place]
         if job.folder is None:
             return _empty(job.label, State.SKIPPED, job.reason)
         folder = sweep.run_folder(job)

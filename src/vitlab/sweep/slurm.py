@@ -71,10 +71,8 @@ def run_in_queue(folders: Sequence[RunFolder], launcher: DictConfig, worker: Wor
             told = True
         now = time.monotonic()
         if now - looked > min(LATE, max(SOON, (now - begun) / 10)):
-            looked, queued = (
-                now,
-                _ask("squeue", "--me", "--noheader", "--format=%F"),
-            )  # %F: of the whole array
+            looked = now
+            queued = _ask("squeue", "--me", "--noheader", "--format=%F")  # %F: the number of the whole array
             if queued is not None and number not in queued:
                 return
         time.sleep(1)
