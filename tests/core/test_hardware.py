@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,26 @@ def test_compile_auto_is_for_runs_that_win_it_back(monkeypatch: pytest.MonkeyPat
     assert not hardware.resolve_compile(False, "cpu", 1e15)
     with pytest.raises(UserError, match=r"C\+\+ compiler.*compile=false"):
         hardware.resolve_compile(True, "cpu", 1.0)
+
+
+FAULTS = """
+import resource, torch
+from vitlab.core.hardware import keep_freed_memory
+keep_freed_memory()
+
+def step():
+    kept = [torch.zeros(3_000_000) for _ in range(6)]  # 72 MB, freed together
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_a_step_frees_is_not_fetched_from_the_kernel_again() -> None:
+    ended = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 72e6 / resource.getpagesize(), "less than one step's memory in ten steps"

@@ -1,6 +1,7 @@
 """What the machine can do, and what ``auto`` therefore means."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -20,6 +21,7 @@ from vitlab.core.errors import UserError
 # the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them.
 EAGER_FLOPS = {"cpu": 1e11, "cuda": 2e13}
 WORTH_COMPILING_SECONDS = 180
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 # Lightning takes these as well; here and in summaries a precision has one name.
 LIGHTNING_SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
@@ -51,6 +53,18 @@ def describe_device(kind: str) -> str:
         count = count_cores()
         return f"{_name_cpu()}, {count} core{'s' if count > 1 else ''}"
     return kind
+
+
+def keep_freed_memory() -> None:
+    """Have the memory that a step frees stay with this process, where the C library is glibc.
+
+    It would give large blocks back to the kernel, and fetch them anew for the next step, a fault for each
+    4 kB. Source: mallopt(3); 32 MB is the most that its first threshold takes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TOP_PAD, 64 * 2**20), (M_TRIM_THRESHOLD, -1)):
+            mallopt(option, size)
 
 
 def measure_peak_memory(kind: str) -> dict[str, int | None]:

@@ -133,8 +133,10 @@ def use_devices(folder: RunFolder, config: dict[str, Any], summary: Summary) -> 
         )
     apart = slurm.count_tasks() > 1 and "SLURM_CPUS_PER_TASK" in os.environ  # each rank has cores of its own
     threads = max(1, count_cores() // (1 if apart else processes)) if kind == "cpu" else 1
-    if kind == "cpu" and processes > 1:
-        torch.set_num_threads(threads)
+    if kind == "cpu":
+        hardware.keep_freed_memory()
+        if processes > 1:
+            torch.set_num_threads(threads)
     for key in ("error", "error_kind"):  # of an attempt that failed
         summary.data.pop(key, None)  # type: ignore[misc]
     summary.update(status="running", device=hardware.describe_device(kind))
