@@ -1,12 +1,16 @@
 """The cluster that the tests in this folder run on: `make test-cluster`."""
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster.machines import Machines
 from tests.cluster.slurm import LONG, Slurm, why_not
 from tests.conftest import ROOT, verb
 
@@ -70,3 +74,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     assert verb(*LONG, f"hydra.run.dir={folder}", OMP_NUM_THREADS="1").returncode == 0
     return folder
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    if os.getuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+        pytest.skip("network namespaces need root, ip (Debian: apt-get install iproute2) and unshare")
+    (tmp_path / "machines").mkdir()
+    pair = Machines(tmp_path / "machines")
+    try:
+        try:
+            pair.connect()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        yield pair
+    finally:
+        pair.disconnect()

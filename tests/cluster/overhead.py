@@ -17,6 +17,7 @@ from tests.conftest import ROOT, TINY
 QUEUE = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1", "hydra.launcher.gpus_per_node=null"]
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "Ray": ["hydra/launcher=ray", "hydra.launcher.num_cpus=1"],  # on this machine's two cores
     "SLURM": [*QUEUE, "hydra.launcher.cpus_per_task=1", "hydra.launcher.array_parallelism=2"],
     "SLURM, two jobs to an allocation": [
         *QUEUE,

@@ -211,8 +211,13 @@ class Slurm:
         return self.call("squeue", "--noheader", "--array", "--format=%i").split()
 
     def start_now(self, job: str) -> None:
-        """Let a job that was queued again begin at once; SLURM has it wait for two minutes."""
+        """Let a job that was queued again begin at once; SLURM has it wait for two minutes.
+
+        Not while a node is still ending its first life: it would take the second one for that.
+        """
         wait_for(lambda: self.state(job) == "PENDING", 60)
+        poll(lambda: not any("comp" in state for state in self._states()), 60)
+        time.sleep(2)  # a node tells lives apart by the second in which they were begun
         self.call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def logs(self, lines: int = 40) -> str:

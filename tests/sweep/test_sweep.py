@@ -223,7 +223,8 @@ def test_a_signal_from_the_scheduler_concerns_its_job_alone(call: Calls, tmp_pat
     (tmp_path / "fate").write_text(json.dumps({1: "interrupted"}))
     called = Worker(tmp_path / "sweep", at_a_time=1)
     with called.open():
-        called.in_allocation(2).run_jobs(*folders)
+        called.enter_allocation(2)
+        called.run_jobs(*folders)
         assert called.stop_signal() is None
     assert [folder.state() for folder in folders] == ["interrupted", "finished"]
 

@@ -86,31 +86,18 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
     progress = Progress(sweep, len(sweep.runnable), session=worker.session)
     try:
         with worker.open(), progress.poll_regularly():
-            if name == "submitit_slurm":
-                from vitlab.sweep.slurm import run_in_queue  # an extra
-
-                size = config.hydra.sweeper.max_batch_size or len(jobs)
-                for first in range(0, len(jobs), size):
-                    folders = [sweep.run_folder(job) for job in jobs[first : first + size]]
-                    run_in_queue(folders, config.hydra.launcher, worker, config.sweep.jobs_per_allocation)
-                    if worker.stop_signal():
-                        break
+            if name == "submitit_slurm":  # SLURM itself has the jobs that have not begun
+                _queue(jobs, sweep, config, worker)
             else:
                 for free in _wait_for_free(sweep, worker, progress):
                     if name == "basic" or (name == "joblib" and at_a_time == 1):
                         _run_here(free, sweep, worker, progress)
-                        continue
-                    # submitit_local has no queue, and would start all of them
-                    sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
-                    size = sizes.get(name, len(free))
-                    most = config.hydra.sweeper.max_batch_size or size
-                    try:
-                        _launch_elsewhere(free, config, worker, min(size, most))
-                    except BrokenExecutor as error:  # joblib's
-                        raise UserError(
-                            "a process of the launcher was killed, perhaps for want of memory; its jobs keep "
-                            f"a checkpoint and end. Resume with: {sweep.resume_command}"
-                        ) from error
+                    elif name == "ray":
+                        from vitlab.sweep.ray import run_on_ray  # an extra
+
+                        run_on_ray([sweep.run_folder(job) for job in free], config.hydra.launcher, worker)
+                    else:
+                        _launch_elsewhere(free, sweep, config, worker, at_a_time)
             stopped = worker.stop_signal()
     finally:
         sweep.save()
@@ -165,20 +152,47 @@ def _run_here(jobs: Sequence[Job], sweep: Sweep, worker: Worker, progress: Progr
             progress.poll()  # before the next job has something to say
 
 
-def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
-    """Hand the jobs to Hydra's launcher, so many in a batch."""
+def _queue(jobs: Sequence[Job], sweep: Sweep, config: DictConfig, worker: Worker) -> None:
+    from vitlab.sweep.slurm import run_in_queue  # an extra
+
+    size = config.hydra.sweeper.max_batch_size or len(jobs)
+    for first in range(0, len(jobs), size):
+        folders = [sweep.run_folder(job) for job in jobs[first : first + size]]
+        run_in_queue(folders, config.hydra.launcher, worker, config.sweep.jobs_per_allocation)
+        if worker.stop_signal():
+            break
+
+
+def _launch_elsewhere(
+    jobs: Sequence[Job], sweep: Sweep, config: DictConfig, worker: Worker, at_a_time: int
+) -> None:
+    """Hand the jobs to Hydra's launcher, a batch after the other.
+
+    Raises:
+        UserError: a process of joblib's was killed.
+    """
+    # submitit_local has no queue, and would start all of them.
+    sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
+    size = sizes.get(_get_name(config), len(jobs))
+    size = min(size, config.hydra.sweeper.max_batch_size or size)
     # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
     config.hydra.job.config_name = None
     config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
-    with Composer("train"):
-        launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
-        for first in range(0, len(jobs), size):
-            if worker.stop_signal():
-                break
-            batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
-            for ended in launcher.launch(batch, initial_job_idx=first):
-                if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
-                    raise ended._return_value
+    try:
+        with Composer("train"):
+            launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
+            for first in range(0, len(jobs), size):
+                if worker.stop_signal():
+                    break
+                batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
+                for ended in launcher.launch(batch, initial_job_idx=first):
+                    if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
+                        raise ended._return_value
+    except BrokenExecutor as error:
+        raise UserError(
+            "a process of the launcher was killed, perhaps for want of memory; its jobs keep a checkpoint "
+            f"and end. Resume with: {sweep.resume_command}"
+        ) from error
 
 
 def _run_launched(config: DictConfig, *, worker: Worker) -> None:

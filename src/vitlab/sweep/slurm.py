@@ -41,7 +41,8 @@ class Allocation:
 
     def __call__(self) -> None:
         """Run the jobs to their end, or until SLURM or the sweep stops them."""
-        self.worker.in_allocation(self.share).run_jobs(*self.folders)
+        self.worker.enter_allocation(self.share)
+        self.worker.run_jobs(*self.folders)
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what is to be queued again when SLURM's time is nearly up."""

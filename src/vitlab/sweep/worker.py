@@ -39,30 +39,31 @@ class Worker:
     """
 
     def __init__(self, folder: Path, *, at_a_time: int, divide_gpus: bool = True) -> None:
-        several = at_a_time > 1
         self.folder = folder
         self._machine = name_machine()
         self._file = folder / f".session-{self._machine}-{os.getpid()}-{secrets.token_hex(2)}"
         self._locked = False
         self._watch = Watch()
-        self._cores = max(1, count_cores() // at_a_time) if several else None
-        self._gpus = _find_gpus() if several and divide_gpus else []
+        self._divide(at_a_time, gpus=divide_gpus)
         self._slots = f"{self._file.name}{GPU}"
-        self._shown = not several
+        self._shown = at_a_time == 1
         self._asked = 0.0  # when the first signal to stop came
         self.ends_sweep = True  # whether a signal to stop that reaches a job is meant for all of them
 
-    def in_allocation(self, at_a_time: int) -> "Worker":
-        """Return a worker that does the same where a scheduler has put it, with the cores and GPUs there.
+    def enter_allocation(self, at_a_time: int) -> None:
+        """Work where a scheduler has put this copy, with the cores and GPUs there.
 
         What the scheduler tells its jobs (their time is up, they are cancelled) concerns them alone.
         """
-        there = Worker(self.folder, at_a_time=at_a_time)
-        there._file, there._machine, there._locked = self._file, self._machine, self._locked
-        there._shown = False
-        there._slots = f"{self._file.name}{GPU}{os.environ.get('SLURM_JOB_ID')}-"
-        there.ends_sweep = False
-        return there
+        self._divide(at_a_time, gpus=True)
+        self._shown = False
+        self._slots = f"{self._file.name}{GPU}{os.environ.get('SLURM_JOB_ID')}-"
+        self.ends_sweep = False
+
+    def _divide(self, at_a_time: int, *, gpus: bool) -> None:
+        several = at_a_time > 1
+        self._cores = max(1, count_cores() // at_a_time) if several else None
+        self._gpus = _find_gpus() if several and gpus else []
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
