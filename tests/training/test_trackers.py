@@ -1,0 +1,235 @@
+"""steps.csv, MLflow and W&B: the same points, nothing twice after a resume, and no tracker ends a run."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chaos import close, read_series
+from tests.conftest import Train, same_weights, slow, summary, train_in
+from tests.trackers import csv_points, mlflow_points, mlflow_run, wandb_points, wandb_records
+from tests.training.test_disk_faults import at_batch
+from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder
+from vitlab.training.run import run
+from vitlab.training.trackers.tracker import Guarded
+
+ALL = "logger=[tensorboard,csv,mlflow,wandb]"
+
+
+def options(store: Path, *more: str) -> list[str]:
+    return [ALL, f"logger.mlflow.tracking_uri=sqlite:///{store}", "trainer.log_every_n_steps=1", *more]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database for all runs: to make one takes a second."""
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """A run that has all trackers."""
+    asked = [f"logger.{name}.checkpoints=true" for name in ("mlflow", "wandb")]
+    given = options(store, *asked, "study=shown", "callbacks.figures=true")
+    return train_in(tmp_path_factory.mktemp("shown") / "first", *given)
+
+
+def test_every_tracker_has_the_same_points(shown: Path) -> None:
+    points = csv_points(shown)
+    assert [step for step, _ in points["train/loss_step"]] == [*range(16)]
+    assert points["epoch"] == [(7, 1), (15, 2)], "from 1, as in metrics.csv"
+    assert points["hp/test_accuracy"] == [(16, summary(shown)["metrics"]["test/accuracy"])]
+    assert mlflow_points(shown) == points
+    assert wandb_points(shown) == points
+    drawn = read_series(shown)
+    assert drawn.keys() == points.keys()
+    assert close({**drawn, "epoch": 0}, {**points, "epoch": 0})
+
+
+def test_mlflow_has_hyperparameters_figures_and_checkpoints(shown: Path, store: Path) -> None:
+    client, found = mlflow_run(shown)
+    assert found.info.run_name == "first"
+    assert found.info.status == "FINISHED"
+    assert client.get_experiment(found.info.experiment_id).name == "shown"
+    assert found.data.tags["folder"] == str(shown)
+    expected = {"model": "vit_tiny", "model.depth": "2", "trainer.max_epochs": "2", "compile": "false"}
+    assert expected.items() <= found.data.params.items()
+    figures = {f"figures/{path.name}" for path in (shown / "figures").iterdir()}
+    listed = {item.path for item in client.list_artifacts(found.info.run_id, "figures")}
+    assert len(figures) == 5
+    assert listed == figures
+    kept = {item.path for item in client.list_artifacts(found.info.run_id, "checkpoints")}
+    assert kept == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert not list(store.parent.glob("mlruns"))
+
+
+def test_wandb_has_hyperparameters_figures_and_checkpoints(
+    shown: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = list(wandb_records(shown))
+    (begun,) = [record.run for record in records if record.HasField("run")]
+    assert (begun.project, begun.display_name) == ("shown", "first")
+    assert begun.run_id == json.loads((shown / "trackers.json").read_text())["wandb"]
+    config = {item.key: item.value_json for record in records for item in record.config.update}
+    assert json.loads(config["model"])["depth"] == 2
+    items = [item for record in records for item in record.history.item]
+    images = {item.key or item.nested_key[0] for item in items if "media/images" in item.value_json}
+    assert images == {f"figures/{path.stem}" for path in (shown / "figures").iterdir()}
+    (artifact,) = [record.artifact for record in records if record.HasField("artifact")]
+    assert {entry.path for entry in artifact.manifest.contents} == {"best.ckpt", "last.ckpt"}
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+    assert "wandb" not in "".join(capfd.readouterr()).replace("wandb sync", "")
+
+
+def fail() -> None:
+    raise RuntimeError("a fault")
+
+
+# The first epoch has eight batches and the only checkpoint by then: three steps are logged again.
+@pytest.mark.parametrize("moved", [False, slow(True)])
+def test_a_run_that_resumes_has_every_point_once(
+    shown: Path, store: Path, fresh: Train, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    folder = fresh(*options(store, "study=shown"))
+    with monkeypatch.context() as patch:
+        at_batch(patch, 12, fail)
+        with pytest.raises(RuntimeError, match="a fault"):
+            run(RunFolder(folder))
+    _, failed = mlflow_run(folder)
+    assert failed.info.status == "FAILED"
+    assert len(mlflow_points(folder)["train/loss_step"]) > 8, "beyond the checkpoint"
+    if moved:  # to another database, which knows nothing of it
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["logger"]["mlflow"]["tracking_uri"] = f"sqlite:///{folder.parent}/other.db"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run(RunFolder(folder))
+    points = csv_points(shown)
+    for found in (csv_points(folder), mlflow_points(folder), wandb_points(folder)):
+        assert close(points, found)
+    assert (mlflow_run(folder)[1].info.run_id == failed.info.run_id) is not moved
+    assert mlflow_run(folder)[1].info.status == "FINISHED"
+
+
+def notes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("note:")]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def without_mlflow(folder: Path, finished: Path, said: str) -> str:
+    """Check that a run has finished as any other, with one note; return that."""
+    assert summary(folder)["status"] == "finished"
+    assert same_weights(finished, folder)
+    (note,) = notes(said)
+    assert note.startswith("note: the run goes on without MLflow, which failed: ")
+    assert "Traceback" not in said
+    return note
+
+
+def test_a_server_that_is_down_is_a_note(
+    finished: Path, train: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    folder = train("logger=mlflow", f"logger.mlflow.tracking_uri=http://127.0.0.1:{port}")
+    assert "refused" in without_mlflow(folder, finished, "".join(capfd.readouterr())).lower()
+    assert csv_points(folder)["train/loss"], "what it would have got"
+
+
+def test_a_server_that_never_answers_is_a_note(
+    finished: Path,
+    train: Train,
+    silent: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = train("logger=mlflow", f"logger.mlflow.tracking_uri=http://127.0.0.1:{silent}")
+    assert "timed out" in without_mlflow(folder, finished, "".join(capfd.readouterr()))
+
+
+def test_a_database_that_breaks_in_the_middle_is_a_note(
+    finished: Path,
+    shown: Path,
+    store: Path,
+    fresh: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    broken = shutil.copy(store, tmp_path / "broken.db")
+    folder = fresh("logger=[csv,mlflow]", f"logger.mlflow.tracking_uri=sqlite:///{broken}")
+    with monkeypatch.context() as patch:
+        at_batch(patch, 10, lambda: broken.write_bytes(b"no database" * 1000))
+        run(RunFolder(folder))
+    said = without_mlflow(folder, finished, "".join(capfd.readouterr()))
+    assert "file is not a database" in said
+
+
+class Broken:
+    """A tracker that fails at one of its calls."""
+
+    def __init__(self, at: str, error: BaseException) -> None:
+        self.at, self.error, self.calls = at, error, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any) -> None:
+            self.calls.append(name)
+            if name == self.at:
+                raise self.error
+
+        return call
+
+
+def call_all(guarded: Guarded) -> None:
+    guarded.begin({})
+    guarded.log_metrics({}, 0)
+    guarded.add_image("a", None)  # type: ignore[arg-type]
+    guarded.save()
+    guarded.finalize("success")
+    guarded.end({}, 1)
+
+
+@pytest.mark.parametrize("at", ["begin", "log_metrics", "add_image", "save", "finalize", "end"])
+def test_whatever_fails_in_a_tracker_is_said_once_and_it_is_left_alone(at: str) -> None:
+    said: list[str] = []
+    broken = Broken(at, OSError("first line\nsecond line"))
+    call_all(Guarded("It", lambda: broken, said.append))
+    assert said == ["note: the run goes on without It, which failed: first line second line"]
+    assert broken.calls[-1] == at
+
+
+def test_what_is_no_fault_of_a_tracker_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        call_all(Guarded("It", lambda: Broken("save", KeyboardInterrupt()), print))
+
+
+def test_a_damaged_steps_csv_is_named(fresh: Train) -> None:
+    folder = fresh("logger=csv")
+    (folder / "steps.csv").write_text("step,train/loss\n0,what\n")
+    record: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**record, "device": "begun"}))
+    with pytest.raises(UserError, match=r"steps.csv cannot be read .*Mend or delete it"):
+        run(RunFolder(folder))
+
+
+def test_a_run_that_is_refused_leaves_nothing_of_its_trackers(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    for path in (folder.steps, folder.trackers):
+        path.touch()
+    os.makedirs(folder.path / "wandb" / "offline-run-1")
+    folder.discard()
+    assert not folder.path.exists()
