@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from tests.chaos import close, read_series
-from tests.conftest import Train, same_weights, slow, summary, train_in
+from tests.conftest import TINY, Train, on_two, same_weights, slow, summary, train_in, verb
 from tests.trackers import csv_points, mlflow_points, mlflow_run, wandb_points, wandb_records
 from tests.training.test_disk_faults import at_batch
 from vitlab.core.errors import UserError
@@ -46,7 +47,8 @@ def test_every_tracker_has_the_same_points(shown: Path) -> None:
     assert [step for step, _ in points["train/loss_step"]] == [*range(16)]
     assert points["epoch"] == [(7, 1), (15, 2)], "from 1, as in metrics.csv"
     assert points["hp/test_accuracy"] == [(16, summary(shown)["metrics"]["test/accuracy"])]
-    assert mlflow_points(shown) == points
+    as_bars = {name: [(0, points[name][0][1])] for name in points if name.startswith(("hp/", "test/"))}
+    assert mlflow_points(shown) == points | as_bars
     assert wandb_points(shown) == points
     drawn = read_series(shown)
     assert drawn.keys() == points.keys()
@@ -110,9 +112,8 @@ def test_a_run_that_resumes_has_every_point_once(
         config["logger"]["mlflow"]["tracking_uri"] = f"sqlite:///{folder.parent}/other.db"
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     run(RunFolder(folder))
-    points = csv_points(shown)
-    for found in (csv_points(folder), mlflow_points(folder), wandb_points(folder)):
-        assert close(points, found)
+    for read in (csv_points, mlflow_points, wandb_points):
+        assert close(read(shown), read(folder))
     assert (mlflow_run(folder)[1].info.run_id == failed.info.run_id) is not moved
     assert mlflow_run(folder)[1].info.status == "FINISHED"
 
@@ -233,3 +234,29 @@ def test_a_run_that_is_refused_leaves_nothing_of_its_trackers(tmp_path: Path) ->
     os.makedirs(folder.path / "wandb" / "offline-run-1")
     folder.discard()
     assert not folder.path.exists()
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_at_a_time_share_a_database_that_does_not_exist_yet(tmp_path: Path) -> None:
+    typed = [o for o in TINY if not o.startswith(("logger", "model.depth"))]
+    store = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    swept = ("-m", "model.depth=1,2", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    ended = verb(*typed, *swept, "logger=mlflow", store, "study=grid", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("grid").experiment_id])
+    assert {run.info.run_name for run in found} == {f"depth={d} seed={s}" for d in (1, 2) for s in (1, 2)}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len({json.dumps(sorted(run.data.metrics)) for run in found}) == 1
+    assert {run.data.tags["sweep"] for run in found} == {"sweep"}
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_logs(tmp_path: Path, store: Path) -> None:
+    given = on_two(*(o for o in TINY if not o.startswith("logger")), *options(store))
+    ended = verb(*given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    points = csv_points(tmp_path / "run")
+    assert [step for step, _ in points["train/loss_step"]] == [*range(16)]
+    assert wandb_points(tmp_path / "run") == points
+    assert mlflow_points(tmp_path / "run")["train/loss_step"] == points["train/loss_step"]

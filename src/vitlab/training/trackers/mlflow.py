@@ -1,16 +1,18 @@
 """MLflow: a study as one experiment."""
 
+import contextlib
 import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import MLFlowLogger
 
+from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, SummaryData
 from vitlab.training.trackers.identity import hyperparameters, keep_id, read_id, run_name, sweep_name
 from vitlab.training.trackers.step_table import StepTable, by_step
@@ -29,7 +31,9 @@ from mlflow.entities import Metric  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 EVERY = 10.0  # seconds between two requests with metrics
+FINAL = ("hp/", "test/")  # one value a run: at step 0 MLflow draws them as bars, elsewhere as single dots
 MOST = 1000  # metrics that MLflow takes in one
+PATIENCE = 60.0  # seconds to wait for other jobs that open the database
 SQLITE = "sqlite:///"
 
 
@@ -55,20 +59,26 @@ class MLflowTracker(MLFlowLogger):
     ) -> None:
         for name in ("mlflow", "alembic"):  # which tell of every new database and experiment
             logging.getLogger(name).setLevel(logging.ERROR)
+        self.database: Path | None = None
         artifacts = None  # a server knows where
         if tracking_uri.startswith(SQLITE):
-            place = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent
-            place.mkdir(parents=True, exist_ok=True)
-            artifacts = str(place / "mlartifacts")
-        tags = {"folder": str(folder), "sweep": sweep_name(folder, config)}
-        super().__init__(
-            config["study"],
-            run_name(folder, config),
-            tracking_uri,
-            {name: value for name, value in tags.items() if value},
-            artifact_location=artifacts,
-            run_id=read_id(folder, "mlflow"),
-        )
+            self.database = Path(tracking_uri.removeprefix(SQLITE)).absolute()
+            self.database.parent.mkdir(parents=True, exist_ok=True)
+            artifacts = str(self.database.with_name("mlartifacts"))
+        tags = {
+            "folder": str(folder),
+            "sweep": sweep_name(folder, config),
+            "mlflow.source.name": "train.py",  # whatever has started this process
+        }
+        with self._alone():  # this makes the database
+            super().__init__(
+                config["study"],
+                run_name(folder, config),
+                tracking_uri,
+                {name: value for name, value in tags.items() if value},
+                artifact_location=artifacts,
+                run_id=read_id(folder, "mlflow"),
+            )
         self.folder, self.table, self.checkpoints = folder, table, checkpoints
         self._sent = 0  # of the table's entries
         self._sent_at = time.monotonic()
@@ -93,6 +103,17 @@ class MLflowTracker(MLFlowLogger):
         client.update_run(self.run_id, status="RUNNING")
         client.log_artifact(self.run_id, str(self.folder.config))
         self._send()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Open the database while no other job does: MLflow makes its tables without a lock."""
+        if self.database is None:
+            yield
+            return
+        with open(f"{self.database}.lock", "a") as file:
+            with contextlib.suppress(OSError):  # a disk without locks
+                try_lock(file, patience=PATIENCE)
+            yield
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send what the table has got meanwhile, if some time has passed."""
@@ -124,11 +145,11 @@ class MLflowTracker(MLFlowLogger):
         new, self._sent = self.table.entries[self._sent :], len(self.table.entries)
         now = int(time.time() * 1000)
         metrics = [
-            Metric(name, value, now, step)
+            Metric(_permitted(name), value, now, 0 if name.startswith(FINAL) else step)
             for step, values in by_step(new)
-            for name, value in ((_permitted(name), value) for name, value in values.items())
-            if step > self._there.get(name, -1)
+            for name, value in values.items()
         ]
+        metrics = [metric for metric in metrics if metric.step > self._there.get(metric.key, -1)]
         for first in range(0, len(metrics), MOST):
             self.experiment.log_batch(self.run_id, metrics[first : first + MOST])
         self._there.update((metric.key, metric.step) for metric in metrics)  # the epoch comes twice a step

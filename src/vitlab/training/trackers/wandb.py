@@ -37,7 +37,7 @@ class WandbTracker(WandbLogger):
         self, folder: RunFolder, table: StepTable, config: Mapping[str, Any], *, mode: str, checkpoints: bool
     ) -> None:
         # W&B's process logs there, and makes a link to it in the run's folder, out of which none may lead.
-        os.environ["WANDB_CACHE_DIR"] = str(folder.path / "wandb")
+        os.environ["WANDB_CACHE_DIR"] = str(folder.path)
         settings = wandb.Settings(
             silent=True,  # its lines would get between those of the progress
             console="off",
