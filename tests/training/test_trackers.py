@@ -1,9 +1,14 @@
 """steps.csv, MLflow and W&B: the same points, nothing twice after a resume, and no tracker ends a run."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.chaos import close, read_series
-from tests.conftest import TINY, Train, on_two, same_weights, slow, summary, train_in, verb
+from tests.conftest import TINY, Train, on_two, same_weights, slow, summary, train_in, verb, wait_for
 from tests.trackers import csv_points, mlflow_points, mlflow_run, wandb_points, wandb_records
 from tests.training.test_disk_faults import at_batch
 from vitlab.core.errors import UserError
@@ -234,6 +239,48 @@ def test_a_run_that_is_refused_leaves_nothing_of_its_trackers(tmp_path: Path) ->
     os.makedirs(folder.path / "wandb" / "offline-run-1")
     folder.discard()
     assert not folder.path.exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_is_a_note(
+    finished: Path,
+    fresh: Train,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers=1", f"--port={port}"]
+    with subprocess.Popen(
+        [*command, f"--backend-store-uri=sqlite:///{store}"],
+        cwd=store.parent,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as server:
+        try:
+            wait_for(lambda: _answers(port))
+            address = f"logger.mlflow.tracking_uri=http://127.0.0.1:{port}"
+            folder = fresh("logger=mlflow", address, "callbacks.checkpoint.every_minutes=1e-6")
+            with monkeypatch.context() as patch:
+                at_batch(patch, 10, lambda: os.killpg(server.pid, signal.SIGKILL))
+                run(RunFolder(folder))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+    assert "refused" in without_mlflow(folder, finished, "".join(capfd.readouterr()))
+    run_id = json.loads((folder / "trackers.json").read_text())["mlflow"]
+    known = MlflowClient(f"sqlite:///{store}").get_run(run_id)
+    assert known.info.status == "RUNNING"
+    assert "val/loss" in known.data.metrics, "of the first epoch"
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 @pytest.mark.slow

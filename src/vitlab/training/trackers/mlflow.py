@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import MLFlowLogger
 
+from vitlab.core.claim import end_if_lost
 from vitlab.core.files import try_lock
 from vitlab.core.run_folder import RunFolder, SummaryData
 from vitlab.training.trackers.identity import hyperparameters, keep_id, read_id, run_name, sweep_name
@@ -142,6 +143,7 @@ class MLflowTracker(MLFlowLogger):
         self.experiment.set_terminated(self.run_id, "FINISHED")
 
     def _send(self) -> None:
+        end_if_lost(self.folder.path)
         new, self._sent = self.table.entries[self._sent :], len(self.table.entries)
         now = int(time.time() * 1000)
         metrics = [

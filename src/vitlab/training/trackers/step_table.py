@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vitlab.core.claim import end_if_lost
 from vitlab.core.errors import UserError
 from vitlab.core.files import csv_text, write_atomic
 from vitlab.core.run_folder import RunFolder, SummaryData
@@ -67,6 +68,7 @@ class StepTable(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        end_if_lost(self.path.parent)
         rows = [{"step": step, **values} for step, values in by_step(self.entries)]
         write_atomic(
             self.path, csv_text(list(dict.fromkeys(name for row in rows for name in row)), rows).encode()
