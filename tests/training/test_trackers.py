@@ -277,6 +277,31 @@ def test_a_server_that_dies_in_the_middle_is_a_note(
     assert "val/loss" in known.data.metrics, "of the first epoch"
 
 
+@pytest.mark.slow
+def test_wandb_whose_process_is_killed_is_a_note(
+    finished: Path,
+    fresh: Train,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = fresh("logger=wandb", "callbacks.checkpoint.every_minutes=1e-6")
+
+    def kill() -> None:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            number, name, _, parent = stat.read_text().split()[:4]
+            if name == "(wandb-core)" and int(parent) == os.getpid():
+                os.kill(int(number), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 10, kill)
+        run(RunFolder(folder))
+    said = "".join(capfd.readouterr())
+    assert [note.partition(",")[0] for note in notes(said)] == ["note: the run goes on without W&B"]
+    assert "Traceback" not in said
+    assert same_weights(finished, folder)
+
+
 def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
         return bool(answer.status == 200)

@@ -30,19 +30,21 @@ def build_trackers(
         trackers.append(table := StepTable(folder, resumed_at))
     for name, shown, make in (("mlflow", "MLflow", _make_mlflow), ("wandb", "W&B", _make_wandb)):
         if name in chosen:
-            trackers.append(
-                Guarded(shown, functools.partial(make, folder, table, config, **chosen[name]), say)
-            )
+            trackers.append(Guarded(shown, functools.partial(make, folder, table, config, chosen[name]), say))
     return cast(list[Tracker], trackers)
 
 
-def _make_mlflow(*given: Any, **options: Any) -> Tracker:
+def _make_mlflow(
+    folder: RunFolder, table: StepTable, config: Mapping[str, Any], options: Mapping[str, Any]
+) -> Tracker:
     from vitlab.training.trackers.mlflow import MLflowTracker  # an extra, which may not be installed
 
-    return MLflowTracker(*given, **options)
+    return MLflowTracker(folder, table, config, **options)
 
 
-def _make_wandb(*given: Any, **options: Any) -> Tracker:
+def _make_wandb(
+    folder: RunFolder, table: StepTable, config: Mapping[str, Any], options: Mapping[str, Any]
+) -> Tracker:
     from vitlab.training.trackers.wandb import WandbTracker  # an extra, which may not be installed
 
-    return WandbTracker(*given, **options)
+    return WandbTracker(folder, table, config, **options)

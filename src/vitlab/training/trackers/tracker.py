@@ -50,14 +50,13 @@ def final_values(summary: SummaryData) -> dict[str, float]:
 
 def _describe(error: BaseException) -> str:
     """Return what an error says, cut, and what was at the bottom of it."""
-    said, seen = plain(str(error)) or type(error).__name__, [error]
-    while (
-        cause := seen[-1].__cause__ or seen[-1].__context__
-    ) and cause not in seen:  # chains may be circles
-        seen.append(cause)
+    said, chain = plain(str(error)) or type(error).__name__, [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:  # or a circle
+        chain.append(cause)
     if len(said) > LONGEST:
         said = f"{said[:LONGEST]} …"
-    return f"{said} ({plain(str(seen[-1]))[:LONGEST]})" if seen[1:] else said
+    bottom = plain(str(chain[-1]))[:LONGEST]
+    return said if bottom in said else f"{said} ({bottom})"
 
 
 class Guarded(Logger):

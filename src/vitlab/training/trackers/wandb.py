@@ -1,5 +1,7 @@
 """Weights & Biases: a study as one project."""
 
+import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +15,9 @@ from vitlab.core.run_folder import RunFolder, SummaryData
 from vitlab.training.trackers.identity import keep_id, new_id, read_id, run_name, sweep_name
 from vitlab.training.trackers.step_table import StepTable, by_step
 
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+# Read when wandb is imported.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+os.environ.setdefault("WANDB_SILENT", "true")  # its lines would get between those of the progress
 
 import wandb
 
@@ -39,7 +43,6 @@ class WandbTracker(WandbLogger):
         # W&B's process logs there, and makes a link to it in the run's folder, out of which none may lead.
         os.environ["WANDB_CACHE_DIR"] = str(folder.path)
         settings = wandb.Settings(
-            silent=True,  # its lines would get between those of the progress
             console="off",
             init_timeout=PATIENCE,
             login_timeout=PATIENCE,
@@ -64,6 +67,7 @@ class WandbTracker(WandbLogger):
             shutil.rmtree(old)
         keep_id(self.folder, "wandb", str(self.version))
         self.experiment.config.update(dict(config), allow_val_change=True)
+        atexit.register(_end_process)  # before W&B's own hook, which complains aloud if its process is gone
         for link in self.folder.path.glob("wandb/offline-run-*/logs/*"):
             if link.is_symlink():  # by its whole path, which ends when the folder is moved
                 link.unlink()
@@ -101,4 +105,9 @@ class WandbTracker(WandbLogger):
 
     def _finish(self, exit_code: int) -> None:
         self.experiment.finish(exit_code=exit_code)
-        wandb.teardown()  # ends its process
+        _end_process()
+
+
+def _end_process() -> None:
+    with contextlib.suppress(Exception, SystemExit):  # SystemExit: by W&B, where its process has failed
+        wandb.teardown()
