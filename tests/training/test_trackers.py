@@ -24,6 +24,7 @@ from tests.training.test_disk_faults import at_batch
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.training.run import run
+from vitlab.training.trackers.step_table import StepTable
 from vitlab.training.trackers.tracker import Guarded
 
 ALL = "logger=[tensorboard,csv,mlflow,wandb]"
@@ -221,6 +222,18 @@ def test_whatever_fails_in_a_tracker_is_said_once_and_it_is_left_alone(at: str) 
 def test_what_is_no_fault_of_a_tracker_passes() -> None:
     with pytest.raises(KeyboardInterrupt):
         call_all(Guarded("It", lambda: Broken("save", KeyboardInterrupt()), print))
+
+
+def test_steps_that_a_resume_repeats_are_dropped_from_steps_csv(tmp_path: Path) -> None:
+    table = StepTable(RunFolder(tmp_path), resumed_at=None)
+    for step in range(4):
+        table.log_metrics({"train/loss": 0.1 * step}, step)
+    table.log_metrics({"learning_rate": 1e-3}, 1)  # later than its step
+    table.save()
+    resumed = StepTable(RunFolder(tmp_path), resumed_at=2)
+    assert resumed.entries == [(0, {"train/loss": 0.0}), (1, {"train/loss": 0.1, "learning_rate": 1e-3})]
+    resumed.save()
+    assert csv_points(tmp_path)["train/loss"] == [(0, 0.0), (1, 0.1)]
 
 
 def test_a_damaged_steps_csv_is_named(fresh: Train) -> None:
