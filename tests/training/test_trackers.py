@@ -268,7 +268,6 @@ def test_a_server_that_dies_in_the_middle_is_a_note(
     with subprocess.Popen(
         [*command, f"--backend-store-uri=sqlite:///{store}"],
         cwd=store.parent,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
