@@ -4,8 +4,8 @@
 
 A kill is SIGKILL to the process that trains, at a moment drawn by lot: while it starts, in a step, while a
 checkpoint or a row is written, while it validates, tests or draws. What resumes may be killed again. At last
-weights, averaged and raw, and the optimizer's state are to be equal bit for bit; metrics.csv, TensorBoard and
-the test's results are to have neither a gap nor anything twice.
+weights, averaged and raw, and the optimizer's state are to be equal bit for bit; metrics.csv, the trackers
+and the test's results are to have neither a gap nor anything twice.
 """
 
 import argparse
@@ -27,13 +27,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, checkpoint, on_two, summary
+from tests.trackers import csv_points, mlflow_points, wandb_points
 from vitlab.config import combinations
 from vitlab.core.checkpoint import RAW
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.run_folder import RunFolder
 
 BASE = [*TINY, "trainer.max_epochs=3", "callbacks.checkpoint.every_minutes=1e-6", "logger=tensorboard"]
-# What may vary, under the name that the table has for it. TEACHER is a finished run.
+# What may vary, under the name that the table has for it. TEACHER is a finished run, WORK the folder of all.
 VARIANTS: dict[str, list[str]] = {
     "in memory": [],
     "streamed by two workers": ["data.in_memory=false", "data.num_workers=2"],
@@ -52,13 +53,19 @@ VARIANTS: dict[str, list[str]] = {
     "distillation": ["task=distill", "task.teacher=TEACHER"],
     "figures": ["callbacks.figures=true"],
     "no hold-out": ["data.val_size=0"],
+    "MLflow, W&B, steps.csv": [
+        *("logger=[tensorboard,csv,mlflow,wandb]", "logger.mlflow.tracking_uri=sqlite:///WORK/mlflow.db"),
+        "trainer.log_every_n_steps=1",
+    ],
 }
 MOST_KILLS = 3  # of one run
 
 
 def make_run(folder: Path, options: Sequence[str], teacher: Path) -> Path:
     """Make a run folder that has not begun."""
-    given = [o.replace("TEACHER", str(teacher)) for o in (*BASE, *options)]
+    given = [
+        o.replace("TEACHER", str(teacher)).replace("WORK", str(folder.parent)) for o in (*BASE, *options)
+    ]
     given = list({o.split("=", 1)[0]: o for o in given}.values())
     (composed,) = combinations([*given, f"hydra.run.dir={folder}"])
     RunFolder.create(folder, composed.record)
@@ -141,6 +148,10 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
         yield "metrics.csv"
     if not close(*(read_series(folder) for folder in (whole, other))):
         yield "TensorBoard"
+    if (whole / "steps.csv").exists():
+        for name, read in (("steps.csv", csv_points), ("MLflow", mlflow_points), ("W&B", wandb_points)):
+            if not close(read(whole), read(other)):
+                yield name
     for key in ("status", "metrics", "tested", "per_class", "turned"):
         if not close(summary(whole)[key], summary(other)[key]):
             yield f"{key} in summary.json"
@@ -212,11 +223,12 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--out", type=Path, help="a CSV file for the table")
     given = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        for row in rampage(given.kills, given.seed, Path(work)):
+        for row in rampage(given.kills, given.seed, Path(work), given.variants):
             print(f"{row['variant']}: {row['kills']} kills, {row['differs'] or 'equal'}", flush=True)
             rows.append(row)
             if given.out:

@@ -25,6 +25,8 @@ from vitlab.data.loader import TrainLoader
 
 Train = Callable[..., Path]
 ROOT = Path(__file__).parents[1]
+# Before a test imports them; vitlab's trackers do the same.
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 
 # Eight batches an epoch of a network that has every part: about a second on a CPU. Of the six test batches
 # the last has one image.

@@ -21,7 +21,7 @@ def drawn(monkeypatch):
     """Record what is handed to the figure, which takes a second to draw and to write, and touch its file."""
     calls = []
 
-    def save(figure, folder, name, logger=None):
+    def save(figure, folder, name, trackers=()):
         folder.figures.mkdir(exist_ok=True)
         (folder.figures / f"{name}.png").touch()
 

@@ -130,7 +130,7 @@ def test_another_machine_is_noted(unfinished: Path) -> None:
 BUILT_FROM = (
     *("seed", "choices", "trainer", "trainer.accelerator", "trainer.max_epochs", "model.depth"),
     *("optimizer.lr", "scheduler.final_ratio", "data.batch_size", "matmul_precision"),
-    *("augment.crop.padding", "task.label_smoothing", "callbacks.ema", "logger.tensorboard"),
+    *("augment.crop.padding", "task.label_smoothing", "callbacks.ema"),
 )
 
 

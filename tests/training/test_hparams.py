@@ -12,7 +12,7 @@ import pytest
 
 from tests.browser import CHROMIUM, Page, opened
 from tests.conftest import TINY, summary, verb
-from vitlab.training.tensorboard import METRICS
+from vitlab.training.trackers.tracker import METRICS
 
 pytestmark = [
     pytest.mark.slow,

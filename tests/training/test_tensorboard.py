@@ -13,7 +13,8 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from vitlab.core.run_folder import RunFolder, SummaryData
-from vitlab.training.tensorboard import HPARAMS, METRICS, RunLogger, flatten
+from vitlab.training.trackers.tensorboard import HPARAMS, TensorBoardTracker, flatten
+from vitlab.training.trackers.tracker import METRICS
 
 
 def config(**swept: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def config(**swept: Any) -> dict[str, Any]:
 
 def write(folder: Path, made: dict[str, Any], value: float) -> None:
     folder.mkdir(parents=True)
-    logger = RunLogger(RunFolder(folder), purge_step=None)
+    logger = TensorBoardTracker(RunFolder(folder), purge_step=None)
     logger.begin(made)
     logger.log_metrics({"train/loss": 2.0}, 8)
     summary: SummaryData = {

@@ -25,7 +25,8 @@ from vitlab.tasks.losses import soft_cross_entropy
 from vitlab.training.build import Components, optimizer_factory
 from vitlab.training.callbacks import Throughput
 from vitlab.training.session import Session
-from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trackers import build_trackers
+from vitlab.training.trackers.tensorboard import TensorBoardTracker
 from vitlab.training.trainer import make_trainer
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -71,13 +72,14 @@ def train_with_lightning(
         folder = RunFolder(Path(path))
         summary = Summary(folder)
         summary.begin(job.config["seed"], [], {}, None)
-        logger = RunLogger(folder, purge_step=None) if job.config["logger"]["tensorboard"] else None
         clock = Throughput(time.monotonic(), warmup_steps=settle)
         session = Session(folder, summary, RunConsole(folder, quiet=True), stop, clock)
-        trainer, _ = make_trainer(session, replace(job, plan=plan), logger)
+        trackers = build_trackers(folder, job.config, None, session.screen.print)
+        trainer, _ = make_trainer(session, replace(job, plan=plan), trackers)
         trainer.fit(job.task, **source)
-        if logger:
-            logger.experiment.close()
+        for tracker in trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.experiment.close()
     return Sample(clock.images, clock.seconds)
 
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.config import keys
 from vitlab.config.checks import find_problems, make_record, names, to_plain, unresolved
 from vitlab.config.composer import CONF, Composer, reason
-from vitlab.config.overrides import OverrideReader
+from vitlab.config.overrides import SEVERAL, OverrideReader
 from vitlab.config.schema import OPEN_NODES, is_open
 from vitlab.config.suggest import suggest_key
 from vitlab.config.types import show
@@ -125,6 +125,10 @@ def report(jobs: Sequence[Combination], what: str) -> str:
     return "\n".join(lines)
 
 
+def _read(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+
+
 def _line(item: Override) -> str:
     return str(item.input_line)
 
@@ -208,6 +212,8 @@ class _Builder:
         except UserError as error:
             return Combination(lines, swept, {}, (str(error),))
         choices = {k: v for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra/")}
+        for group in SEVERAL:  # Hydra says nothing of a choice of several
+            choices.setdefault(group, f"[{','.join(config[group])}]")
         composed = base = unresolved(self.compose(job))
         experiment = choices.get("experiment")
         if experiment is not None:  # a recipe is checked against what the files say without it
@@ -244,7 +250,7 @@ class _Builder:
         inside = bool(rest) and group in choices
         place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
         files = {name: CONF / group / f"{name}.yaml" for name in self.groups[group]} if inside else {}
-        having = [f"{group}={name}" for name, file in files.items() if rest in OmegaConf.load(file)]
+        having = [f"{group}={name}" for name, file in files.items() if keys.has(_read(file), rest)]
         hint = did_you_mean(having or suggest_key(key, keys.walk(known), self.groups))
         if not hint:
             node = keys.get(known, group.replace("/", ".")) if inside else known

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
@@ -25,6 +26,8 @@ SWEEPS = {
     "sort": "sort(3,1,2)",
     "shuffle": "shuffle(1,2,3)",
 }
+# The groups of which several options may be chosen at once, as a list.
+SEVERAL = ("logger",)
 # Of Hydra's own keys those that its main function looks at and vitlab does not.
 IGNORED = (
     *("hydra.job.chdir", "hydra.verbose", "hydra.output_subdir"),
@@ -153,6 +156,8 @@ class OverrideReader:
             typed, otherwise = item.get_value_string(), ""
             if _is_decimal_comma(key, typed):
                 otherwise = f", or write {key}={typed.replace(',', '.')} if one number is meant"
+            elif item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and key in SEVERAL:
+                otherwise = f", or write '{key}=[{typed}]' to have them at once"
             elif item.value_type == ValueType.SIMPLE_CHOICE_SWEEP and key not in self.groups:
                 otherwise = f", or write {key}=[{typed}] if one list is meant"
             return [f"{line} gives several values: add -m to run each of them{otherwise}"]
@@ -175,6 +180,11 @@ class OverrideReader:
         values = list(item.sweep_string_iterator()) if item.is_sweep_override() else [item.value()]
         if not values:
             return [f"{line}: no option matches; {self._choose(key)}"]
+        if key in SEVERAL:
+            lists = [_split(value) for value in values]
+            values = [option for chosen in lists for option in chosen]
+            if any("none" in chosen[:-1] + chosen[1:] for chosen in lists):
+                return [f"{line}: none and another one are chosen; leave one of them out"]
         problems: list[str] = []
         for value in values:
             if isinstance(value, dict | list):
@@ -193,6 +203,13 @@ class OverrideReader:
 
     def _choose(self, group: str) -> str:
         return f"the options of {group} are {', '.join(self.groups[group]) or 'none yet'}"
+
+
+def _split(value: Any) -> list[Any]:
+    """Return the options in a list of them, which is text where it is swept; of another value itself."""
+    if isinstance(value, str) and value.startswith("["):
+        value = value.strip("[]").split(",")
+    return value if isinstance(value, list) and value else [value]
 
 
 def _ignored(line: str) -> list[str]:

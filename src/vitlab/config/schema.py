@@ -197,6 +197,9 @@ RULES: dict[str, Constraint] = {
     "callbacks.early_stopping.monitor": one_of("val/accuracy", "val/loss"),
     "callbacks.diagnostics.every_epochs": either(NULL, whole(1, 1_000_000)),
     "callbacks.checkpoint.every_minutes": real(0, 100_000, above=True),
+    # logger
+    "logger.mlflow.tracking_uri": TEXT,
+    "logger.wandb.mode": one_of("offline", "online"),
     # trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.devices": either(one_of("auto"), whole(1, 65_536), one_of(-1), listing(whole(0, 1023))),

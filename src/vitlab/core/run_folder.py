@@ -3,15 +3,18 @@
 config.yaml     the resolved configuration, the whole input of `vitlab.training.run.run`
 summary.json    status, metrics, cost, provenance (see `Summary`)
 metrics.csv     one row an epoch
+steps.csv       one row a step that something was logged at, with logger=csv, mlflow or wandb
 diagnostics.csv one row a measure, layer and head, with callbacks=diagnostics
 checkpoints/    best.ckpt, last.ckpt and previous.ckpt, the one before it, each with a .sha256 beside it
 figures/        history.png, confusion_matrix.png, predictions.png
 nonfinite.json  of a run that diverged: the step, the learning rate, and the images of its batch
-train.log, events.out.tfevents.*
+trackers.json   under which ids MLflow and W&B know the run
+train.log, events.out.tfevents.*, wandb/
 """
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -57,6 +60,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.summary = self.path / "summary.json"
         self.metrics = self.path / "metrics.csv"
+        self.steps = self.path / "steps.csv"
+        self.trackers = self.path / "trackers.json"
         self.diagnostics = self.path / "diagnostics.csv"
         self.log = self.path / "train.log"
         self.figures = self.path / "figures"
@@ -170,10 +175,11 @@ class RunFolder:
         """Remove a run that has not trained, with what a run writes before it trains."""
         if self.checkpoints.exists():  # whatever its summary says
             return
-        for path in (self.config, self.summary, self.log, self._lock):
+        for path in (self.config, self.summary, self.log, self.steps, self.trackers, self._lock):
             path.unlink(missing_ok=True)
         for path in self.path.glob("events.out.tfevents.*"):
             path.unlink()
+        shutil.rmtree(self.path / "wandb", ignore_errors=True)
         with contextlib.suppress(OSError):  # there is something else in it
             self.path.rmdir()
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from torch import nn
 
 from vitlab.augment.base import RunFacts
+from vitlab.config import keys
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
 from vitlab.core.run_folder import RunFolder, SummaryData
@@ -21,6 +22,7 @@ from vitlab.optim.freezing import freeze_notes
 from vitlab.training.build import Components
 from vitlab.training.callbacks.ema import describe_average, ema_notes
 from vitlab.training.session import Session
+from vitlab.training.trackers.identity import read_id
 
 # What the groups of `vitlab.optim.parameter_groups` are called in the table.
 GROUPS = {
@@ -156,6 +158,11 @@ def print_results(screen: RunConsole, folder: RunFolder, summary: SummaryData) -
         # The folder above, where TensorBoard compares this run with its neighbours.
         above = "outputs" if shown.parts[0] == "outputs" else shown.parent
         lines.append(("watch", f"tensorboard --logdir {above}"))
+    if read_id(folder, "mlflow") and (uri := keys.get(folder.read_config(), "logger.mlflow.tracking_uri")):
+        local = "://" in uri and not uri.startswith("http")
+        lines.append(("MLflow", f"mlflow ui --backend-store-uri {uri}" if local else uri))
+    if any(folder.path.glob("wandb/offline-run-*")):
+        lines.append(("W&B", f"wandb sync {folder}/wandb/offline-run-*"))
     lines.append(("summary", f"{folder}/summary.json"))
     screen.print()
     _print_rows(screen, lines)

@@ -25,13 +25,13 @@ from vitlab.core.plotting import (
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.seeding import derive_seed
 from vitlab.training.build import Components
-from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trackers import Tracker
 
 GRID, COLUMNS = 40, 8  # images in predictions.png, and in a row of it
 SHOWN, DRAWS = 8, 6  # images in augmentations.png, and how often each is drawn
 
 
-def draw_augmentations(folder: RunFolder, parts: Components, logger: RunLogger | None) -> None:
+def draw_augmentations(folder: RunFolder, parts: Components, trackers: Sequence[Tracker]) -> None:
     """Write what the augmentation makes of a few training images, drawn as in training; once a run."""
     if (folder.figures / "augmentations.png").exists():  # of before a resume
         return
@@ -47,10 +47,10 @@ def draw_augmentations(folder: RunFolder, parts: Components, logger: RunLogger |
     if smoothing := config["task"]["label_smoothing"]:
         title += f"; targets before label smoothing {smoothing:g}"
     arrays = [(pixels.cpu().numpy(), soft.cpu().numpy()) for pixels, soft in rows]
-    _save(plot_augmentations(arrays, parts.data.classes, title), folder, "augmentations", logger)
+    _save(plot_augmentations(arrays, parts.data.classes, title), folder, "augmentations", trackers)
 
 
-def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger | None) -> None:
+def draw_learning_rate(folder: RunFolder, parts: Components, trackers: Sequence[Tracker]) -> None:
     """Write the curve of the learning rate, which is known before the first step; once a run."""
     if (folder.figures / "learning_rate.png").exists():  # of before a resume
         return
@@ -64,7 +64,7 @@ def draw_learning_rate(folder: RunFolder, parts: Components, logger: RunLogger |
         f"last {rates[-1]:.2g}; {plan.total_steps:,} steps, batch {plan.effective_batch}"
     )
     figure = plot_learning_rate(curves, plan.warmup_steps * plan.epochs / plan.total_steps, title)
-    _save(figure, folder, "learning_rate", logger)
+    _save(figure, folder, "learning_rate", trackers)
 
 
 def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, float], steps: int) -> None:
@@ -92,11 +92,13 @@ def draw_results(folder: RunFolder, parts: Components, metrics: Mapping[str, flo
     _save(plot_predictions(*grid, parts.data.classes, title), folder, "predictions")
 
 
-def _save(figure: Figure, folder: RunFolder, name: str, logger: RunLogger | None = None) -> None:
+def _save(figure: Figure, folder: RunFolder, name: str, trackers: Sequence[Tracker] = ()) -> None:
     folder.figures.mkdir(exist_ok=True)
     save_figure(figure, folder.figures / f"{name}.png")
-    if logger:
-        logger.experiment.add_image(name, rasterize(figure), dataformats="HWC")
+    if trackers:
+        pixels = rasterize(figure)
+        for tracker in trackers:
+            tracker.add_image(name, pixels)
 
 
 def _rates(parts: Components, peak: float, steps: int) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from vitlab.training.instantiate import without_initial_weights
 from vitlab.training.lightning_internals import is_restoring
 from vitlab.training.resume import SavedRun, name_deleted_keys
 from vitlab.training.session import Session
-from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trackers import Tracker, build_trackers
 from vitlab.training.trainer import make_trainer
 
 
@@ -205,14 +205,14 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
     folder, summary, screen, config = session.folder, session.summary, session.screen, parts.config
     if parts.compiled:
         parts.compile()
-    logger = RunLogger(folder, session.resumed_at) if config["logger"]["tensorboard"] else None
-    if logger:
-        logger.begin(parts.config)
+    trackers = build_trackers(folder, config, session.resumed_at, screen.print)
+    trainer, checkpointing = make_trainer(session, parts, trackers)
+    for tracker in trackers:
+        tracker.begin(config)
     if config["callbacks"]["figures"] and not rank_in_environment():
         with as_note(screen.print, "figures"):
-            figures.draw_augmentations(folder, parts, logger)
-            figures.draw_learning_rate(folder, parts, logger)
-    trainer, checkpointing = make_trainer(session, parts, logger)
+            figures.draw_augmentations(folder, parts, trackers)
+            figures.draw_learning_rate(folder, parts, trackers)
     try:
         with explain_faults(folder, parts, lambda: trainer.global_step):
             trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last)
@@ -250,7 +250,7 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
         with contextlib.suppress(OSError):  # what was refused first says more; `finish` writes it all again
             summary.update(train=reached)
     if trainer.is_global_zero:
-        finish(session, parts, tested, measured[0] if measured else {}, logger)
+        finish(session, parts, tested, measured[0] if measured else {}, trackers)
         print_results(screen, folder, summary.data)
 
 
@@ -277,7 +277,11 @@ def load_best(folder: RunFolder, parts: Components) -> str:
 
 
 def finish(
-    session: Session, parts: Components, tested: str, metrics: Mapping[str, float], logger: RunLogger | None
+    session: Session,
+    parts: Components,
+    tested: str,
+    metrics: Mapping[str, float],
+    trackers: Sequence[Tracker],
 ) -> None:
     """Draw the results, and complete the summary; only when all else is on the disk is the run finished."""
     steps = session.summary.data["train"]["optimizer_steps"]
@@ -295,8 +299,8 @@ def finish(
         train={"wall_seconds": session.throughput.wall_seconds},
         per_class=per_class,
     )
-    if logger:
-        logger.end(session.summary.data, steps)
+    for tracker in trackers:
+        tracker.end(session.summary.data, steps)
     session.summary.update(status="finished")
 
 

@@ -1,8 +1,10 @@
 """Lightning's Trainer, put together for a run folder."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -21,13 +23,13 @@ from vitlab.training.callbacks import (
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
 from vitlab.training.lightning_internals import cluster_environment
 from vitlab.training.session import Session
-from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trackers import Tracker
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def make_trainer(
-    session: Session, parts: Components, logger: RunLogger | None
+    session: Session, parts: Components, trackers: Sequence[Tracker]
 ) -> tuple[L.Trainer, Checkpointing]:
     """Return Lightning's Trainer with the callbacks of a run.
 
@@ -70,8 +72,9 @@ def make_trainer(
     options["default_root_dir"] = options["default_root_dir"] or str(folder.path)
     if parts.data.num_val == 0:
         options["limit_val_batches"] = 0
+    loggers = cast(list[Logger], [*trackers])
     try:
-        trainer = L.Trainer(**options, callbacks=callbacks, logger=logger or False, plugins=plugins)
+        trainer = L.Trainer(**options, callbacks=callbacks, logger=loggers or False, plugins=plugins)
     except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"Lightning's Trainer refuses these arguments: {error}") from error
     return trainer, checkpointing

@@ -7,6 +7,7 @@ from vitlab.config.plan import duration_names, make_plan
 from vitlab.config.teacher import TIMM
 from vitlab.config.types import alternatives, show
 from vitlab.core.errors import UserError
+from vitlab.core.extras import need
 
 
 def training_conflicts(read: ConfigReader) -> Conflicts:
@@ -41,6 +42,7 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
     yield from _schedule(read)
     yield from _device(read)
     yield from _teacher(read)
+    yield from _logger(read)
 
 
 def _schedule(read: ConfigReader) -> Conflicts:
@@ -120,3 +122,15 @@ def _teacher(read: ConfigReader) -> Conflicts:
             f"leaves {'the labels' if weight else 'the teacher'} out, and one of this model's two heads "
             "would learn nothing: choose a number between, such as 0.5, or another model",
         )
+
+
+def _logger(read: ConfigReader) -> Conflicts:
+    for name in ("mlflow", "wandb"):
+        if not read(f"logger.{name}"):
+            continue
+        if read("benchmark"):
+            yield f"logger.{name}", f"benchmark.py throws its runs away: leave {name} out of logger"
+        try:
+            need(name, extra=name, what=f"logger={name}")
+        except UserError as error:
+            yield f"logger.{name}", str(error)

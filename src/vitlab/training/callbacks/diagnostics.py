@@ -23,7 +23,7 @@ from vitlab.training.build import Components
 from vitlab.training.diagnostics_figures import plot_diagnostics, plot_maps, plot_positions
 from vitlab.training.lightning_internals import is_last_batch
 from vitlab.training.probes import probe_tokens
-from vitlab.training.tensorboard import RunLogger
+from vitlab.training.trackers import Tracker
 
 COLUMNS = ("epoch", "step", "measure", "layer", "head", "value")
 IMAGES = 16  # of the validation images, or where none are held out of the training images, that are looked at
@@ -188,10 +188,11 @@ class Diagnostics(L.Callback):
             if self.options["attention"]:
                 # A copy: a slice would keep the maps of all images, in the checkpoint too.
                 self.maps[epoch] = found["maps"][:DRAWN].cpu().clone()
-                for logger in cast(list[RunLogger], trainer.loggers):
+                if trackers := cast(list[Tracker], trainer.loggers):
                     figure = plot_maps(pictures[:DRAWN].cpu().numpy(), {epoch: self.maps[epoch]})
-                    picture = rasterize(figure)
-                    logger.experiment.add_image("attention", picture, trainer.global_step, dataformats="HWC")
+                    pixels = rasterize(figure)
+                    for tracker in trackers:
+                        tracker.add_image("attention", pixels, trainer.global_step)
             for measure in wanted:
                 if measure in found:
                     names = [f"block_{i}" for i in range(len(found[measure]))]
@@ -206,7 +207,7 @@ class Diagnostics(L.Callback):
         self.summary.update(alarms=alarms)
 
     def _add(self, trainer: L.Trainer, epoch: int, measure: str, values: Mapping[str, Any]) -> None:
-        """Add rows for a measure, by layer, and its curves in TensorBoard."""
+        """Add rows for a measure, by layer, and its curves for the trackers."""
         step = trainer.global_step
         curves: dict[str, float] = {}
         for layer, value in values.items():

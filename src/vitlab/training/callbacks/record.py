@@ -1,4 +1,4 @@
-"""metrics.csv and TensorBoard: what happened, epoch by epoch."""
+"""metrics.csv and the trackers: what happened, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -14,6 +15,8 @@ from vitlab.config import keys
 from vitlab.config.labels import label
 from vitlab.core.files import sync
 from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.training.trackers.identity import swept_keys
+from vitlab.training.trackers.tracker import METRICS, final_values
 
 # One fixed key set in every run, "-" where it has no such thing: TensorBoard takes one run's columns for all
 # (tensorboard#3371). Keys that were swept come to it; `SWEPT` is for the columns of another sweep.
@@ -29,10 +32,9 @@ CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "schedule
 # TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
 SHOWN, BESIDE = 5, ("model", "data", "optimizer.lr", "trainer.max_epochs")
 EVENTS = "events.out.tfevents."  # then the second of its making, which is how TensorBoard sorts a run's files
-METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")
 
 
-class RunLogger(TensorBoardLogger):
+class TensorBoardTracker(TensorBoardLogger):
     """Write TensorBoard events into the run folder itself, so a run is named by its path under ``outputs``.
 
     Args:
@@ -58,11 +60,16 @@ class RunLogger(TensorBoardLogger):
         self.save()
 
     @rank_zero_only
+    def add_image(self, name: str, pixels: np.ndarray, step: int = 0) -> None:
+        """Show a figure, uint8 (H, W, 3), as soon as it is drawn."""
+        self.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    @rank_zero_only
     def begin(self, config: Mapping[str, Any]) -> None:
         """Announce the run's hyperparameters and the metrics that it will be compared by."""
         put_first(Path(self.log_dir))
         experiment, session, _ = hparams(flatten(config), dict.fromkeys(METRICS, 0.0))
-        swept = _swept(config)
+        swept = swept_keys(config)
         shown = list(dict.fromkeys((SWEPT, *swept, *BESIDE)))[: max(SHOWN, 1 + len(swept))]
         content = experiment.value[0].metadata.plugin_data
         columns = HParamsPluginData.FromString(content.content)
@@ -75,11 +82,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def end(self, summary: SummaryData, step: int) -> None:
         """Write the final values of ``METRICS``; one that was not measured is left out."""
-        accuracies = [summary["metrics"].get(f"{split}/accuracy") for split in ("val", "test")]
-        values = (*accuracies, summary["model"]["parameters"], summary["train"]["images_per_second"])
-        for name, value in zip(METRICS, values, strict=True):
-            if value is not None:
-                self.experiment.add_scalar(name, value, step)
+        for name, value in final_values(summary).items():
+            self.experiment.add_scalar(name, value, step)
         self.experiment.file_writer.add_summary(hparams({}, {})[2])
         self.save()
 
@@ -99,15 +103,11 @@ def put_first(folder: Path) -> None:
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyperparameters as flat scalars: the choices, the fixed keys, and those that were swept."""
     flat: dict[str, Any] = {group: config["choices"].get(group, "-") for group in CHOICES}
-    flat[SWEPT] = label(config.get("overrides", []), _swept(config)) or "-"
-    for key in (*HPARAMS, *_swept(config)):
+    flat[SWEPT] = label(config.get("overrides", []), swept_keys(config)) or "-"
+    for key in (*HPARAMS, *swept_keys(config)):
         if key not in flat:
             value = config["choices"].get(key) or keys.get(config, key)
             if not isinstance(value, bool | int | float | str):
                 value = "-" if value is None else str(value)
             flat[key] = value
     return flat
-
-
-def _swept(config: Mapping[str, Any]) -> list[str]:
-    return [key.lstrip("+") for key in config.get("swept", [])]
