@@ -120,7 +120,7 @@ class Storage:
                 load_if_exists=True,
             )
         except self.errors as error:
-            raise UserError(self.describe_outage(error)) from None
+            raise UserError(f"{self.describe_outage(error)}; type the same again when it does.") from None
         except (SQLAlchemyError, RuntimeError, ValueError, AssertionError, KeyError) as error:
             raise UserError(
                 f"{file} cannot be read as Optuna's record of a search ({explain(error)}); "
@@ -145,4 +145,5 @@ def explain(error: BaseException) -> str:
         return explain(inner)
     details = getattr(error, "details", None)  # gRPC's
     text = details() if callable(details) else str(error)
-    return (str(text).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(text).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(". ")[0].rstrip(".")
