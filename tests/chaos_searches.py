@@ -140,10 +140,12 @@ def is_over(folder: Path, trials: int) -> bool:
 def shortcomings(folder: Path, trials: int, said: str) -> Iterator[str]:
     """Yield what is wrong with a search."""
     states = Counter(job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"])
+    repeated = states.pop("repeated", 0)  # the same rate to four digits: not trained
     if states != {"finished": trials}:
         yield f"sweep.json: {dict(states)}"
     runs = [path.parent for path in folder.glob("*/config.yaml")]
-    if sorted(path.name[:3] for path in runs) != [f"{number:03d}" for number in range(trials)]:
+    numbers = {int(path.name[:3]) for path in runs}
+    if len(runs) != trials or len(numbers) != trials or max(numbers) >= trials + repeated:
         yield f"folders {sorted(path.name for path in runs)}"
     ends = Counter((path / "checkpoints" / "last.ckpt").read_text() for path in runs)
     if len(ends) != 1 or json.loads(next(iter(ends)))[1] != light_job.STEPS:

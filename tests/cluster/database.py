@@ -51,7 +51,8 @@ class Database:
 
     def start(self) -> None:
         """Make a data base with the user vitlab, who has a password, and start the server."""
-        self.passfile.write_text(f"*:*:*:vitlab:{PASSWORD}\n")
+        lines = (f"{host}:5432:trials:vitlab:{PASSWORD}\n" for host in ("localhost", HOST))
+        self.passfile.write_text("".join(lines))
         self.passfile.chmod(0o600)
         (self.folder / "password").write_text(PASSWORD)
         for path in (self.folder, self.folder / "password"):

@@ -13,9 +13,10 @@ from tests.core.claims import kill, take
 from tests.sweep.helpers import PLAIN, RATE, Searched, list_jobs, run_search
 from vitlab.config.arguments import parse_arguments
 from vitlab.config.storage_address import find_address_problem
+from vitlab.core.claim import Watch
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder, Summary
-from vitlab.sweep import conclusion, joining, search, storage
+from vitlab.sweep import conclusion, is_search, joining, search, storage, worker
 from vitlab.sweep.record import Sweep
 from vitlab.sweep.space import check_trial
 from vitlab.sweep.status import find_status
@@ -232,6 +233,26 @@ def test_a_trial_of_a_process_that_is_gone_is_taken_up(
     assert sum("test/accuracy" in found for found in metrics) == 1
 
 
+def test_a_trial_is_held_until_it_is_told_and_then_not_started_again(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    conclude, held = search.Search._conclude_trial, []
+
+    def look(self: search.Search, running: search.RunningTrial, code: int) -> None:
+        held.append(Watch().look(running.job.folder.path).held)
+        conclude(self, running, code)
+
+    monkeypatch.setattr(search.Search, "_conclude_trial", look)
+    searched(*SHARED, "sweep.trials=1", "sweep.test_best=false")
+    assert held == [True]
+    (folder,) = (RunFolder(path.parent) for path in tmp_path.glob("s/*/config.yaml"))
+    late = worker.Worker(tmp_path / "s", at_a_time=1)
+    with late.open():
+        assert late.start(folder, needed=lambda: False) is None, "seen open, and told before it was claimed"
+    assert len(started) == 1
+    assert Watch().look(folder.path).free
+
+
 def test_the_best_is_tested_by_one_and_the_others_wait(
     searched: Searched,
     tmp_path: Path,
@@ -302,16 +323,17 @@ def test_a_storage_that_goes_away_for_a_while_ends_nothing(
     assert [job["state"] for job in searched(*SHARED, "sweep.trials=3", epochs=5)] == ["finished"] * 3
 
 
-def test_the_status_of_a_search_says_what_is_left(
-    searched: Searched, tmp_path: Path, join: Callable[..., Study]
-) -> None:
+def test_the_status_of_a_search_says_what_is_left(tmp_path: Path, join: Callable[..., Study]) -> None:
     join("sweep.trials=2").ask(random=True)
-    assert Sweep.load(tmp_path / "s").search
+    assert is_search(parse_arguments(["sweep.resume=s"])), "which has no plan"
     run_search("sweep.resume=s", "sweep.test_best=false")
     status = find_status("s")
-    assert (status["kind"], status["command"]) == ("search", None)
-    assert status["states"] == {"finished": 2}
-    study = join("sweep.trials=3")
-    study.ask(random=True)
-    run_search("sweep.resume=s", "sweep.test_best=false")
-    assert find_status("s")["states"] == {"finished": 3}
+    assert (status["kind"], status["states"], status["command"]) == ("search", {"finished": 2}, None)
+    Summary(RunFolder(next(tmp_path.glob("s/000*")))).update(status="pruned")
+    status = find_status("s")
+    assert (status["states"], status["command"]) == ({"finished": 1, "pruned": 1}, None)
+    sweep = Sweep.load("s")
+    assert sweep.search
+    sweep.search["trials"] = 3
+    sweep.save()
+    assert find_status("s")["command"] == "python train.py sweep.resume=s"

@@ -64,11 +64,11 @@ def _of_sweep(sweep: Sweep) -> dict[str, Any]:
         jobs.append(run | {"label": job.label, "state": state, "problem": job.reason})
     states = sweep.count_states()
     left: Any = sweep.unfinished()
-    if sweep.search is not None:
+    if sweep.search is not None and "trials" in sweep.search:
         # A trial that failed since is made up for; one that diverged has failed, too, and counts.
         ended = sum(states[state] for state in (State.FINISHED, State.PRUNED))
         ended += sum(job.get("error_kind") == "diverged" for job in jobs)
-        left = ended < sweep.search.get("trials", 0)
+        left = ended < sweep.search["trials"]
     return {
         "kind": "sweep" if sweep.search is None else "search",
         "folder": str(sweep),

@@ -28,7 +28,7 @@ from vitlab.sweep.space import Space
 TRAINED = ("finished", "pruned", "diverged")
 # Of these it learns nothing; an invalid draw, which cannot be trained, counts as the worst.
 IGNORED = ("failed", "repeated")
-IDLE = ("invalid", "repeated")  # draws that brought nothing to train
+FRUITLESS = ("invalid", "repeated")  # draws that brought nothing to train
 ENOUGH = 8  # finished trials, to say which keys mattered
 
 
@@ -109,7 +109,7 @@ class Study:
 
     def count_idle(self) -> int:
         """Return how many draws in a row have brought nothing to train lately, since this process began."""
-        outcomes = [get_outcome(trial) in IDLE for trial in reversed(self.trials[self._begun :])]
+        outcomes = [get_outcome(trial) in FRUITLESS for trial in reversed(self.trials[self._begun :])]
         return outcomes.index(False) if False in outcomes else len(outcomes)
 
     def get_live(self, trial: FrozenTrial) -> Trial:
@@ -173,7 +173,7 @@ class Study:
         return Job(
             (*own_overrides(self.space.fixed), *lines),
             text,
-            None if outcome in IDLE else folder,
+            None if outcome in FRUITLESS else folder,
             trial.user_attrs.get("reason") or None,
             outcome,
             {"number": trial.number, "epochs": trial.last_step or 0, OBJECTIVE: _get_reached(trial)},
