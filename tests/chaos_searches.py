@@ -52,7 +52,7 @@ def play(folder: Path, trials: int, strikes: int, lot: random.Random, database: 
     begin = ["-m", "sweep=optuna", *TINY, RATE, f"sweep.trials={trials}", f"hydra.sweep.dir={folder}"]
     struck: list[str] = []
     codes, again, finished_at = Counter[str](), set[str](), dict[str, int]()
-    running: dict[subprocess.Popen[bytes], float] = {}  # until when it is left alone
+    running: list[subprocess.Popen[bytes]] = []
     paused: list[tuple[float, subprocess.Popen[bytes], list[int]]] = []  # until when
     back: dict[str, float] = {"proxy": 0.0, "server": 0.0}  # when they are started
     started, next_strike, begun = 0, time.monotonic() + 15, time.monotonic()
@@ -68,12 +68,12 @@ def play(folder: Path, trials: int, strikes: int, lot: random.Random, database: 
                     if now >= until:
                         wake(pids)
                         paused.remove((until, process, pids))
-                        running[process] = now + lot.uniform(1, 10)
+                        running.append(process)
                 for name in [name for name, when in back.items() if now >= when]:
                     del back[name]
                     restart[name]()
                 for process in [p for p in running if p.poll() is not None]:
-                    del running[process]
+                    running.remove(process)
                     codes[str(process.returncode)] += 1
                 done = look(folder)
                 again |= {name for name, when in finished_at.items() if done.get(name) != when}
@@ -85,14 +85,20 @@ def play(folder: Path, trials: int, strikes: int, lot: random.Random, database: 
                     typed = [f"sweep.resume={folder}"] if there else begin
                     typed = [*typed, f"sweep.storage={lot.choice((PROXY, PROXY, DIRECT))}"]
                     process = machines.start(
-                        lot.choice([*ADDRESS]), *LIGHT, *typed, f"sweep.jobs={lot.choice((1, 2))}",
-                        env={light_job.SHORT: "1", **database.env}, log=f"said-{folder.name}", whole=False,
-                    )  # fmt: skip
-                    running[process], started = now + lot.uniform(10, 25), started + 1
+                        lot.choice([*ADDRESS]),
+                        *LIGHT,
+                        *typed,
+                        f"sweep.jobs={lot.choice((1, 2))}",
+                        env={light_job.SHORT: "1", light_job.SECONDS: "0.5", **database.env},
+                        log=f"said-{folder.name}",
+                        whole=False,
+                    )
+                    running.append(process)
+                    started += 1
                 if now >= next_strike and len(struck) < strikes and not is_over(folder, trials):
                     next_strike = now + lot.uniform(3, 10)
                     victim = lot.choice(VICTIMS)
-                    mine = [process for process, until in running.items() if now >= until]
+                    mine = [process for process in running if len(list_tree(process.pid)) > 1]  # with trials
                     if victim in restart and not back:
                         struck.append(victim)
                         {"proxy": database.stop_proxy, "server": database.stop_server}[victim]()
@@ -101,10 +107,8 @@ def play(folder: Path, trials: int, strikes: int, lot: random.Random, database: 
                         struck.append(victim)
                         process = lot.choice(mine)
                         if pids := strike(process, victim):
-                            del running[process]
+                            running.remove(process)
                             paused.append((now + light_job.STALE + lot.uniform(5, 15), process, pids))
-                        else:
-                            running[process] = now + 30
                 time.sleep(0.1)
         finally:
             database.stop_proxy()
@@ -119,8 +123,9 @@ def play(folder: Path, trials: int, strikes: int, lot: random.Random, database: 
         "processes": started,
         **{victim: counts[victim] for victim in dict.fromkeys(VICTIMS)},
         "ended with": ", ".join(f"{code}: {number}" for code, number in sorted(codes.items())),
-        "taken over": sum(len([*path.glob(".claim-*")]) - 1 for path in folder.glob("*/")),
-        "resumed": sum(len(summary(path)["train"]["resumed_at"]) for path in folder.glob("[0-9]*/")),
+        # But for the one that is resumed for its test.
+        "taken over": sum(len([*path.glob(".claim-*")]) - 1 for path in folder.glob("*/")) - 1,
+        "resumed": sum(len(summary(path)["train"]["resumed_at"]) for path in folder.glob("[0-9]*/")) - 1,
         "outages noticed": said.count("does not answer ("),
         "two at once, s": round(observer.longest, 1),
         "minutes": round((time.monotonic() - begun) / 60, 1),
