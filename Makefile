@@ -42,12 +42,13 @@ test: install  ## run the tests (under 10 minutes on 2 cores)
 test-slow: install  ## run the long tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
 
-# SLURM's packages are installed where that is allowed; otherwise its tests are skipped, and say so.
-test-cluster: install  ## run the tests on a SLURM of two nodes, as root on Debian (under 10 minutes)
-	@if ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+# Debian's packages are installed where that is allowed; otherwise the tests that need them are skipped, and say so.
+test-cluster: install  ## run the tests on a SLURM of two nodes and a PostgreSQL, as root on Debian (under 15 minutes)
+	@if ! { command -v slurmctld && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
+		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
-		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2; } \
-			>/dev/null 2>&1 || echo "note: SLURM could not be installed; its tests are skipped"; fi
+		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 postgresql; } \
+			>/dev/null 2>&1 || echo "note: SLURM or PostgreSQL could not be installed; their tests are skipped"; fi
 	@$(BIN)/python -m pytest tests/cluster -rs
 
 lint: install  ## check style (ruff) and types (mypy)

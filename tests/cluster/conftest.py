@@ -1,8 +1,6 @@
 """The cluster that the tests in this folder run on: `make test-cluster`."""
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import database as databases
+from tests.cluster import machines as pair
+from tests.cluster.database import Database
 from tests.cluster.machines import Machines
 from tests.cluster.slurm import LONG, Slurm, why_not
 from tests.conftest import ROOT, verb
@@ -47,12 +48,46 @@ def slurm(_slurm: Slurm) -> Iterator[Slurm]:
     _slurm.call("scancel", "--user=root", check=False)
 
 
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    """Two machines with a cable between them."""
+    if reason := pair.why_not():
+        pytest.skip(reason)
+    (tmp_path / "machines").mkdir()
+    both = Machines(tmp_path / "machines")
+    try:
+        try:
+            both.connect()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        yield both
+    finally:
+        both.disconnect()
+
+
+@pytest.fixture
+def database(machines: Machines) -> Iterator[Database]:
+    """A PostgreSQL on the left machine."""
+    if reason := databases.why_not():
+        pytest.skip(reason)
+    server = Database(machines)
+    try:
+        server.start()
+        yield server
+    except BaseException:
+        print(server.logs())
+        raise
+    finally:
+        server.stop()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Show SLURM's logs with a test that fails."""
+    """Show the logs of what a test that fails ran on."""
     report: Any = yield
-    if report.failed and (cluster := getattr(item, "funcargs", {}).get("slurm")):
-        report.sections.append(("SLURM's logs", cluster.logs()))
+    for name in ("slurm", "machines", "database"):
+        if report.failed and (used := getattr(item, "funcargs", {}).get(name)):
+            report.sections.append((f"the logs of {name}", used.logs()))
     return report
 
 
@@ -74,19 +109,3 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     assert verb(*LONG, f"hydra.run.dir={folder}", OMP_NUM_THREADS="1").returncode == 0
     return folder
-
-
-@pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
-    if os.getuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
-        pytest.skip("network namespaces need root, ip (Debian: apt-get install iproute2) and unshare")
-    (tmp_path / "machines").mkdir()
-    pair = Machines(tmp_path / "machines")
-    try:
-        try:
-            pair.connect()
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-        yield pair
-    finally:
-        pair.disconnect()

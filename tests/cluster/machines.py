@@ -1,28 +1,32 @@
-"""Machines without a scheduler: two network namespaces with a cable between them."""
+"""Two machines without a scheduler: network namespaces with a cable between them, on this machine's disk."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.cluster.slurm import isolate
 from tests.conftest import ROOT
 
 ADDRESS = {"left": "10.213.7.1", "right": "10.213.7.2"}
-ENV = {
-    "OMP_NUM_THREADS": "1",
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "PYTHONPATH": str(ROOT / "src"),
-}
+
+
+def why_not() -> str:
+    """Say why there can be no two machines here; empty where there can."""
+    if os.getuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+        return "network namespaces need root, ip (Debian: apt-get install iproute2) and unshare"
+    return ""
 
 
 class Machines:
-    """Two machines; what one runs is gone when it is switched off."""
+    """The pair; what runs on one is gone when it is killed or the machine is switched off."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, list[subprocess.Popen[bytes]]] = {name: [] for name in ADDRESS}
         names = "".join(f"{address} {name}\n" for name, address in ADDRESS.items())
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
 
@@ -54,29 +58,56 @@ class Machines:
     def ip(*arguments: str, check: bool = True) -> None:
         subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
-    def switch_on(self, name: str, command: Sequence[str], **env: str) -> None:
-        """Start a machine with a command, which is all that it runs."""
-        with open(self.folder / f"{name}.log", "ab") as log:
-            self._running[name] = subprocess.Popen(
-                self.on(name, command), cwd=ROOT, env=os.environ | ENV | env, stdout=log, stderr=log
-            )
+    def start(
+        self,
+        name: str,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        log: str = "",
+        whole: bool = True,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on a machine.
 
-    def on(self, name: str, command: Sequence[str]) -> list[str]:
-        """Return what runs a command as on one of the machines."""
-        hosts = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {name}"
-        # Not by exec: the shell is the first process there, which has to take in orphans.
-        own = isolate(f"{hosts} && {subprocess.list2cmdline(command)}; exit $?")
-        return ["ip", "netns", "exec", self.network(name), *own]
+        Args:
+            name: of the machine.
+            command: and its arguments.
+            env: more variables.
+            log: the file in this folder for what it prints; by default the machine's own.
+            whole: killing it kills all that it has started, as where the machine loses power.
+        """
+        there = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {name}"
+        if whole:
+            own = isolate(f"{there} && {shlex.join(command)}; exit $?")
+        else:
+            own = ["unshare", "--mount", "--uts", "sh", "-c", f'{there} && exec "$@"', "sh", *command]
+        with open(self.folder / f"{log or name}.log", "ab") as file:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.network(name), *own],
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "OMP_NUM_THREADS": "1",
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+                }
+                | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        self._running[name].append(process)
+        return process
 
     def switch_off(self, name: str) -> None:
         """End all that runs on a machine, at once."""
-        if process := self._running.pop(name, None):
+        while self._running[name]:
+            process = self._running[name].pop()
             process.kill()  # `ip netns exec` has become `unshare`
             process.wait()
 
-    def wait(self, name: str, seconds: float) -> int:
-        """Return how a machine's command ended."""
-        return self._running[name].wait(seconds)
+    def wait(self, seconds: float) -> Sequence[int]:
+        """Return how the commands ended, those of each machine in their order."""
+        return [process.wait(seconds) for running in self._running.values() for process in running]
 
     def logs(self) -> str:
         """Return what the machines have printed."""

@@ -90,16 +90,17 @@ def test_a_node_joins_and_dies_and_comes_back(machines: Machines, tmp_path: Path
     head = [*START, "--head", f"--port={PORT}", "--include-dashboard=false"]
     head += [f"--node-ip-address={ADDRESS['left']}"]
     # The head and the sweep on one machine, as a user types them.
-    machines.switch_on("left", ["bash", "-c", f"{shlex.join(head)} && {shlex.join(sweep)}"], **TOKEN)
+    calls = f"{shlex.join(head)} && {shlex.join(sweep)}"
+    running = machines.start("left", "bash", "-c", calls, env=TOKEN)
     folders = [tmp_path / f"checkpoint.every_minutes-{minutes}" for minutes in MINUTES]
     wait_for(lambda: epochs(folders[0]) >= 1, 120)
     node = [*START, "--block", f"--address={ADDRESS['left']}:{PORT}"]
     node += [f"--node-ip-address={ADDRESS['right']}"]
-    machines.switch_on("right", node, **TOKEN)
+    machines.start("right", *node, env=TOKEN)
     wait_for(lambda: any(2 <= epochs(folder) < 10 and runs_on("right", folder) for folder in folders), 200)
     machines.switch_off("right")
-    machines.switch_on("right", node, **TOKEN)
-    assert machines.wait("left", 400) == 0, machines.logs()
+    machines.start("right", *node, env=TOKEN)
+    assert running.wait(400) == 0, machines.logs()
     machines.switch_off("right")
     assert [summary(folder)["status"] for folder in folders] == ["finished"] * len(MINUTES)
     assert all(same_weights(undisturbed, folder) for folder in folders)

@@ -1,4 +1,4 @@
-"""Several machines without a scheduler, by torchrun's two agents."""
+"""Several machines without a scheduler: two network namespaces with a cable between them."""
 
 import contextlib
 import subprocess
@@ -19,8 +19,8 @@ def switch_on(machines: Machines, name: str, script: Path, *arguments: str) -> N
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += [f"--local-addr={ADDRESS[name]}", "--max-restarts=3", "--rdzv-backend=c10d"]
     torchrun += ["--rdzv-id=mine", f"--rdzv-endpoint={ADDRESS['left']}:29400", "--no-python", "bash"]
-    interface = {"GLOO_SOCKET_IFNAME": machines.network(name), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    machines.switch_on(name, [*torchrun, str(script), *arguments], **interface)
+    env = {"GLOO_SOCKET_IFNAME": machines.network(name), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    machines.start(name, *torchrun, str(script), *arguments, env=env)
 
 
 def test_a_machine_that_dies_comes_back_and_both_go_on(
@@ -37,8 +37,7 @@ def test_a_machine_that_dies_comes_back_and_both_go_on(
     machines.switch_off("right")
     switch_on(machines, "right", script, *options)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        for name in ADDRESS:
-            machines.wait(name, 300)
+        machines.wait(300)
     assert summary(folder)["status"] == "finished", machines.logs()
     assert len(summary(folder)["train"]["resumed_at"]) == 1
     assert same_weights(one, folder)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import TINY
 from vitlab.config.arguments import parse_arguments
@@ -10,6 +11,7 @@ from vitlab.sweep import run_sweep
 
 PLAIN = ["sweep=optuna", *TINY]
 Calls = Callable[..., list[str]]
+Searched = Callable[..., list[dict[str, Any]]]
 SHORT = ["-m", *(o for o in TINY if not o.startswith("model.depth")), "hydra.sweep.dir=sweep"]
 RATE = "optimizer.lr=tag(log,interval(1e-4,4e-3))"
 
@@ -21,3 +23,8 @@ def run_search(*typed: str) -> None:
 
 def states(folder: Path) -> dict[str, str]:
     return {job["label"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
+
+
+def list_jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return what sweep.json says of the jobs or trials."""
+    return json.loads((folder / "sweep.json").read_text())["jobs"]

@@ -20,7 +20,7 @@ from tests.conftest import slow
 from tests.sweep.helpers import PLAIN, RATE
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep import run_sweep, search, worker
+from vitlab.sweep import run_sweep, search, study, worker
 
 # Notes the start of a job, and ends it at once, unless it has ended before; one that is to test has a result.
 JOB = """
@@ -78,7 +78,7 @@ def _run(typed: list[str], write: str, number: int, writer: int) -> NoReturn:
     try:
         worker.start = start
         worker.POLL = search.POLL = 0.01
-        search.Study.draw = lambda self: None
+        study.Study.draw = lambda self: None
         sys.addaudithook(hear)
         sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda connection: note("commit"))
         run_sweep(parse_arguments(typed), lambda folder: None)

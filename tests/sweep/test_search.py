@@ -3,140 +3,26 @@
 The trials here are small programs that write what a run writes; test_crashes.py has some that train for real.
 """
 
-import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import optuna
 import pytest
-from omegaconf import DictConfig
 
 from tests.conftest import summary, wait_for
-from tests.sweep.helpers import PLAIN, RATE, run_search
+from tests.core.claims import kill
+from tests.sweep.helpers import PLAIN, RATE, Searched, list_jobs, run_search
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
 from vitlab.sweep import figures, search, study, worker
 
-# A run as a search sees it: best at optimizer.lr=1e-3, diverging above 5e-3, broken with model.heads=4.
-RUN = """
-import json, math, os, pathlib, signal, sys, time
-import yaml
-
-folder = pathlib.Path(sys.argv[1])
-config = yaml.safe_load((folder / "config.yaml").read_text())
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(143))
-signal.signal(signal.SIGINT, lambda *_: stopped.append(130))
-
-def write(name, text):
-    (folder / "new").write_text(text)
-    (folder / "new").rename(folder / name)
-
-def end(status, code, **more):
-    found = json.loads((folder / "summary.json").read_text())
-    found |= {"status": status, **more}
-    found["metrics"] |= {"val/accuracy": max(values)} if values else {}
-    if status == "finished" and config["trainer"]["limit_test_batches"] is None:
-        found["metrics"]["test/accuracy"] = 0.5
-    write("summary.json", json.dumps(found))
-    sys.exit(code)
-
-lr, epochs = config["optimizer"]["lr"], config["trainer"]["max_epochs"]
-rows = (folder / "metrics.csv").read_text().splitlines()[1:] if (folder / "metrics.csv").exists() else []
-values = [float(row.split(",")[2]) for row in rows]
-if config["model"]["heads"] == 4:
-    end("failed", 1, error="out of luck")
-for epoch in range(len(values) + 1, epochs + 1):
-    time.sleep(float(os.environ["PACE"]))
-    if stopped:
-        end("interrupted", stopped[0])
-    if lr > 5e-3:
-        end("failed", 1, error="not finite", error_kind="diverged")
-    values.append(math.exp(-math.log10(lr / 1e-3) ** 2) * (1 - 0.5**epoch))
-    rows = "".join(f"{n},{n},{v}\\n" for n, v in enumerate(values, 1))
-    write("metrics.csv", "epoch,step,val/accuracy\\n" + rows)
-end("finished", 0)
-"""
-
-
-# What takes time and is the same in every test.
 draw = study.Study.draw
-known: dict[tuple[str, ...], DictConfig] = {}
-
-
-@pytest.fixture(scope="module")
-def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("study") / "study.db"
-    study._open(file, optuna.pruners.NopPruner())
-    return file
-
-
-@pytest.fixture(autouse=True)
-def started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_study: Path
-) -> Iterator[list[dict[str, Any]]]:
-    """Put small programs in the place of trainings; return what was started."""
-    program = tmp_path / "run.py"
-    program.write_text(RUN)
-    begun: list[dict[str, Any]] = []
-
-    def start(folder: RunFolder, *, shown: bool = True, **env: str) -> subprocess.Popen[bytes]:
-        beside = [other["env"] for other in begun if other["process"].poll() is None]
-        process = subprocess.Popen([sys.executable, str(program), str(folder.path)])
-        begun.append({"name": folder.path.name, "env": env, "process": process, "beside": beside})
-        return process
-
-    compose, opened = hydra.compose, study._open
-
-    def remember(root: str, overrides: list[str], **options: Any) -> DictConfig:
-        if (key := (root, *overrides)) not in known:
-            known[key] = compose(root, overrides, **options)
-        return known[key]
-
-    def copy(file: Path, pruner: Any) -> Any:
-        if not file.exists():
-            shutil.copy(empty_study, file)
-        return opened(file, pruner)
-
-    monkeypatch.setattr(hydra, "compose", remember)
-    monkeypatch.setattr(study, "_open", copy)
-    monkeypatch.setattr(study.Study, "draw", lambda self: None)
-    monkeypatch.setattr(worker, "start", start)
-    monkeypatch.setattr(search, "POLL", 0.01)
-    monkeypatch.setenv("PACE", "0")
-    yield begun
-    for other in begun:
-        other["process"].kill()
-        other["process"].wait()
-
-
-Searched = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture
-def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
-    """Search in tmp_path/s, an epoch in so many seconds; return what sweep.json says of the trials."""
-
-    def call(*overrides: str, epochs: int = 3, seconds: float = 0.0) -> list[dict[str, Any]]:
-        monkeypatch.setenv("PACE", str(seconds))
-        monkeypatch.chdir(tmp_path)
-        run_search(*PLAIN, f"trainer.max_epochs={epochs}", "hydra.sweep.dir=s", *overrides)
-        return jobs(tmp_path / "s")
-
-    return call
-
-
-def jobs(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "sweep.json").read_text())["jobs"]
+pytestmark = pytest.mark.usefixtures("started")
 
 
 def test_a_search_learns_prunes_and_tests_the_best_alone(
@@ -213,7 +99,7 @@ def test_divergence_is_an_answer_and_a_failure_is_not(searched: Searched, tmp_pa
     typed = ("optimizer.lr=tag(log,interval(1e-4,1))", "model.heads=2,4", "sweep.trials=6")
     with pytest.raises(UserError, match=r"^(\d+) of 6 trials failed") as caught:
         searched(*typed)
-    found = jobs(tmp_path / "s")
+    found = list_jobs(tmp_path / "s")
     states = [job["state"] for job in found]
     failed = states.count("failed")
     assert int(str(caught.value).split()[0]) == failed > 0
@@ -224,7 +110,7 @@ def test_divergence_is_an_answer_and_a_failure_is_not(searched: Searched, tmp_pa
     # The number of trials is the total: those that failed are made up for.
     with pytest.raises(UserError, match="of 6 trials failed"):
         searched(*typed)
-    assert len(jobs(tmp_path / "s")) == 6 + failed
+    assert len(list_jobs(tmp_path / "s")) == 6 + failed
 
 
 # Ended and gone on with
@@ -244,6 +130,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
 
     def die(self: Any, running: Any, code: int) -> None:
         if running.trial.number == 3:
+            kill(running.job.claim)
             raise Killed  # the trial is over, and nobody has told Optuna
         end(self, running, code)
 
@@ -251,7 +138,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
         patch.setattr(search.Search, "_conclude_trial", die)
         with pytest.raises(Killed):
             searched(*settings)
-    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
+    assert [job["state"] for job in list_jobs(tmp_path / "s")] == ["finished"] * 3 + ["running"]
     begun = len(started)
     left_behind = RunFolder(next(tmp_path.glob("s/003*"))).lock()
     left_behind.__enter__()
@@ -265,7 +152,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(search, "say", hear)
     run_search(f"sweep.resume={tmp_path}/s")
-    again = jobs(tmp_path / "s")
+    again = list_jobs(tmp_path / "s")
     for key in ("label", "val/accuracy"):
         assert [job[key] for job in again] == [job[key] for job in whole]
     # Trial 3 is resumed in its folder, 4 is new, and the best is tested.
@@ -275,11 +162,11 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
 def test_a_trial_that_was_killed_is_resumed_at_once(
     searched: Searched, tmp_path: Path, started: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kill() -> None:
+    def kill_it() -> None:
         wait_for(lambda: list(tmp_path.glob("s/000*/metrics.csv")))
         started[0]["process"].kill()
 
-    threading.Thread(target=kill).start()
+    threading.Thread(target=kill_it).start()
     found = searched(RATE, "sweep.trials=2", "sweep.pruner=none", epochs=20, seconds=0.03)
     assert [(job["state"], job["epochs"]) for job in found] == [("finished", 20)] * 2
     assert [other["name"][:3] for other in started[:-1]] == ["000", "000", "001"]
@@ -303,7 +190,8 @@ def test_a_trial_that_was_about_to_be_ended_is_not_trained_on(
     monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda self, study, trial: trial.last_step == 2)
     typed = (RATE, "sweep.trials=1", "sweep.test_best=false")
 
-    def die(*given: Any) -> None:
+    def die(self: Any, *given: Any) -> None:
+        kill(self.running[0].job.claim)
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -314,7 +202,7 @@ def test_a_trial_that_was_about_to_be_ended_is_not_trained_on(
     before = metrics.read_text()
     with pytest.raises(UserError, match="no trial of s finished"):
         searched(*typed, epochs=40, seconds=0.1)
-    assert [job["state"] for job in jobs(tmp_path / "s")] == ["pruned"]
+    assert [job["state"] for job in list_jobs(tmp_path / "s")] == ["pruned"]
     assert metrics.read_text() == before
 
 
@@ -329,14 +217,14 @@ def test_the_same_command_goes_on_and_more_trials_are_more(
     run_search(base[0], RATE, *base[1:-1], "sweep.trials=2")  # in another order
     assert len(started) == begun, "it is finished: nothing trains, and nothing is tested once more"
     run_search(*base, "sweep.trials=3", "sweep.jobs=2")
-    assert [job["state"] for job in jobs(folder)] == ["finished"] * 3
+    assert [job["state"] for job in list_jobs(folder)] == ["finished"] * 3
     run_search(f"sweep.resume={folder}", "sweep.trials=4")
-    assert len(jobs(folder)) == 4
+    assert len(list_jobs(folder)) == 4
     with pytest.raises(UserError, match=r"can change, found model\.depth"):
         run_search(f"sweep.resume={folder}", "model.depth=1")
     run_search(*base, "sweep.trials=1", "sweep.seed=3", f"hydra.sweep.dir={tmp_path}/other")
-    assert len(jobs(folder)) == 4
-    assert len(jobs(tmp_path / "other")) == 1
+    assert len(list_jobs(folder)) == 4
+    assert len(list_jobs(tmp_path / "other")) == 1
 
 
 def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
@@ -352,14 +240,14 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(
         searched(RATE, "sweep.trials=3", "sweep.pruner=none", epochs=20, seconds=0.03)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished", "interrupted"]
+    assert [job["state"] for job in list_jobs(tmp_path / "s")] == ["finished", "interrupted"]
     out = capsys.readouterr().out
     assert "stopped with 2 of 3 trials left" in out
     assert "resume with: python train.py sweep.resume=s" in out
     (metrics,) = tmp_path.glob("s/001*/metrics.csv")
     before = metrics.read_text()
     run_search(f"sweep.resume={tmp_path}/s")
-    assert [job["state"] for job in jobs(tmp_path / "s")] == ["finished"] * 3
+    assert [job["state"] for job in list_jobs(tmp_path / "s")] == ["finished"] * 3
     assert metrics.read_text().startswith(before)
 
 

@@ -13,7 +13,8 @@ from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
 from vitlab.sweep import is_search
 from vitlab.sweep.space import read_space
-from vitlab.sweep.study import Study
+from vitlab.sweep.storage import Storage
+from vitlab.sweep.study import Study, make_pruner
 
 
 def test_hydras_syntax_is_the_space() -> None:
@@ -102,14 +103,21 @@ def asked(folder: Path, *overrides: str, trials: int) -> list[float]:
     """Return the rates that a search draws, each told what it is worth: best at 1e-3."""
     folder.mkdir()
     space = read_space([*PLAIN, "optimizer.lr=tag(log,interval(1e-7,1))", *overrides])
-    known = Study(folder, space)
+
+    def open_study() -> Study:
+        return Study(folder, space, Storage(None).open(folder, "", make_pruner(space)), alone=True)
+
+    known = open_study()
     rates = []
     for _ in range(trials):
-        trial = known.ask(random=False)
+        known.ask(random=False)
+        known.refresh()
+        trial = known.get_live(known.trials[-1])
         rates.append(trial.params["optimizer.lr"])
         known.tell(trial, "finished", value=-abs(math.log10(rates[-1] / 1e-3)))
+        known.refresh()
         if len(rates) == 2:
-            known = Study(folder, space)  # as after a kill
+            known = open_study()  # as after a kill
     return rates
 
 

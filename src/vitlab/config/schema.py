@@ -62,9 +62,16 @@ _names = Constraint(
     ),
 )
 
-# Names of files and folders, all of which may be left out.
+# Names of files and folders, and addresses, all of which may be left out.
 _PATHS = (
-    *("resume", "sweep.resume", "model.checkpoint_path", "task.teacher", "task.teacher_checkpoint"),
+    *(
+        "resume",
+        "sweep.resume",
+        "sweep.storage",
+        "model.checkpoint_path",
+        "task.teacher",
+        "task.teacher_checkpoint",
+    ),
     *("data.root", "data.url", "data.cache", "trainer.default_root_dir"),
 )
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from vitlab.core.console import printable
+from vitlab.core.console import hide_passwords, printable
 from vitlab.core.disk import disk_problem
 from vitlab.core.errors import UserError
 from vitlab.core.signals import Interrupted
@@ -34,7 +34,7 @@ def finish(work: Callable[[], object]) -> int:
     try:
         work()
     except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(hide_passwords(f"error: {error}")), file=sys.stderr)
         return 1
     except Interrupted as stop:
         return stop.exit_code

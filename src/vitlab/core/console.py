@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def hide_passwords(text: str) -> str:
+    """Return ``text`` with three stars for the password of each address, as in ``mysql://me:***@host``."""
+    return re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+
+
 def plain(text: str) -> str:
     """Return ``text`` on one line that every file and terminal can take."""
     return printable(" ".join(text.split()))

@@ -127,10 +127,10 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `json_text`, atomically."""
+def write_json(path: Path, content: Any, *, new: bool = False) -> None:
+    """Write `json_text`, atomically; ``new`` as in `write_atomic`."""
     # Names of files may hold bytes that are no UTF-8; the escape is JSON's own.
-    write_atomic(path, f"{json_text(content)}\n".encode(errors="backslashreplace"))
+    write_atomic(path, f"{json_text(content)}\n".encode(errors="backslashreplace"), new=new)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

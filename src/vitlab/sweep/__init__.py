@@ -11,7 +11,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.processes import rank_in_environment
 from vitlab.core.slurm import count_tasks
 from vitlab.sweep.grid import run_grid
-from vitlab.sweep.record import STUDY
+from vitlab.sweep.record import Sweep
 
 
 def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> None:
@@ -27,11 +27,10 @@ def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> N
     """
     search = is_search(arguments)
     if rank_in_environment() is not None:
-        if search or "RANK" in os.environ or count_tasks() == 1:
+        if "RANK" in os.environ or count_tasks() == 1:
             raise UserError(
-                "a sweep starts the processes of its jobs itself: call python train.py -m … without torchrun "
-                "(a search also as a single task of SLURM), with trainer=ddp trainer.devices=N for several "
-                "devices."
+                "a sweep starts the processes of its jobs itself: call python train.py -m … without "
+                "torchrun, with trainer=ddp trainer.devices=N for several devices."
             )
         if not arguments.sweep_resume and not any("hydra.sweep.dir=" in o for o in arguments.overrides):
             raise UserError(
@@ -51,7 +50,9 @@ def run_sweep(arguments: Arguments, show_results: Callable[[Path], object]) -> N
 def is_search(arguments: Arguments) -> bool:
     """Whether a command line asks for a search rather than for every combination."""
     if arguments.sweep_resume:
-        return (Path(arguments.sweep_resume) / STUDY).is_file()
+        with contextlib.suppress(UserError):  # said by who resumes it
+            return Sweep.load(arguments.sweep_resume).search is not None
+        return False
     if chosen := [o for o in arguments.overrides if o.startswith("sweep=")]:
         return chosen[-1] == "sweep=optuna"
     recipe = [o for o in arguments.overrides if o.startswith("experiment=")]

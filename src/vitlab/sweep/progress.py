@@ -40,7 +40,6 @@ class Progress:
         self._session = session
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._num_ended = 0
         self._results: dict[Job, float] = {}  # of the finished jobs
         self._open: dict[Job, int] = {}  # the others, with the age of their summaries
         self._states: dict[Job, str] = {}
@@ -49,7 +48,7 @@ class Progress:
                 self._note_result(job, sweep.summary(job))
             else:
                 self._open[job] = _get_age(sweep.run_folder(job))
-        self.left = len(self._open) if left is None else left
+        self.left = self._at_first = len(self._open) if left is None else left
         self._known = {*sweep.jobs}
 
     def list_open(self) -> list[Job]:
@@ -70,6 +69,7 @@ class Progress:
             for job, state in states.items():
                 if self._has_ended(job, state):
                     del self._open[job]
+                    self.left -= 1
                     self.report(job, running=sum(states[other] == State.RUNNING for other in self._open))
             if states != self._states:
                 self._sweep.save()
@@ -83,12 +83,20 @@ class Progress:
                 self._known.add(job)
                 self._open[job] = 0
                 self.left += 1
+                self._at_first += 1
                 self._total += 1
 
     def _has_ended(self, job: Job, state: str) -> bool:
         # Of a job that failed before, the folder says so until it runs again.
         ended = state in (State.FINISHED, State.FAILED)
         return ended and _get_age(self._sweep.run_folder(job)) != self._open[job]
+
+    def follow(self, total: int, left: int, failed: list[Job]) -> None:
+        """Take over how far a search is, in all its processes."""
+        self._total, self.left, self.failed = total, left, failed
+        for job in self._sweep.jobs:
+            if job.outcome == State.FINISHED and job not in self._results:
+                self._note_result(job, self._sweep.summary(job))
 
     @contextlib.contextmanager
     def poll_regularly(self) -> Iterator[None]:
@@ -113,8 +121,6 @@ class Progress:
 
     def report(self, job: Job, *, running: int) -> None:
         """Say how a job ended, and what is still to do while so many others are running."""
-        self.left -= 1
-        self._num_ended += 1
         lease = read_lease(self._sweep.run_folder(job).path) if self._session and job.folder else None
         own = self._session is None or (lease is not None and lease["session"] == self._session)
         state, summary = self._sweep.state(job), self._sweep.summary(job)
@@ -128,14 +134,14 @@ class Progress:
             said = (job.reason or summary.get("error", "")).partition("\n")[0].partition(". ")[0]
             result = f"{state} after {took}: {said}"
             if state == State.FAILED:
-                self.failed.append(job)
+                self.failed = [*(other for other in self.failed if other != job), job]
                 result += f" ({self._sweep.run_folder(job)}/train.log)"
         known = Counter(j.outcome or "skipped" for j in self._sweep.jobs if j.outcome or j.folder is None)
         counts = [f"{state} {known[state]}" for state in COUNTED if known[state]]
         counts.append(f"failed {len(self.failed)}")
         counts.append(f"left {self.left}" + (f" ({running} running)" if running else ""))
-        if self.left:
-            seconds = (time.monotonic() - self._started) / self._num_ended * self.left
+        if self.left and self.left < self._at_first:
+            seconds = (time.monotonic() - self._started) / (self._at_first - self.left) * self.left
             counts.append(f"about {duration(seconds)}")
         done = f"[{self._total - self.left}/{self._total}]"
         if own:

@@ -19,7 +19,6 @@ from vitlab.core.suggest import suggest
 from vitlab.core.untrusted import misfits, read_json
 
 RECORD = "sweep.json"
-STUDY = "study.db"  # beside it where the sweep is a search
 LONGEST = 80  # characters of a job's folder name
 OBJECTIVE = "val/accuracy"
 
@@ -47,10 +46,12 @@ class JobRecord(TypedDict):
 
 
 class SearchRecord(TypedDict):
-    """What was typed for a search: its fixed overrides, and key → values."""
+    """What was typed for a search, and what its processes agree on."""
 
-    fixed: list[str]
-    space: dict[str, str]
+    fixed: list[str]  # overrides
+    space: dict[str, str]  # key → values
+    trials: NotRequired[int]  # in all
+    study: NotRequired[str]  # its name in sweep.storage; absent where one process alone works on the search
 
 
 class Record(TypedDict):
@@ -94,7 +95,7 @@ class Sweep:
     swept: list[str]  # the keys that differ between the jobs
     launcher: list[str]  # the overrides that choose Hydra's launcher
     jobs: list[Job] = field(default_factory=list)  # those that cannot be trained among them
-    search: dict[str, Any] | None = None  # of a search: fixed overrides, and key → values, as typed
+    search: SearchRecord | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Sweep":
@@ -167,8 +168,12 @@ class Sweep:
                 known = {job.identity for job in self.jobs}
                 self.jobs += [job for job in Sweep.load(self.path).jobs if job.identity not in known]
 
-    def save(self) -> None:
-        """Write the record with the state of every job; other processes may do the same at any time."""
+    def save(self, *, new: bool = False) -> None:
+        """Write the record with the state of every job; other processes may do the same at any time.
+
+        Args:
+            new: of several that write it at once one succeeds; raises FileExistsError if it exists.
+        """
         add_folder(self.path)
         with open(self.path / ".sweep.lock", "a") as lock:
             with contextlib.suppress(OSError):  # no locks on this disk
@@ -192,7 +197,7 @@ class Sweep:
                     for job in self.jobs
                 ],
             }
-            write_json(self.path / RECORD, data)
+            write_json(self.path / RECORD, data, new=new)
 
 
 def find_sweep(folder: Path, overrides: Iterable[str], matches: Callable[[Sweep], bool]) -> Sweep | None:

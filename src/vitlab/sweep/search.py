@@ -1,94 +1,69 @@
-"""``sweep=optuna``: trials are drawn, started, followed and ended, and the best is tested.
+"""``sweep=optuna``: trials are drawn, started, followed and ended, by one process or several.
 
 Optuna is used through its ask-and-tell interface.
 """
 
-import shlex
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
 
 from vitlab.config import read_record
-from vitlab.config.arguments import Arguments, check_folder
-from vitlab.core.console import say
+from vitlab.config.arguments import Arguments
+from vitlab.core.console import duration, say
 from vitlab.core.errors import UserError
-from vitlab.core.files import add_folder, write_atomic
 from vitlab.core.metrics_csv import read_metrics
+from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, State, Summary
-from vitlab.core.untrusted import to_yaml
-from vitlab.sweep.progress import Progress, raise_if_stopped
-from vitlab.sweep.record import OBJECTIVE, RECORD, Job, Sweep, find_sweep
-from vitlab.sweep.space import FREE, Space, check_trial, identify, read_space
-from vitlab.sweep.study import TRAINED, Study
+from vitlab.sweep.conclusion import Conclusion
+from vitlab.sweep.joining import agree_on_trials, find_search, get_command, make_search, open_study
+from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
+from vitlab.sweep.record import OBJECTIVE, Job, Sweep
+from vitlab.sweep.space import Space, check_trial
+from vitlab.sweep.storage import Storage
+from vitlab.sweep.study import TRAINED
 from vitlab.sweep.worker import POLL, RunningJob, Worker, get_stop_signal
 
 IDLE = 50  # draws in a row that bring nothing new: the search is given up
+LOOK = 1  # second between two looks for a trial that nobody has
+OUTAGE = 600  # seconds that a storage may be away
 
 
 def run_search(arguments: Arguments) -> None:
-    """Run the search that a command line asks for, or resume it; see `vitlab.sweep.run_sweep`."""
+    """Run the search that a command line asks for, resume it or join it; see `vitlab.sweep.run_sweep`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if arguments.sweep_resume:
-        folder = Path(arguments.sweep_resume)
-        space = read_space(_continue(folder, arguments.overrides))
-    else:
-        space = read_space(arguments.overrides)
-        folder = _find_or_make(space)
-    with RunFolder(folder).lock():
-        Search(folder, space).run()
+    while True:
+        space, sweep = find_search(arguments)
+        if rank_in_environment() is not None and not space.storage:
+            raise UserError(f"a search is one process: start a single task. {_SEVERAL}")
+        storage = Storage(space.storage)
+        storage.connect()
+        with contextlib.suppress(FileExistsError):  # made by another process meanwhile
+            sweep = sweep or make_search(space)
+            break
+    with contextlib.ExitStack() as held:
+        if not storage.shared:
+            try:
+                held.enter_context(RunFolder(sweep.path).lock())
+            except UserError as error:
+                raise UserError(f"{error} {_SEVERAL}") from None
+        try:
+            Search(sweep, space, storage, arguments).run()
+        except storage.errors as error:
+            raise UserError(f"{storage.describe_outage(error)}. {_resume(sweep)}") from None
 
 
-def _continue(folder: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that a search began with, but for those that may change.
-
-    Raises:
-        UserError: others stand beside ``sweep.resume``, or the folder's record cannot be read.
-    """
-    beside = [o for o in overrides if not o.startswith("sweep.resume=")]
-    typed = {o.partition("=")[0] for o in beside}
-    if others := typed - {*FREE}:
-        raise UserError(
-            f"sweep.resume= resumes a search as it was configured; only {', '.join(FREE[:3])} can change, "
-            f"found {', '.join(sorted(others))}."
-        )
-    before = Sweep.load(folder).search
-    if before is None:
-        raise UserError(f"{folder / RECORD} is not of a search; sweep.new=true starts afresh.")
-    kept = [o for o in before["fixed"] if o.partition("=")[0] not in {*typed, "sweep.resume", "sweep.new"}]
-    return [*kept, *(f"{key}={values}" for key, values in before["space"].items()), *beside]
+_SEVERAL = (
+    "Several processes, here or on other machines, work on one search if it was begun with sweep.storage=…: "
+    "see docs/cluster.md."
+)
 
 
-def _find_or_make(space: Space) -> Path:
-    """Return the folder of the newest search that the same command began, or a new one."""
-
-    def matches(other: Sweep) -> bool:
-        return other.search is not None and identify(**other.search) == identify(**space.record)
-
-    fresh = space.config["sweep"]["new"]
-    if found := None if fresh else find_sweep(space.folder, space.hydra, matches):
-        return found.path
-    check_folder(space.folder, "sweep")
-    add_folder(space.folder)
-    for note in _list_notes(space):
-        say(f"note: {note}")
-    return space.folder
-
-
-def _list_notes(space: Space) -> Iterator[str]:
-    """Yield what of the settings has no effect."""
-    sweep, epochs = space.config["sweep"], space.config["trainer"]["max_epochs"]
-    pruner, typed = sweep["pruner"], {o.partition("=")[0] for o in space.fixed}
-    if sweep["trials"] <= sweep["random_trials"]:
-        yield f"sweep.random_trials={sweep['random_trials']}: all {sweep['trials']} are drawn at random."
-    for key, pruners in (("warmup_trials", ("median",)), ("warmup_epochs", ("median", "hyperband"))):
-        if f"sweep.{key}" in typed and pruner not in pruners:
-            yield f"sweep.{key} has no effect with sweep.pruner={pruner}."
-    few = pruner == "median" and sweep["trials"] <= sweep["warmup_trials"]
-    if pruner != "none" and (few or 0 < epochs <= sweep["warmup_epochs"]):
-        yield "no trial is ended early: sweep.warmup_epochs or sweep.warmup_trials is all there is."
+def _resume(sweep: Sweep) -> str:
+    return f"Nothing is lost: once it answers again, resume with: {sweep.resume_command}"
 
 
 @dataclass
@@ -103,35 +78,33 @@ class RunningTrial:
 
 
 class Search:
-    """One call of the verb on the search in a folder; it resumes from what the folder holds.
+    """One call of the verb on a search; it resumes from what the folder and the storage hold.
 
     With ``sweep.jobs=1`` one that was killed resumes as if it had not been (see `Study`).
     """
 
-    def __init__(self, folder: Path, space: Space) -> None:
-        self.space = space
+    def __init__(self, sweep: Sweep, space: Space, storage: Storage, arguments: Arguments) -> None:
+        self.sweep, self.space, self.storage = sweep, space, storage
         self.settings = space.config["sweep"]
-        self.study = Study(folder, space)
-        self.interrupted = self.study.get_unfinished()
-        command = ["-m", *space.fixed, *(f"{key}={values}" for key, values in space.swept.items())]
-        self.sweep = Sweep(folder.absolute(), command, [*space.swept], space.hydra, search=space.record)
+        self.study = open_study(sweep, space, storage)
+        agree_on_trials(self.study, sweep, arguments)
+        if not storage.shared:  # otherwise it stays as it was begun: each process has settings of its own
+            sweep.command, sweep.search = get_command(space), space.record
         self._save()
-        trials = self.settings["trials"]
-        # Those that failed in earlier calls are made up for.
-        left = trials - sum(job.outcome in TRAINED for job in self.sweep.jobs)
-        self.progress = Progress(self.sweep, trials, left)
-        self.worker = Worker(folder, at_a_time=self.settings["jobs"])
+        self.progress = Progress(sweep, self.study.total or 0, self.study.count_left())
+        self.worker = Worker(sweep.path, at_a_time=self.settings["jobs"])
         self.running: list[RunningTrial] = []
-        self.idle = 0  # draws in a row that brought nothing new
+        self._looked = self._failed_since = 0.0  # by time.monotonic
+        self._waited = self._used_up = False  # whether it was said
 
     def run(self) -> None:
         """Train until there are as many trials as asked for, test the best, and print what was found.
 
         Raises:
-            UserError: trials failed, or there was nothing to choose from.
+            UserError: trials failed, there was nothing to choose from, or the storage has gone.
             Interrupted: Ctrl-C or SIGTERM.
         """
-        total = self.settings["trials"]
+        total = self.study.total
         if self.sweep.jobs:
             say(f"resuming {self.sweep}; sweep.new=true starts afresh")
         if self.progress.left <= 0:
@@ -139,67 +112,134 @@ class Search:
         else:
             say(f"{self.progress.left} trials to train in {self.sweep}")
         with self.worker.open():
-            while self._start_trials():
-                for running in [*self.running]:
-                    self._follow(running)
+            while self._look():
                 time.sleep(POLL)
             stopped = self.worker.stop_signal()
+        left = f"{self.study.count_left()} of {self.study.total} trials"
+        if stopped is not None:
+            with contextlib.suppress(*self.storage.errors):
+                self._save()
+        raise_if_stopped(self.sweep, stopped, left)
         self._save()
-        raise_if_stopped(self.sweep, stopped, f"{self.progress.left} of {total} trials")
-        self._conclude()
+        Conclusion(self.sweep, self.study).conclude()
 
     def _save(self) -> None:
+        self.study.refresh()
         self.sweep.jobs = self.study.list_jobs()
+        assert self.sweep.search
+        self.sweep.search["trials"] = self.study.total or 0
         self.sweep.save()
 
+    def _look(self) -> bool:
+        """Follow the trials that train here, start others, and say whether there is anything to wait for.
+
+        A storage that does not answer is no reason to end what trains: it is told later.
+        """
+        try:
+            for running in [*self.running]:
+                self._follow(running)
+            waits = self._start_trials()
+        except self.storage.errors as error:
+            return self._wait_for_storage(error)
+        if self._failed_since:
+            self._failed_since = 0.0
+            say(f"sweep.storage={self.storage.address} answers again")
+        return bool(self.running) or (waits and not self.worker.stop_signal())
+
+    def _wait_for_storage(self, error: Exception) -> bool:
+        """Say that the storage is away, and wait for it; False when the trials here have been stopped.
+
+        Raises:
+            UserError: it has been away for too long. The trials here have kept their checkpoints.
+        """
+        now = time.monotonic()
+        if not self._failed_since:
+            self._failed_since = now
+            say(
+                f"note: {self.storage.describe_outage(error)}; trials go on, and it is told what they come to"
+                f" when it is back, within {duration(OUTAGE)} minutes"
+            )
+        away = now - self._failed_since >= OUTAGE
+        if away:
+            for running in self.running:
+                running.job.terminate()
+        if any(running.job.poll() is None for running in [*self.running]):
+            return True
+        if away or self.worker.stop_signal():
+            while self.running:
+                self.running.pop().job.release()
+        if away and not self.worker.stop_signal():
+            raise error  # which `run_search` says in a sentence
+        return not self.worker.stop_signal()
+
     def _start_trials(self) -> bool:
-        """Start as many trials as may run at a time, and say whether any runs.
+        """Start as many trials as may run here at a time; say whether others are left, in other hands.
 
-        Draws again where a draw cannot be trained or brings nothing new.
+        Draws where no trial is left, and again where a draw cannot be trained or brings nothing new.
         """
-        while (
-            len(self.running) < min(self.settings["jobs"], self.progress.left)
-            and self.idle < IDLE
-            and not self.worker.stop_signal()
-        ):
-            trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(random=self.idle > 0)
-            self.idle = 0 if self._start(trial) else self.idle + 1
-            if self.idle == IDLE:
-                note = f"{IDLE} draws in a row brought nothing new that can be trained"
-                say(f"note: {note}; the search ends early.")
-        return bool(self.running)
+        if len(self.running) >= self.settings["jobs"] or time.monotonic() < self._looked + LOOK:
+            return True
+        # Those that cannot be started now. Alone, it is what a killed call has left, and draws wait for it.
+        passed: set[int] = set()
+        while len(self.running) < self.settings["jobs"] and not self.worker.stop_signal():
+            self.study.refresh()
+            mine = {running.trial.number for running in self.running}
+            left = [trial for trial in self.study.list_open() if trial.number not in mine]
+            if free := [trial for trial in left if trial.number not in passed]:
+                passed.add(free[0].number)
+                self._start(free[0])
+            elif left and not self.storage.shared:
+                break
+            elif self.study.count_missing() and (idle := self.study.count_idle()) < IDLE:
+                self.study.ask(random=idle > 0)
+            else:
+                break
+        self._say_used_up()
+        others = self.study.list_open()
+        if others and not self.running and self._looked:
+            self._say_waiting(others)
+        self._looked = time.monotonic()
+        return bool(others)
 
-    def _start(self, trial: optuna.Trial) -> bool:
-        """Start a trial in its folder, or resume it there; False if it is not worth it or not possible.
+    def _say_used_up(self) -> None:
+        if self.study.count_missing() and self.study.count_idle() >= IDLE and not self._used_up:
+            self._used_up = True
+            note = f"{IDLE} draws in a row brought nothing new that can be trained"
+            say(f"note: {note}; the search ends early.")
 
-        One that another process trains, such as what a killed call has left, is the next to be started.
-        """
-        self.sweep.jobs = self.study.list_jobs()
-        job = self.sweep.jobs[trial.number]
+    def _say_waiting(self, trials: list[FrozenTrial]) -> None:
+        if not self._waited:
+            self._waited = True
+            listed = list_jobs(self.sweep, [self.study.describe(trial) for trial in trials])
+            say(
+                "waiting for another process, to take over what it trains if it is killed; Ctrl-C leaves it "
+                f"alone:\n{listed}"
+            )
+
+    def _start(self, trial: FrozenTrial) -> None:
+        """Start a trial in its folder, or resume it there, unless another process has it or it is no use."""
+        job = self.study.describe(trial)
         folder = self.sweep.run_folder(job)
         if not folder.config.exists() and not self._make_folder(trial, job):
-            return False
+            return
+        live, max_epochs = self.study.get_live(trial), read_record(folder)["trainer"]["max_epochs"]
         pruned = Summary(folder, writable=False).data.get("status") == State.PRUNED
-        started = self.worker.start(folder)
+        started = self.worker.start(folder, patience=0, needed=lambda: self.study.is_open(trial.number))
         if started is None:
-            if not self.worker.stop_signal():
-                say(f"waiting for another process that trains {folder}")
-            self.interrupted.insert(0, trial)
-            return True
+            return
+        self._waited = False
         known = self.study.trials[trial.number].intermediate_values
-        max_epochs = read_record(folder)["trainer"]["max_epochs"]
-        running = RunningTrial(trial, started, max_epochs, reported=max(known, default=0))
+        running = RunningTrial(live, started, max_epochs, reported=max(known, default=0))
         self.running.append(running)
-        if pruned or (0 < running.reported < max_epochs and trial.should_prune()):
+        if pruned or (0 < running.reported < max_epochs and live.should_prune()):
             self._prune(running)  # as a call was about to that was killed
         self._save()
-        return True
 
-    def _make_folder(self, trial: optuna.Trial, job: Job) -> bool:
+    def _make_folder(self, trial: FrozenTrial, job: Job) -> bool:
         """Make the run folder of a new trial, which is not to test; False if it is not worth training."""
-        for number, other in enumerate(self.sweep.jobs[: trial.number]):
-            if other.outcome in TRAINED and other.overrides == job.overrides:
-                self._end(trial, "repeated", f"the same as trial {number}")
+        for other in map(self.study.describe, self.study.trials[: trial.number]):
+            if other.outcome in (None, *TRAINED) and other.overrides == job.overrides:
+                self._end(trial, "repeated", f"the same as trial {other.details['number']}")
                 return False
         try:
             config = check_trial(job.overrides).record | {"swept": [*self.space.swept]}
@@ -208,23 +248,36 @@ class Search:
             say(f"left out: {job.label}: {error}")
             return False
         config["trainer"]["limit_test_batches"] = 0
-        RunFolder.create(self.sweep.run_folder(job).path, config)
+        folder = self.sweep.run_folder(job)
+        try:
+            RunFolder.create(folder.path, config)
+        except UserError:
+            if not folder.config.exists():  # otherwise another process was faster
+                raise
         return True
 
     def _follow(self, running: RunningTrial) -> None:
-        """Tell Optuna of new epochs, end the trial if it is hopeless, and see whether it has ended."""
+        """Tell Optuna of new epochs, end the trial if it is hopeless, and see whether it has ended.
+
+        What a storage has not answered to is done again at the next look.
+        """
         trial, job = running.trial, running.job
         code = job.poll()  # before reading, so that the last it wrote is read
-        for row in read_metrics(job.folder):
-            epoch, value = row["epoch"], row.get(OBJECTIVE)
-            if value is not None and epoch > running.reported and not running.pruned:
-                trial.report(value, epoch)
-                running.reported = epoch
-                if code is None and epoch != running.max_epochs and trial.should_prune():
-                    self._prune(running)
+        if not job.claim.lost:
+            for row in read_metrics(job.folder):
+                epoch, value = row["epoch"], row.get(OBJECTIVE)
+                if value is not None and epoch > running.reported and not running.pruned:
+                    with contextlib.suppress(UpdateFinishedTrialError):
+                        trial.report(value, epoch)
+                    running.reported = epoch
+                    if code is None and epoch != running.max_epochs and trial.should_prune():
+                        self._prune(running)
         if code is not None:
+            if not job.claim.lost:
+                self._conclude_trial(running, code)
             self.running.remove(running)
-            self._conclude_trial(running, code)
+            job.release()
+            self._looked = 0.0
 
     def _prune(self, running: RunningTrial) -> None:
         """Let a hopeless trial end."""
@@ -246,58 +299,21 @@ class Search:
             # From outside, or for want of memory: once at each epoch it is resumed.
             trial.set_user_attr("killed_at", running.reported)
             say(f"{folder} was killed by signal {-code}: resuming it from its last checkpoint")
-            self.interrupted.insert(0, trial)
         else:
             # A rate too high is no fault but an answer, which the sampler should learn from.
             outcome = "diverged" if summary.data.get("error_kind") == "diverged" else "failed"
             error = summary.data.get("error")
             self._end(trial, outcome, str(error or f"ended with status {code}, see {folder.log}"))
 
-    def _end(self, trial: optuna.Trial, outcome: str, reason: str = "", value: float | None = None) -> None:
+    def _end(
+        self, trial: optuna.Trial | FrozenTrial, outcome: str, reason: str = "", value: float | None = None
+    ) -> None:
         """Take down how a trial ended, and say so where it has a folder."""
-        self.study.tell(trial, outcome, reason, value)
+        live = self.study.get_live(trial) if isinstance(trial, FrozenTrial) else trial
+        self.study.tell(live, outcome, reason, value)
         self._save()
-        job = self.sweep.jobs[trial.number]
+        job = self.study.describe(self.study.trials[trial.number])
+        failed = [self.study.describe(other) for other in self.study.list_failed()]
+        self.progress.follow(self.study.total or 0, self.study.count_left(), failed)
         if job.folder is not None:
-            self.progress.report(job, running=len(self.running))
-
-    def _conclude(self) -> None:
-        """Test the best trial, draw the figures, and print what was found."""
-        best, num_failed = self.study.best(), len(self.progress.failed)
-        failed = (
-            f"{num_failed} of {self.settings['trials']} trials failed; their train.log says why. To replace "
-            f"them: {self.sweep.resume_command}"
-        )
-        if best is None:
-            raise UserError(failed if num_failed else f"no trial of {self.sweep} finished.")
-        job = self.sweep.jobs[best.number]
-        folder = self.sweep.run_folder(job)
-        tested = self._test(folder) if self.settings["test_best"] else ""
-        self.study.draw()
-        counts = ", ".join(f"{number} {state}" for state, number in self.sweep.count_states().items())
-        say(f"{self.sweep}: {counts}")
-        if weights := self.study.importance():
-            shares = ", ".join(f"{key} {share:.0%}" for key, share in weights.items())
-            say(f"what mattered (PED-ANOVA over few trials: a hint): {shares}")
-        say(f"best: trial {best.number}, {OBJECTIVE} {best.value:.4f}{tested}, {folder}")
-        say(f"  {shlex.join(['python', 'train.py', *job.overrides])}")
-        if num_failed:
-            raise UserError(failed)
-
-    def _test(self, folder: RunFolder) -> str:
-        """Test the best trial, unless it has been; return what is said of it."""
-        limit = self.space.config["trainer"]["limit_test_batches"]
-        if "test/accuracy" not in Summary(folder).data["metrics"] and limit != 0:
-            config = read_record(folder)
-            config["trainer"]["limit_test_batches"] = limit
-            write_atomic(folder.config, to_yaml(config))
-            Summary(folder).update(status="interrupted")  # a run whose training is done resumes with its test
-            worker = Worker(self.sweep.path, at_a_time=1)
-            with worker.open():
-                worker.run_jobs(folder)
-                stopped = worker.stop_signal()
-            raise_if_stopped(self.sweep, stopped, "the test of the best trial")
-            if folder.state() != "finished":
-                raise UserError(f"the test of the best trial failed, see {folder.log}")
-        metrics = Summary(folder).data["metrics"]
-        return f", test/accuracy {metrics['test/accuracy']:.4f}" if "test/accuracy" in metrics else ""
+            self.progress.report(job, running=len(self.running) - 1)

@@ -18,10 +18,11 @@ from vitlab.config.schema import rule
 from vitlab.config.types import Constraint, like, show
 from vitlab.core.errors import UserError
 from vitlab.sweep.data_check import check_data
-from vitlab.sweep.record import OBJECTIVE
+from vitlab.sweep.record import OBJECTIVE, SearchRecord
 
 # What may change when a search is resumed.
-FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.resume", "sweep.new")
+FREE = ("sweep.trials", "sweep.jobs", "sweep.test_best", "sweep.storage")
+OTHERS = ("sweep.resume", "sweep.new")  # which say nothing of the search itself
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,14 @@ class Space:
     config: Mapping[str, Any]  # of one possible trial
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SearchRecord:
         """What sweep.json keeps of it."""
         return {"fixed": self.fixed, "space": self.swept}
+
+    @property
+    def storage(self) -> str | None:
+        """Where its trials are kept, if several processes may work on it."""
+        return self.config["sweep"]["storage"]
 
     def lines(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides that a trial draws."""
@@ -52,9 +58,10 @@ def _shorten(value: Any, ends: Any) -> str:
     return str(min(max(float(f"{value:.4g}"), ends.low), ends.high))
 
 
-def identify(fixed: Sequence[str], space: Mapping[str, str]) -> dict[str, Any]:
-    """Return what makes two searches the same, whatever the order and whatever may change meanwhile."""
-    return {"fixed": sorted(o for o in fixed if o.partition("=")[0] not in FREE), "space": dict(space)}
+def identify(record: SearchRecord) -> dict[str, str]:
+    """Return what makes two searches the same, key → value, whatever may change meanwhile."""
+    fixed = (o.partition("=") for o in record["fixed"])
+    return {key: value for key, _, value in fixed if key not in (*FREE, *OTHERS)} | record["space"]
 
 
 def read_space(overrides: Sequence[str]) -> Space:

@@ -62,10 +62,17 @@ def _of_sweep(sweep: Sweep) -> dict[str, Any]:
         there = job.folder is not None and sweep.run_folder(job).config.exists()
         run = _of_run(sweep.run_folder(job)) if there else {"kind": "run", "folder": None, "command": None}
         jobs.append(run | {"label": job.label, "state": state, "problem": job.reason})
+    states = sweep.count_states()
+    left: Any = sweep.unfinished()
+    if sweep.search is not None and "trials" in sweep.search:
+        # A trial that failed since is made up for; one that diverged has failed, too, and counts.
+        ended = sum(states[state] for state in (State.FINISHED, State.PRUNED))
+        ended += sum(job.get("error_kind") == "diverged" for job in jobs)
+        left = ended < sweep.search["trials"]
     return {
         "kind": "sweep" if sweep.search is None else "search",
         "folder": str(sweep),
-        "states": dict(sweep.count_states()),
-        "command": sweep.resume_command if sweep.unfinished() else None,
+        "states": dict(states),
+        "command": sweep.resume_command if left else None,
         "jobs": jobs,
     }

@@ -4,12 +4,13 @@ A launcher may call it in other processes, also on other machines; all that they
 """
 
 import contextlib
+import functools
 import os
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,35 +148,39 @@ class Worker:
         """Say whether nobody has a job; see `vitlab.core.claim`."""
         return self._watch.look(folder.path).free and not folder.is_locked()
 
+    def take(self, folder: Path) -> Claim | None:
+        """Claim a folder that nobody has; None where another process has it, or may have it."""
+        standing = self._watch.look(folder)
+        return Claim.take(folder, standing.number, self.session) if standing.free else None
+
     def start(
-        self, folder: RunFolder, patience: float | None = None, *, finished_too: bool = True
+        self, folder: RunFolder, patience: float | None = None, *, needed: Callable[[], bool] = lambda: True
     ) -> "RunningJob | None":
         """Start a process on a job's folder; None where the sweep is to stop or another process has the job.
 
-        Until it has ended the job is claimed.
+        The job is claimed until `RunningJob.release`.
 
         Args:
             folder: of the job.
             patience: seconds to wait where it cannot be said yet whether who had the job is gone; by default
                 enough to know.
-            finished_too: also where the job has finished; it then ends at once.
+            needed: asked once the job is claimed: another process may have run it since we looked.
         """
         deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while not self.stop_signal():
             standing = self._watch.look(folder.path)
             if standing.free and not folder.is_locked():
                 claim = Claim.take(folder.path, standing.number, self.session)
-                return self._start(folder, claim, finished_too) if claim else None
+                return self._start(folder, claim, needed) if claim else None
             if standing.held or time.monotonic() >= deadline:
                 return None
             time.sleep(POLL)
         return None
 
-    def _start(self, folder: RunFolder, claim: Claim, finished_too: bool) -> "RunningJob | None":
+    def _start(self, folder: RunFolder, claim: Claim, needed: Callable[[], bool]) -> "RunningJob | None":
         with contextlib.ExitStack() as held:
             held.callback(claim.release)
-            # Another process may have run it to its end since we looked.
-            if claim.lost or folder.is_locked() or (_has_finished(folder) and not finished_too):
+            if claim.lost or folder.is_locked() or not needed():
                 return None
             env = held.enter_context(self.share(read_record(folder)["trainer"]["devices"]))
             env |= {NUMBER: str(claim.number)}
@@ -196,18 +201,20 @@ class Worker:
             self._watch.look(folder.path)
         try:
             for folder in folders:
-                if _has_finished(folder):
-                    continue
-                if job := self.start(folder, patience, finished_too=False):
+                left = functools.partial(_is_left, folder)
+                if left() and (job := self.start(folder, patience, needed=left)):
                     jobs.append(job)
             while jobs:
-                jobs = [job for job in jobs if job.poll(POLL / len(jobs)) is None]
+                for job in [*jobs]:
+                    if job.poll(POLL / len(jobs)) is not None:
+                        job.release()
+                        jobs.remove(job)
         except BaseException:  # submitit raises so in the midst of it, when SLURM's time is nearly up
             for job in jobs:
                 job.terminate()
             for job in jobs:
                 job.process.wait(PATIENCE)
-                job.held.close()
+                job.release()
             raise
 
 
@@ -219,11 +226,12 @@ class RunningJob:
     folder: RunFolder
     process: subprocess.Popen[bytes]
     claim: Claim
-    held: contextlib.ExitStack  # its claim and its share of the machine, until it has ended
+    held: contextlib.ExitStack  # its claim and its share of the machine
     told: bool = False  # to end: a second signal would tear it off
+    code: int | None = None  # its exit status, once it has ended
 
     def __post_init__(self) -> None:
-        self._failed_at = _get_failure(self.folder)
+        self._failed_at = get_failure(self.folder)
 
     def terminate(self) -> None:
         """Let this job alone keep a checkpoint and end."""
@@ -231,13 +239,19 @@ class RunningJob:
             self.told = True
             self.process.terminate()
 
+    def release(self) -> None:
+        """Leave the job to whoever wants it, and let go of its share of the machine."""
+        self.held.close()
+
     def poll(self, patience: float = 0) -> int | None:
         """Return the exit status (negative: the signal it died of) once the job has ended.
 
         Meanwhile, pass the wish to stop on to it. A signal to stop that reached the job ends the sweep.
         """
+        if self.code is not None:
+            return self.code
         try:
-            code = self.process.wait(patience)
+            self.code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
             if self.claim.lost:
                 self.process.kill()  # it ends itself as well, unless it is stuck
@@ -245,24 +259,23 @@ class RunningJob:
                 self.told = True
                 self.process.send_signal(signum)
             return None
-        with self.held:
-            if self.claim.is_lost():
-                say(f"{self.folder} was taken over by another process: this one seemed to be gone")
-            elif signum := get_stop_signal(code):
-                if not self.told and self.worker.ends_sweep:
-                    self.worker.request_stop(signum)
-            elif code and not self.worker.stop_signal() and _get_failure(self.folder) == self._failed_at:
-                Summary(self.folder).update(  # it died without a word
-                    status="failed", error=f"the process {describe_exit(code)}"
-                )
-        return code
+        if self.claim.is_lost():
+            say(f"{self.folder} was taken over by another process: this one seemed to be gone")
+        elif signum := get_stop_signal(self.code):
+            if not self.told and self.worker.ends_sweep:
+                self.worker.request_stop(signum)
+        elif self.code and not self.worker.stop_signal() and get_failure(self.folder) == self._failed_at:
+            Summary(self.folder).update(  # it died without a word
+                status="failed", error=f"the process {describe_exit(self.code)}"
+            )
+        return self.code
 
 
-def _has_finished(folder: RunFolder) -> bool:
-    return Summary(folder, writable=False).data.get("status") == State.FINISHED
+def _is_left(folder: RunFolder) -> bool:
+    return Summary(folder, writable=False).data.get("status") != State.FINISHED
 
 
-def _get_failure(folder: RunFolder) -> int | None:
+def get_failure(folder: RunFolder) -> int | None:
     """Return when a job that failed said so (in ns), or None."""
     if Summary(folder, writable=False).data.get("status") != State.FAILED:
         return None

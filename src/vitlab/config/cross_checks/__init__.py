@@ -6,6 +6,7 @@ from typing import Any
 from vitlab.config.cross_checks.config_reader import ConfigReader
 from vitlab.config.cross_checks.data import data_conflicts
 from vitlab.config.cross_checks.model import model_conflicts
+from vitlab.config.cross_checks.search import search_conflicts
 from vitlab.config.cross_checks.training import training_conflicts
 from vitlab.config.types import show
 
@@ -18,7 +19,7 @@ def find_conflicts(plain: Mapping[str, Any], bad: set[str]) -> Iterator[tuple[st
         bad: keys already known to be wrong, which are left alone.
     """
     read = ConfigReader(plain, bad)
-    for check in (model_conflicts, data_conflicts, training_conflicts):
+    for check in (model_conflicts, data_conflicts, training_conflicts, search_conflicts):
         for key, words in check(read):
             value = read(key)
             if isinstance(value, Mapping):  # about a whole group, and a sentence of its own
