@@ -97,8 +97,13 @@ def launch_jobs(sweep: Sweep, config: DictConfig, show_results: Callable[[Path],
 
                         run_on_ray([sweep.run_folder(job) for job in free], config.hydra.launcher, worker)
                     else:
-                        _launch_elsewhere(free, sweep, config, worker, at_a_time)
+                        _launch_elsewhere(free, config, worker, _size_batch(config, at_a_time, len(free)))
             stopped = worker.stop_signal()
+    except BrokenExecutor as error:  # joblib's
+        raise UserError(
+            "a process of the launcher was killed, perhaps for want of memory; its jobs keep a checkpoint "
+            f"and end. Resume with: {sweep.resume_command}"
+        ) from error
     finally:
         sweep.save()
     left, total = sweep.unfinished(), len(sweep.runnable)
@@ -163,36 +168,27 @@ def _queue(jobs: Sequence[Job], sweep: Sweep, config: DictConfig, worker: Worker
             break
 
 
-def _launch_elsewhere(
-    jobs: Sequence[Job], sweep: Sweep, config: DictConfig, worker: Worker, at_a_time: int
-) -> None:
-    """Hand the jobs to Hydra's launcher, a batch after the other.
-
-    Raises:
-        UserError: a process of joblib's was killed.
-    """
+def _size_batch(config: DictConfig, at_a_time: int, jobs: int) -> int:
+    """Return how many jobs one of Hydra's launchers gets at once."""
     # submitit_local has no queue, and would start all of them.
-    sizes = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}
-    size = sizes.get(_get_name(config), len(jobs))
-    size = min(size, config.hydra.sweeper.max_batch_size or size)
+    size = {"submitit_local": at_a_time, "joblib": BATCH * at_a_time}.get(_get_name(config), jobs)
+    return min(size, config.hydra.sweeper.max_batch_size or size)
+
+
+def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, size: int) -> None:
+    """Hand the jobs to Hydra's launcher, so many in a batch."""
     # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
     config.hydra.job.config_name = None
     config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
-    try:
-        with Composer("train"):
-            launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
-            for first in range(0, len(jobs), size):
-                if worker.stop_signal():
-                    break
-                batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
-                for ended in launcher.launch(batch, initial_job_idx=first):
-                    if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
-                        raise ended._return_value
-    except BrokenExecutor as error:
-        raise UserError(
-            "a process of the launcher was killed, perhaps for want of memory; its jobs keep a checkpoint "
-            f"and end. Resume with: {sweep.resume_command}"
-        ) from error
+    with Composer("train"):
+        launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
+        for first in range(0, len(jobs), size):
+            if worker.stop_signal():
+                break
+            batch = [[f"hydra.sweep.subdir={job.folder}"] for job in jobs[first : first + size]]
+            for ended in launcher.launch(batch, initial_job_idx=first):
+                if ended.status == JobStatus.FAILED:  # a fault of ours: a job that fails is no exception
+                    raise ended._return_value
 
 
 def _run_launched(config: DictConfig, *, worker: Worker) -> None:
