@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT, TINY, Train, answer_without_torch, summary, train_in, verb
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
+from vitlab.core.run_folder import RunFolder
 from vitlab.sweep.preview import Preview
 from vitlab.sweep.status import find_status
 from vitlab.training.cost import measure_forward
@@ -92,7 +93,9 @@ def test_the_status_of_a_run_says_how_far_it_is_and_how_to_go_on(stopped: Train,
     assert (found["state"], found["epoch"], found["max_epochs"]) == ("interrupted", 1, 2)
     assert found["command"] == f"python train.py resume={found['folder']}"
     (job,) = plan(f"resume={folder}")["jobs"]
-    assert (job["steps_left"], job["optimizer_steps"]) == (8, 16)
+    assert (job["steps_left"], job["optimizer_steps"], job["command"]) == (8, 16, found["command"])
+    with RunFolder(folder).lock():
+        assert plan(f"resume={folder}")["left"]["jobs"] == 0, "another process is at it"
     found = find_status(str(finished))
     assert (found["state"], found["command"]) == ("finished", None)
     assert found["metrics"] == summary(finished)["metrics"]

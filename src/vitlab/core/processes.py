@@ -111,7 +111,7 @@ def start_ranks(folder: RunFolder, count: int, threads: int, on_loss: Callable[[
             if (code := peer.poll()) not in (None, 0):
                 return (
                     f"rank {rank} of {count} {describe_exit(code)}, so the run ends. What it printed stands "
-                    f"above, what came before in {folder.log}. To go on: python train.py resume={folder}"
+                    f"above, what came before in {folder.log}. To go on: {folder.resume_command}"
                 )
         return ""
 

@@ -14,6 +14,7 @@ train.log, events.out.tfevents.*, wandb/
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -43,11 +44,16 @@ class State(StrEnum):
     PRUNED = "pruned"  # by a search, before its last epoch
     SKIPPED = "skipped"  # a combination that cannot be trained: it has no folder
 
+    @property
+    def resumable(self) -> bool:
+        """Whether ``resume=`` goes on with a run in this state."""
+        return self in (State.WAITING, State.INTERRUPTED, State.FAILED)
+
 
 def taken(folder: "RunFolder") -> UserError:
     """Return the error of a folder that holds a run already."""
     return UserError(
-        f"{folder} holds a run already. Continue it by `python train.py resume={folder}`, or choose another "
+        f"{folder} holds a run already. Continue it by `{folder.resume_command}`, or choose another "
         "folder (hydra.run.dir=…)."
     )
 
@@ -140,6 +146,11 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Say whether a process trains in this folder."""
         return is_locked(self._lock)
+
+    @property
+    def resume_command(self) -> str:
+        """What is typed to go on with the run."""
+        return shlex.join(["python", "train.py", f"resume={self}"])
 
     def state(self, summary: Mapping[str, Any] | None = None) -> State:
         """Return what became of the run; ``summary`` is what summary.json holds, if it has been read."""

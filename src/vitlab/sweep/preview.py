@@ -31,7 +31,7 @@ class JobPreview(TypedDict):
     state: str
     problem: str | None  # why it cannot be trained
     folder: str | None
-    command: str | None  # None: there is nothing to do
+    command: str | None  # None: there is nothing to do, or another process is at it
     optimizer_steps: int | None  # of the whole run
     steps_left: int | None  # after its last epoch
     flops: int | None  # of the training that is left, without evaluation and without a teacher's part
@@ -133,15 +133,16 @@ class Preview:
         if folder is None or job.problems:
             return _empty(label, State.SKIPPED, "; ".join(job.problems))
         words = [*own_overrides(job.overrides), f"hydra.run.dir={folder}"]
-        return self._cost(job.record, folder, NEW, label, ["python", "train.py", *words])
+        return self._cost(job.record, folder, NEW, label, shlex.join(["python", "train.py", *words]))
 
     def _there(self, folder: RunFolder, label: str = "") -> JobPreview:
         """Return what is to come of a run that has a folder."""
-        command = ["python", "train.py", f"resume={folder}"]
-        return self._cost(read_record(folder), folder, folder.state(), label, command)
+        state = folder.state()
+        command = folder.resume_command if state.resumable else None
+        return self._cost(read_record(folder), folder, state, label, command)
 
     def _cost(
-        self, config: Mapping[str, Any], folder: RunFolder, state: str, label: str, command: Sequence[str]
+        self, config: Mapping[str, Any], folder: RunFolder, state: str, label: str, command: str | None
     ) -> JobPreview:
         """Return a job with what is left of its training, and what that costs."""
         try:
@@ -166,7 +167,7 @@ class Preview:
             "state": state,
             "problem": None,
             "folder": str(folder),
-            "command": None if finished else shlex.join(command),
+            "command": command,
             "optimizer_steps": plan.total_steps,
             "steps_left": left,
             "flops": flops,

@@ -36,7 +36,6 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
     state = folder.state(summary)
     trainer = folder.read_config().get("trainer", {})
     rows = read_metrics(folder)
-    left = state not in (State.FINISHED, State.PRUNED, State.RUNNING)
     return {
         "kind": "run",
         "folder": str(folder),
@@ -50,7 +49,7 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
         "error_kind": summary.get("error_kind"),
         "wall_seconds": summary.get("train", {}).get("wall_seconds"),
         "device": summary.get("device"),
-        "command": f"python train.py resume={folder}" if left else None,
+        "command": folder.resume_command if state.resumable else None,
     }
 
 

@@ -87,7 +87,7 @@ def explain_faults(folder: RunFolder, parts: Components, step: Callable[[], int]
             if saved:
                 said += f" That is a new run; this one goes on where there is more memory, by resume={folder}"
         elif problem := device_problem(error):
-            back = f"When it is back: python train.py resume={folder}" if saved else "Nothing was saved yet."
+            back = f"When it is back: {folder.resume_command}" if saved else "Nothing was saved yet."
             said = (
                 f"the GPU failed at optimizer step {step() + 1:,} ({problem}). Ask nvidia-smi, dmesg. {back}"
             )

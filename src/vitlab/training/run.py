@@ -95,7 +95,7 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
                 return summary.data
             summary.update(status="interrupted")
             step = summary.data["train"]["optimizer_steps"]
-            screen.print(f"stopped at optimizer step {step:,}; resume with: python train.py resume={folder}")
+            screen.print(f"stopped at optimizer step {step:,}; resume with: {folder.resume_command}")
             if isinstance(stopped, KeyboardInterrupt):
                 raise Interrupted(signal.SIGINT) from None
             if said := slurm.requeue(config, stopped.signum):
@@ -314,7 +314,7 @@ def disk_errors(folder: RunFolder) -> Iterator[None]:
             raise
         said = str(error) if isinstance(error, UserError) else f"{problem} ({describe_room(folder.path)})."
         raise UserError(
-            f"{said} Nothing that was saved is lost; mend that, then: python train.py resume={folder}"
+            f"{said} Nothing that was saved is lost; mend that, then: {folder.resume_command}"
         ) from error
 
 
