@@ -41,22 +41,23 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:
 
 def read_id(folder: RunFolder, tracker: str) -> str | None:
     """Return the id under which a tracker knows the run, if it has met it before."""
-    try:
-        ids = read_json(folder.trackers)
-    except (OSError, ValueError):
-        return None
-    return ids.get(tracker) if fits(ids, dict[str, str]) else None
+    return _read_ids(folder).get(tracker)
 
 
 def keep_id(folder: RunFolder, tracker: str, run_id: str) -> None:
     """Keep the id of a run in its folder, so that it is the same run wherever the folder is moved."""
-    if read_id(folder, tracker) == run_id:
-        return
+    ids = _read_ids(folder)
+    if ids.get(tracker) != run_id:
+        write_json(folder.trackers, ids | {tracker: run_id})
+
+
+def _read_ids(folder: RunFolder) -> dict[str, str]:
+    """Return the ids by their trackers; a file that is damaged has none."""
     try:
         ids = read_json(folder.trackers)
     except (OSError, ValueError):
-        ids = {}
-    write_json(folder.trackers, (ids if fits(ids, dict[str, str]) else {}) | {tracker: run_id})
+        return {}
+    return ids if fits(ids, dict[str, str]) else {}
 
 
 def new_id(folder: RunFolder) -> str:
