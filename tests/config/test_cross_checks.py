@@ -54,6 +54,12 @@ def read(values: str) -> dict[str, Any]:
         ("trainer.devices=2 trainer.num_nodes=3", "6 devices"),
         ("trainer.accelerator=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed CPU bf16-mixed"),
         ("trainer.accelerator=cpu trainer.precision=16", "trainer.precision=16 CPU"),
+        ("trainer.strategy=fsdp trainer.precision=16-mixed", "trainer.precision=16-mixed fsdp bf16-mixed"),
+        ("trainer.strategy=fsdp callbacks.ema.decay=0.9", "callbacks.ema.decay=0.9 null strategy=ddp"),
+        (
+            "trainer.strategy=fsdp callbacks.diagnostics.every_epochs=1",
+            "callbacks.diagnostics.every_epochs=1 null strategy=ddp",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_refused_with_what_to_write(

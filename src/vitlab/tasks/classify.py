@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from vitlab.core.batch import Batch
 from vitlab.core.seeding import derive_seed
+from vitlab.models.sharding import shard
 from vitlab.optim import freezing
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.evaluate import Evaluate
@@ -28,8 +29,8 @@ class Classify(Evaluate):
 
     Args:
         net: images (B, C, H, W) → logits (B, K).
-        optimizer: network → optimizer of its trainable parameters, in groups. Called once, on ``net``, when
-            ``freeze`` has settled what there is to train.
+        optimizer: network → optimizer of its trainable parameters, in groups. Called on ``net`` when
+            ``freeze`` has settled what there is to train, and again where ``net`` has been sharded.
         schedule: (optimizer step, total steps) → multiplier of the learning rate.
         total_steps: optimizer steps of the whole run.
         num_classes: K.
@@ -70,6 +71,12 @@ class Classify(Evaluate):
         # Parameters keep their identity when they move to another device or type, so that an optimizer built
         # here, where a wrong option is found before a run begins, still holds them.
         self.built_optimizer = optimizer(net)
+        self._build_optimizer = optimizer
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer.strategy=fsdp; Lightning calls it before a test again
+            shard(self.net, self.device_mesh["data_parallel"])
+            self.built_optimizer = self._build_optimizer(self.net)
 
     # training
 

@@ -23,6 +23,7 @@ from vitlab.data.datamodule import ImageData
 from vitlab.data.image_folder import FileDataset
 from vitlab.models.flops import flops_per_image
 from vitlab.models.layers import pair
+from vitlab.models.sharding import check_shardable
 from vitlab.models.vit import ViT
 from vitlab.models.wrapper import LibraryModel
 from vitlab.optim import make_optimizer
@@ -103,6 +104,9 @@ def build(
             f"model.image_size={height}x{width}: the network cannot take images of this size: {reason}. "
             "Choose another model.image_size."
         ) from error
+    sharded = trainer["strategy"] == "fsdp"
+    if sharded:
+        check_shardable(net)
     teacher = load_teacher(config, dataset) if "teacher" in config["task"] else None
     asked = teacher.record["flops_per_image"] if teacher else 0
     whole = plan.training_flops(flops, asked)
@@ -130,7 +134,7 @@ def build(
     node = {key: value for key, value in config["task"].items() if not key.startswith("teacher")}
     task = instantiate(node, _partial_=True)(
         net=net,
-        optimizer=optimizer_factory(config["optimizer"], precision, kind),
+        optimizer=optimizer_factory(config["optimizer"], precision, kind, sharded=sharded),
         schedule=_schedule(config["scheduler"], plan),
         total_steps=plan.total_steps,
         num_classes=len(dataset.classes),
@@ -174,15 +178,18 @@ def build_data(config: dict[str, Any], dataset: datasets.Dataset, kind: str, pro
     )
 
 
-def optimizer_factory(node: dict[str, Any], precision: str, kind: str) -> Callable[[nn.Module], Optimizer]:
+def optimizer_factory(
+    node: dict[str, Any], precision: str, kind: str, *, sharded: bool = False
+) -> Callable[[nn.Module], Optimizer]:
     """Return what builds a network's optimizer, its parameters grouped, from the ``optimizer`` node.
 
     Args:
         precision: resolved, as `Components` has it.
         kind: of the device that will train; the parameters may still be on the CPU.
+        sharded: whether parameters will be in pieces, for which torch has no fused SGD.
     """
     options = {key: value for key, value in node.items() if not key.startswith("_")}
-    if precision == "16-mixed" and "fused" in options:
+    if (sharded or precision == "16-mixed") and "fused" in options:
         # A fused step unscales by itself, after gradient clipping would need it done; and torch's fused SGD
         # begins with whatever was in the memory of its momentum where the very first step overflows.
         options["fused"] = False

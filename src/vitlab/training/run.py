@@ -32,6 +32,7 @@ from vitlab.core.run_folder import RunFolder, Summary, SummaryData
 from vitlab.core.signals import Interrupted, StopSignal
 from vitlab.data.datasets import Dataset
 from vitlab.models.flops import count_parameters, count_trainable
+from vitlab.models.sharding import gather, load_weights
 from vitlab.training import figures
 from vitlab.training.announce import announce, print_results
 from vitlab.training.build import Components, build
@@ -224,6 +225,7 @@ def train_and_test(session: Session, parts: Components, last: Path | None) -> No
             tested = load_best(folder, parts) if best else "last checkpoint"
             tested += ", EMA weights" if config["callbacks"]["ema"]["decay"] is not None else ""
             measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)
+            gather(parts.net)  # for the figures, which one process draws alone
     except (Exception, SIGTERMException) as error:  # Lightning's, of an early SIGTERM, is a SystemExit
         # Ctrl-C reaches the children too, and a compiler that dies of it looks like a fault.
         if session.stop.received is None:
@@ -272,7 +274,7 @@ def load_best(folder: RunFolder, parts: Components) -> str:
         return "last checkpoint"
     weights = read_checkpoint(folder.best)["state_dict"]
     check_fits(parts.task, weights, folder.best)
-    parts.task.load_state_dict(weights)
+    load_weights(parts.task, weights)
     return "best checkpoint by validation accuracy"
 
 

@@ -23,6 +23,7 @@ from vitlab.training.callbacks import (
 from vitlab.training.grad_scaler import SkippedSteps, float16_plugin
 from vitlab.training.lightning_internals import cluster_environment
 from vitlab.training.session import Session
+from vitlab.training.sharded_strategy import ShardedStrategy
 from vitlab.training.trackers import Tracker
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -65,6 +66,8 @@ def make_trainer(
     # Counted by us: see `Checkpointing.total_steps`.
     options |= {"max_steps": -1, "max_epochs": parts.plan.epochs, "enable_checkpointing": True}
     options["enable_progress_bar"] = False  # Lightning's; ours is a plain callback
+    if options["strategy"] == "fsdp":  # by which Lightning means torch's first form
+        options["strategy"] = ShardedStrategy(parts.processes * options["num_nodes"])
     if parts.kind == "cpu":
         options["devices"] = parts.processes  # Lightning takes no list and no -1 for CPUs
     if options["profiler"] is not None:

@@ -41,6 +41,7 @@ def training_conflicts(read: ConfigReader) -> Conflicts:
         )
     yield from _schedule(read)
     yield from _device(read)
+    yield from _sharded(read)
     yield from _teacher(read)
     yield from _logger(read)
 
@@ -96,6 +97,16 @@ def _device(read: ConfigReader) -> Conflicts:
             )
     if read("trainer.accelerator") == "cpu" and str(read("trainer.precision")).startswith("16"):
         yield "trainer.precision", "does not work on a CPU: choose bf16-mixed or 32-true, or use a GPU"
+
+
+def _sharded(read: ConfigReader) -> Conflicts:
+    if read("trainer.strategy") != "fsdp":
+        return
+    for key in ("callbacks.ema.decay", "callbacks.diagnostics.every_epochs"):
+        if read(key) is not None:
+            yield key, "needs the whole network on one device: set it to null, or trainer.strategy=ddp"
+    if str(read("trainer.precision")) in ("16", "16-mixed"):
+        yield "trainer.precision", "does not work with trainer.strategy=fsdp: choose bf16-mixed or 32-true"
 
 
 def _teacher(read: ConfigReader) -> Conflicts:
