@@ -1,8 +1,8 @@
 """Reproduce a claim: train what is missing of its runs, compare, and say whether its figures hold.
 
 python reproduce.py experiments/quickstart                             its own seeds
-python reproduce.py experiments/cpu_quick data.root=DIR                images of your own disk
-python reproduce.py experiments/cpu_quick data.root=DIR --seeds 0,1,2  other seeds, or more of them
+python reproduce.py experiments/frontier data.root=DIR                 images of your own disk
+python reproduce.py experiments/frontier data.root=DIR --seeds 0,1,2  other seeds, or more of them
 python reproduce.py experiments/recipes/vit_cifar                      published, and not yet measured here
 
 A claim is the file claim.yaml of a study. Its runs go to outputs/claims/, and are trained once: after an

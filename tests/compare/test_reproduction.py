@@ -284,7 +284,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
 
 def test_help_and_refusals_come_without_torch() -> None:
     assert "not comparable" in answer_without_torch("reproduce.py", "--help").stdout
-    assert answer_without_torch("reproduce.py", "experiments/cpu_quick").returncode == 1
+    assert answer_without_torch("reproduce.py", "experiments/frontier").returncode == 1
 
 
 def test_runs_that_were_made_before_there_were_fingerprints_are_read(tmp_path: Path) -> None:

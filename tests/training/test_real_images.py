@@ -14,13 +14,11 @@ FOLDER = os.environ.get("VITLAB_CIFAR10_FOLDER")
 @pytest.mark.skipif(not FOLDER, reason="VITLAB_CIFAR10_FOLDER names no images")
 def test_a_few_hundred_steps_on_real_images_learn(tmp_path: Path) -> None:
     ended = verb(
-        "experiment=cpu_quick",
+        "experiment=cpu_5min",
         "data=image_folder",
         f"data.root={FOLDER}",
-        "compile=false",
         "trainer.max_epochs=-1",
         "trainer.max_steps=300",
-        "scheduler.warmup_fraction=0.1",
         f"hydra.run.dir={tmp_path}/run",
     )
     assert ended.returncode == 0, ended.stderr
