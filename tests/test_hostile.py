@@ -25,7 +25,8 @@ from vitlab.core.checkpoint import checksum_file
 from vitlab.core.cli import finish
 from vitlab.core.console import make_console
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.core.untrusted import LARGEST_YAML, misfits
 from vitlab.models.pretrained import read_weights
 from vitlab.sweep.record import Sweep
@@ -82,7 +83,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 @pytest.fixture
 def unfinished(copied: Path) -> Path:
     """A run whose training is done, but for its test."""
-    Summary(RunFolder(copied)).update(status="interrupted")
+    Summary(RunFolder(copied).summary).update(status="interrupted")
     return copied
 
 
@@ -409,7 +410,7 @@ SUMMARIES: dict[str, Any] = {
 def test_of_a_hostile_summary_what_is_sound_is_read(answer: Answers, copied: Path, content: Any) -> None:
     path = copied / "summary.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    found = Summary(RunFolder(copied), writable=False).data
+    found = RunFolder(copied).read_summary()
     assert not {"metrics", "train", "alarms"} & found.keys()
     assert answer("compare", copied)[0] == 0
     assert answer("export", copied, "--format", "safetensors")[0] == 0
@@ -420,7 +421,7 @@ def test_of_a_hostile_summary_what_is_sound_is_read(answer: Answers, copied: Pat
 )
 def test_hostile_metrics_are_one_sentence(answer: Answers, copied: Path, content: bytes) -> None:
     shutil.rmtree(copied / "checkpoints")
-    Summary(RunFolder(copied)).update(status="interrupted")
+    Summary(RunFolder(copied).summary).update(status="interrupted")
     (copied / "metrics.csv").write_bytes(content)
     code, text = answer("train", f"resume={copied}")
     assert code == 1
@@ -430,7 +431,7 @@ def test_hostile_metrics_are_one_sentence(answer: Answers, copied: Path, content
 
 def test_a_run_records_what_the_types_say(finished: Path) -> None:
     from vitlab.core.checkpoint import CheckpointMeta
-    from vitlab.core.run_folder import SummaryData
+    from vitlab.core.summary import SummaryData
 
     assert not [*misfits(summary(finished), SummaryData)]
     assert not [*misfits(checkpoint(finished)["vitlab"], CheckpointMeta)]

@@ -19,7 +19,8 @@ from tests.core.claims import kill, take
 from tests.sweep.helpers import SHORT, Calls, states
 from vitlab.core import claim
 from vitlab.core.files import try_lock
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.sweep import launchers, worker
 from vitlab.sweep.record import Job, Sweep
 from vitlab.sweep.worker import Worker
@@ -38,7 +39,7 @@ def test_a_job_that_another_process_runs_is_left_alone_and_waited_for(
 
     def end() -> None:
         wait_for(lambda: waiting)
-        Summary(folder).update(status="finished")
+        Summary(folder.summary).update(status="finished")
         held.release()
 
     monkeypatch.setattr(launchers, "say", waiting.append)
@@ -71,7 +72,7 @@ def test_a_job_that_has_failed_elsewhere_meanwhile_is_not_tried_again(call: Call
 
     def end() -> None:
         wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
-        Summary(folder).update(status="failed", error="again")
+        Summary(folder.summary).update(status="failed", error="again")
         held.release()
 
     threading.Thread(target=end).start()
@@ -93,7 +94,7 @@ def test_jobs_that_are_added_to_a_sweep_reach_the_workers_that_are_there(call: C
             path.unlink()
         (tmp_path / "new").rename(tmp_path / "sweep" / "depth-3")
         wait_for(lambda: "depth-3" in (tmp_path / "starts").read_text())
-        Summary(folder).update(status="finished")
+        Summary(folder.summary).update(status="finished")
         held.release()
 
     threading.Thread(target=add).start()

@@ -15,7 +15,8 @@ from vitlab.config.arguments import parse_arguments
 from vitlab.config.storage_address import find_address_problem
 from vitlab.core.claim import Watch
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.sweep import conclusion, is_search, joining, search, storage, worker
 from vitlab.sweep.record import Sweep
 from vitlab.sweep.space import check_trial
@@ -265,7 +266,7 @@ def test_the_best_is_tested_by_one_and_the_others_wait(
     held, begun = take(tmp_path / "s"), len(started)
 
     def test() -> None:
-        Summary(folder).update(metrics=summary(folder.path)["metrics"] | {"test/accuracy": 0.75})
+        Summary(folder.summary).update(metrics=summary(folder.path)["metrics"] | {"test/accuracy": 0.75})
         held.release()
 
     when_waiting(test)
@@ -274,7 +275,7 @@ def test_the_best_is_tested_by_one_and_the_others_wait(
     assert len(started) == begun
 
     def fail() -> None:
-        Summary(folder).update(status="failed")
+        Summary(folder.summary).update(status="failed")
         again.release()
 
     again = take(tmp_path / "s")

@@ -8,7 +8,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, Train, checkpoint, same_weights, summary
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.training.callbacks.diagnostics import read_rows
 from vitlab.training.run import run
 
@@ -101,7 +102,7 @@ def test_epochs_that_are_trained_again_have_their_rows_once(
 ) -> None:
     folder = train("callbacks=diagnostics", "callbacks.diagnostics.every_epochs=1")
     whole = rows(folder)
-    Summary(RunFolder(folder)).update(status="running")  # killed, and set back to an older state
+    Summary(RunFolder(folder).summary).update(status="running")  # killed, and set back to an older state
     for name in lost:
         shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     run(RunFolder(folder))

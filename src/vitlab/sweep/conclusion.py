@@ -8,7 +8,8 @@ from vitlab.config import read_record
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.core.untrusted import to_yaml
 from vitlab.sweep.progress import raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, Sweep
@@ -52,7 +53,7 @@ class Conclusion:
         if weights := study.importance():
             shares = ", ".join(f"{key} {share:.0%}" for key, share in weights.items())
             say(f"what mattered (PED-ANOVA over few trials: a hint): {shares}")
-        metrics = Summary(folder, writable=False).data.get("metrics", {})
+        metrics = folder.read_summary().get("metrics", {})
         tested = f", test/accuracy {metrics['test/accuracy']:.4f}" if "test/accuracy" in metrics else ""
         say(f"best: trial {best.number}, {OBJECTIVE} {best.value:.4f}{tested}, {folder}")
         say(f"  {shlex.join(['python', 'train.py', *job.overrides])}")
@@ -89,14 +90,15 @@ class Conclusion:
         wanted = (
             self.study.settings["test_best"] and self.study.space.config["trainer"]["limit_test_batches"] != 0
         )
-        return wanted and "test/accuracy" not in Summary(folder, writable=False).data.get("metrics", {})
+        return wanted and "test/accuracy" not in folder.read_summary().get("metrics", {})
 
     def _test(self, folder: RunFolder, worker: Worker) -> None:
         if self._is_untested(folder):
             config = read_record(folder)
             config["trainer"]["limit_test_batches"] = self.study.space.config["trainer"]["limit_test_batches"]
             write_atomic(folder.config, to_yaml(config))
-            Summary(folder).update(status="interrupted")  # a run whose training is done resumes with its test
+            # A run whose training is done resumes with its test.
+            Summary(folder.summary).update(status="interrupted")
             worker.run_jobs(folder)
             if worker.stop_signal():
                 return

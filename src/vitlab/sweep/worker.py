@@ -21,8 +21,9 @@ from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import describe_exit, start
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.signals import STOP_SIGNALS, is_impatient, on_signal
+from vitlab.core.summary import Summary
 
 # Seconds that the job of a sweep that was killed has to end by itself, or to be known for dead.
 PATIENCE = STALE + 30
@@ -265,19 +266,19 @@ class RunningJob:
             if not self.told and self.worker.ends_sweep:
                 self.worker.request_stop(signum)
         elif self.code and not self.worker.stop_signal() and get_failure(self.folder) == self._failed_at:
-            Summary(self.folder).update(  # it died without a word
+            Summary(self.folder.summary).update(  # it died without a word
                 status="failed", error=f"the process {describe_exit(self.code)}"
             )
         return self.code
 
 
 def _is_left(folder: RunFolder) -> bool:
-    return Summary(folder, writable=False).data.get("status") != State.FINISHED
+    return folder.read_summary().get("status") != State.FINISHED
 
 
 def get_failure(folder: RunFolder) -> int | None:
     """Return when a job that failed said so (in ns), or None."""
-    if Summary(folder, writable=False).data.get("status") != State.FAILED:
+    if folder.read_summary().get("status") != State.FAILED:
         return None
     return folder.summary.stat().st_mtime_ns
 

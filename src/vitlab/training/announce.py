@@ -11,7 +11,8 @@ from vitlab.augment.base import RunFacts
 from vitlab.config import keys
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.data.decode import MAX_LISTED
 from vitlab.data.image_folder import FileDataset
 from vitlab.models.attention import is_transformer

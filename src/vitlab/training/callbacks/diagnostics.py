@@ -15,7 +15,8 @@ from vitlab.core.console import RunConsole
 from vitlab.core.disk import as_note
 from vitlab.core.files import csv_text, write_atomic
 from vitlab.core.plotting import rasterize, save_figure
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.models.attention_weights import token_layout
 from vitlab.tasks.protocol import task_of
 from vitlab.training.alarms import Alarms

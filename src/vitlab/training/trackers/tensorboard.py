@@ -14,7 +14,8 @@ from torch.utils.tensorboard.summary import hparams
 from vitlab.config import keys
 from vitlab.config.labels import label
 from vitlab.core.files import sync
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.training.trackers.identity import swept_keys
 from vitlab.training.trackers.tracker import METRICS, final_values
 
