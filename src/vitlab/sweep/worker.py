@@ -169,11 +169,10 @@ class Worker:
         """
         deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while not self.stop_signal():
-            standing = self._watch.look(folder.path)
-            if standing.free and not folder.is_locked():
-                claim = Claim.take(folder.path, standing.number, self.session)
+            if self.is_free(folder):
+                claim = self.take(folder.path)
                 return self._start(folder, claim, needed) if claim else None
-            if standing.held or time.monotonic() >= deadline:
+            if self._watch.look(folder.path).held or time.monotonic() >= deadline:
                 return None
             time.sleep(POLL)
         return None
