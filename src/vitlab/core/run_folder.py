@@ -31,6 +31,7 @@ from vitlab.core.suggest import suggest
 from vitlab.core.summary import Summary, SummaryData
 from vitlab.core.untrusted import read_yaml, to_yaml
 
+EVENTS = "events.out.tfevents."  # then the second of its making, which is how TensorBoard sorts a run's files
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before: a file of its own, so that no bad block takes both
 
 
@@ -193,7 +194,7 @@ class RunFolder:
             return
         for path in (self.config, self.summary, self.log, self.steps, self.trackers, self._lock):
             path.unlink(missing_ok=True)
-        for path in self.path.glob("events.out.tfevents.*"):
+        for path in self.path.glob(f"{EVENTS}*"):
             path.unlink()
         shutil.rmtree(self.path / "wandb", ignore_errors=True)
         with contextlib.suppress(OSError):  # there is something else in it
