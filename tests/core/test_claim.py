@@ -1,7 +1,5 @@
 """Who has a job: one process at a time, wherever it runs and whatever becomes of it."""
 
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -34,16 +32,6 @@ def elapse(monkeypatch: pytest.MonkeyPatch) -> Elapse:
 
     monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
     return call
-
-
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk such as NFS without a lock daemon."""
-
-    def refuse(file: Any, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def test_a_job_is_free_held_and_free_again(tmp_path: Path) -> None:

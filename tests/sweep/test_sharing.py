@@ -170,7 +170,12 @@ def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(
     assert call(*SHORT, "model.depth=1,2") == ["depth-2", "depth-1"], "what is certainly free comes first"
 
 
-def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("disk", ["with locks", "without"])
+def test_cores_and_gpus_are_divided(
+    disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if disk == "without":
+        request.getfixturevalue("no_locks")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(worker, "count_cores", lambda: 7)

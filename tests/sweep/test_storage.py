@@ -330,7 +330,7 @@ def test_the_status_of_a_search_says_what_is_left(tmp_path: Path, join: Callable
     run_search("sweep.resume=s", "sweep.test_best=false")
     status = find_status("s")
     assert (status["kind"], status["states"], status["command"]) == ("search", {"finished": 2}, None)
-    Summary(RunFolder(next(tmp_path.glob("s/000*")))).update(status="pruned")
+    Summary(next(tmp_path.glob("s/000*/summary.json"))).update(status="pruned")
     status = find_status("s")
     assert (status["states"], status["command"]) == ({"finished": 1, "pruned": 1}, None)
     sweep = Sweep.load("s")

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -28,7 +29,7 @@ from vitlab.core.summary import Summary
 # Seconds that the job of a sweep that was killed has to end by itself, or to be known for dead.
 PATIENCE = STALE + 30
 POLL = 0.2  # seconds between two looks at a job
-GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
+GPU = "-gpu-"  # in the name of a folder, which whoever has that GPU has claimed
 
 
 class Worker:
@@ -76,7 +77,7 @@ class Worker:
         for other in self.folder.glob(f".session-{self._machine}-*"):
             session = other.with_name(other.name.partition(GPU)[0])
             if not is_locked(session) and not _is_process(session.name):  # of one that was killed
-                other.unlink(missing_ok=True)
+                _remove(other)
         with open(self._file, "a") as file:
             with contextlib.suppress(OSError):  # no locks on this disk
                 self._locked = try_lock(file)
@@ -85,7 +86,7 @@ class Worker:
                     yield
             finally:
                 for path in (self._file, *self.folder.glob(f"{self._file.name}{GPU}*")):
-                    path.unlink(missing_ok=True)
+                    _remove(path)
 
     def _on_signal(self, signum: int) -> None:
         if self.stop_signal():
@@ -129,8 +130,9 @@ class Worker:
         with contextlib.ExitStack() as held:
             if len(self._gpus) > 1 and devices in (1, "auto"):
                 for slot in range(10_000):  # as many as jobs at a time: the first that nobody holds
-                    path = self.folder / f"{self._slots}{slot}"
-                    if try_lock(held.enter_context(open(path, "a"))):
+                    (place := self.folder / f"{self._slots}{slot}").mkdir(exist_ok=True)
+                    if claim := self.take(place):
+                        held.callback(claim.release)
                         share["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
                         break
             yield share
@@ -280,6 +282,12 @@ def get_failure(folder: RunFolder) -> int | None:
     if folder.read_summary().get("status") != State.FAILED:
         return None
     return folder.summary.stat().st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    """Remove what a session has left: its file, or the folder of a GPU."""
+    # There may still be a beat in it now.
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_process(session: str) -> bool:
