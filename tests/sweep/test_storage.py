@@ -315,10 +315,10 @@ def test_a_storage_that_goes_away_for_a_while_ends_nothing(
     assert out.count("sweep.storage=journal answers again") == 1
 
     calls.clear()
-    monkeypatch.setattr(search, "OUTAGE", 0.5)
+    monkeypatch.setattr(search, "OUTAGE", 0.3)
     monkeypatch.setattr(optuna.Trial, "report", lambda *given: (_ for _ in ()).throw(AwayError("gone")))
     with pytest.raises(UserError, match=r"does not answer \(gone\)\. Nothing is lost: .*sweep\.resume=s"):
-        searched(*SHARED, "sweep.trials=3", epochs=5, seconds=1)
+        searched(*SHARED, "sweep.trials=3", epochs=5, seconds=0.5)
     assert summary(next(tmp_path.glob("s/002*")))["status"] == "interrupted"
     monkeypatch.setattr(optuna.Trial, "report", report)
     assert [job["state"] for job in searched(*SHARED, "sweep.trials=3", epochs=5)] == ["finished"] * 3

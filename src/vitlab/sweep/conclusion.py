@@ -14,7 +14,7 @@ from vitlab.core.untrusted import to_yaml
 from vitlab.sweep.progress import raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, Sweep
 from vitlab.sweep.study import Study
-from vitlab.sweep.worker import Worker, get_failure
+from vitlab.sweep.worker import LOOK, Worker, get_failure
 
 FIGURES = ("trials.png", "values.png")
 
@@ -77,7 +77,7 @@ class Conclusion:
                 if not told:
                     told = True
                     say(f"waiting for another process that tests the best trial, {folder}")
-                time.sleep(1)
+                time.sleep(LOOK)
             stopped = worker.stop_signal()
         raise_if_stopped(self.sweep, stopped, "the test of the best trial")
 

@@ -28,7 +28,7 @@ from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
-from vitlab.sweep.worker import Worker
+from vitlab.sweep.worker import LOOK, Worker
 
 # As in conf/train.yaml, which launchers leave out when they compose a job: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
@@ -147,7 +147,7 @@ def _wait_for_free(sweep: Sweep, worker: Worker, progress: Progress) -> Iterator
                 "waiting for jobs that other processes run, to take them over if these are killed; Ctrl-C "
                 f"leaves them alone:\n{list_jobs(sweep, left)}"
             )
-        time.sleep(1)
+        time.sleep(LOOK)
 
 
 def _run_here(jobs: Sequence[Job], sweep: Sweep, worker: Worker, progress: Progress) -> None:

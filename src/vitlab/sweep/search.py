@@ -26,10 +26,9 @@ from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 from vitlab.sweep.space import Space, check_trial
 from vitlab.sweep.storage import Storage
 from vitlab.sweep.study import TRAINED
-from vitlab.sweep.worker import POLL, RunningJob, Worker, get_stop_signal
+from vitlab.sweep.worker import LOOK, POLL, RunningJob, Worker, get_stop_signal
 
 IDLE = 50  # draws in a row that bring nothing new: the search is given up
-LOOK = 1  # second between two looks for a trial that nobody has
 OUTAGE = 600  # seconds that a storage may be away
 
 

@@ -29,6 +29,7 @@ from vitlab.core.summary import Summary
 # Seconds that the job of a sweep that was killed has to end by itself, or to be known for dead.
 PATIENCE = STALE + 30
 POLL = 0.2  # seconds between two looks at a job
+LOOK = 1  # second between two looks at what another process has
 GPU = "-gpu-"  # in the name of a folder, which whoever has that GPU has claimed
 
 
