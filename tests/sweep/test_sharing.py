@@ -179,7 +179,7 @@ def test_cores_and_gpus_are_divided(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(worker, "count_cores", lambda: 7)
-    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").touch()  # of a session that was killed
+    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").mkdir()  # of a session that was killed
     called = Worker(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]
