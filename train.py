@@ -13,7 +13,7 @@ from vitlab.core.console import printed_as_errors
 from vitlab.core.errors import UserError
 from vitlab.core.files import json_text
 from vitlab.core.processes import rank_in_environment
-from vitlab.core.run_folder import RunFolder, Summary, wait_for_run
+from vitlab.core.run_folder import RunFolder, wait_for_run
 from vitlab.core.slurm import check_tasks
 
 
@@ -77,7 +77,7 @@ def train(overrides: Sequence[str]) -> None:
     try:
         run(folder, dataset, plan)
     except UserError:
-        if Summary(folder).data["train"]["optimizer_steps"] == 0:
+        if folder.read_summary()["train"]["optimizer_steps"] == 0:
             folder.discard()
         raise
 

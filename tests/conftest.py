@@ -1,6 +1,8 @@
 """What the tests share: a run small enough to train in a second, and ways to end it badly."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -126,6 +128,16 @@ def stopped(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
         return tmp_path / "stopped"
 
     return call
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk such as NFS without a lock daemon."""
+
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 @pytest.fixture

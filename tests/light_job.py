@@ -21,8 +21,9 @@ from vitlab.core import claim
 from vitlab.core.claim import end_if_lost
 from vitlab.core.files import write_json
 from vitlab.core.processes import end_with_parent
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.signals import PARENT, StopSignal
+from vitlab.core.summary import Summary
 
 STEPS = 20
 SECONDS = "LIGHT_JOB_SECONDS"  # set: of a step, in place of 0.1
@@ -37,7 +38,7 @@ def train(folder: RunFolder) -> int:
     stop.install()
     with folder.lock():
         folder.remove_leftovers()
-        summary = Summary(folder)
+        summary = Summary(folder.summary)
         if summary.data.get("status") == State.FINISHED:
             return 0
         config = folder.read_config()

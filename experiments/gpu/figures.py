@@ -8,7 +8,8 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.run_folder import RunFolder, Summary, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.core.untrusted import read_json
 
 TARGETS = (0.90, 0.93, 0.95)  # accuracy on the hold-out
@@ -38,7 +39,7 @@ def read_training(folder: Path, begun: float) -> dict[str, Any]:
         "reached": {f"{target:.0%}": first_reached(moments, target) or "not" for target in TARGETS},
         "last": moments[-1],
         "best_val_accuracy": max(moment["val_accuracy"] for moment in moments),
-        "test_accuracy": Summary(run, writable=False).data["metrics"].get("test/accuracy"),
+        "test_accuracy": run.read_summary()["metrics"].get("test/accuracy"),
     }
 
 
@@ -49,7 +50,7 @@ def first_reached(moments: Sequence[Mapping[str, Any]], target: float) -> Mappin
 
 def describe_run(run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what every run's figures say, and ``train`` of its summary."""
-    data: SummaryData = Summary(run, writable=False).data
+    data: SummaryData = run.read_summary()
     train: dict[str, Any] = data["train"]  # type: ignore[assignment]
     keys = ("device", "precision", "compiled")
     found = {key: data.get(key) for key in keys} | {"peak_memory_bytes": train["peak_memory_bytes"]}

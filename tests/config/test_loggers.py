@@ -43,10 +43,13 @@ def test_a_recipe_may_choose_several(own_conf: Path) -> None:
         ("logger=[]", "logger=[]: expected one option; the options of logger are csv, mlflow, none"),
         ("logger=tensorboard,mlflow", "or write 'logger=[tensorboard,mlflow]' to have them at once"),
         ("logger.mlflow.tracking_uri=http://a", "did you mean logger=mlflow?"),
+        ("logger.mlflow.chekpoint=true", "did you mean logger=mlflow?"),
+        ("logger=mlflow logger.mlflow.chekpoint=true", "did you mean logger.mlflow.checkpoints?"),
+        ("logger=mlflow logger.mlflow.checkpoint=true", "did you mean logger.mlflow.checkpoints?"),
     ],
 )
 def test_what_cannot_be_chosen_is_answered(typed: str, said: str) -> None:
-    assert said in refused(typed)
+    assert said in refused(*typed.split())
 
 
 def test_one_that_is_not_installed_is_answered_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

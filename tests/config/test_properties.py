@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.properties import Material, answer, broken_lines, make_places, words_of_verbs
+from tests.properties import answer, make_places
+from tests.random_lines import Material, broken_lines, words_of_verbs
 
 FEW = settings(
     max_examples=25,

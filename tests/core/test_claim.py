@@ -1,7 +1,5 @@
 """Who has a job: one process at a time, wherever it runs and whatever becomes of it."""
 
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -17,7 +15,8 @@ import pytest
 from tests.core.claims import kill, take
 from vitlab.core import claim
 from vitlab.core.claim import STALE, Claim, Watch, end_if_lost, is_held, read_lease
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 
 Elapse = Callable[[float], None]
 
@@ -33,16 +32,6 @@ def elapse(monkeypatch: pytest.MonkeyPatch) -> Elapse:
 
     monkeypatch.setattr(time, "monotonic", lambda: real() + passed)
     return call
-
-
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk such as NFS without a lock daemon."""
-
-    def refuse(file: Any, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def test_a_job_is_free_held_and_free_again(tmp_path: Path) -> None:
@@ -232,8 +221,9 @@ def test_a_job_that_was_taken_over_ends_before_it_writes(tmp_path: Path) -> None
     run = RunFolder.create(tmp_path / "run", {"seed": 1})
     held = take(run.path)
     code = (
-        "import sys; from vitlab.core.run_folder import RunFolder, Summary\n"
-        "Summary(RunFolder(sys.argv[1])).update(status='running', seed=int(sys.argv[2])); print('written')"
+        "import sys, pathlib; from vitlab.core.summary import Summary\n"
+        "path = pathlib.Path(sys.argv[1], 'summary.json')\n"
+        "Summary(path).update(status='running', seed=int(sys.argv[2])); print('written')"
     )
 
     def write(seed: int) -> subprocess.CompletedProcess[str]:
@@ -251,7 +241,7 @@ def test_a_job_that_was_taken_over_ends_before_it_writes(tmp_path: Path) -> None
     ended = write(3)
     assert ended.returncode == 1
     assert "another one has taken this job over" in ended.stderr
-    assert Summary(run).data["seed"] == 2
+    assert Summary(run.summary).data["seed"] == 2
     end_if_lost(run.path)  # this process is no job
     other.release()
 

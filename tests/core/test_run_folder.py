@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
+from vitlab.core.summary import Summary
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
@@ -63,19 +64,19 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
 
 def test_summary_merges_and_survives_a_damaged_file(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    Summary(run).update(status="running", train={"epochs": 1})
-    Summary(run).update(train={"steps": 5})
+    Summary(run.summary).update(status="running", train={"epochs": 1})
+    Summary(run.summary).update(train={"steps": 5})
     assert json.loads(run.summary.read_text()) == {"status": "running", "train": {"epochs": 1, "steps": 5}}
     with pytest.raises(ValueError, match="JSON"):
-        Summary(run).update(loss=float("nan"))
+        Summary(run.summary).update(loss=float("nan"))
     run.summary.write_text("{")
-    Summary(run).update(status="failed")
+    Summary(run.summary).update(status="failed")
     assert json.loads(run.summary.read_text()) == {"status": "failed"}
 
 
 def test_a_folder_that_is_moved_under_its_run_is_named(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", {"seed": 1})
-    summary = Summary(run)
+    summary = Summary(run.summary)
     summary.update(status="running")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"run was moved or deleted .* continue with resume=<there>"):

@@ -20,7 +20,7 @@ from vitlab.compare import show_leaderboard
 from vitlab.config.arguments import parse_arguments
 from vitlab.core.errors import UserError
 from vitlab.core.run_folder import RunFolder
-from vitlab.sweep import run_sweep, search, storage, study, worker
+from vitlab.sweep import conclusion, launchers, run_sweep, search, storage, study, worker
 
 # In place of a training: notes each start, and ends as `fate` beside the sweep says of its depth.
 PROGRAM = """
@@ -52,6 +52,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
         return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder.path)], env=os.environ | env)
 
     monkeypatch.setattr(worker, "start", start)
+    monkeypatch.setattr(launchers, "LOOK", 0.02)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "starts").touch()
 
@@ -149,7 +150,8 @@ def started(
     monkeypatch.setattr(study.Study, "draw", lambda self: None)
     monkeypatch.setattr(worker, "start", start)
     monkeypatch.setattr(search, "POLL", 0.01)
-    monkeypatch.setattr(search, "LOOK", 0.02)
+    for module in (search, conclusion):
+        monkeypatch.setattr(module, "LOOK", 0.02)
     monkeypatch.setenv("PACE", "0")
     yield begun
     for other in begun:

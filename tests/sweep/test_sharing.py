@@ -19,7 +19,8 @@ from tests.core.claims import kill, take
 from tests.sweep.helpers import SHORT, Calls, states
 from vitlab.core import claim
 from vitlab.core.files import try_lock
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.sweep import launchers, worker
 from vitlab.sweep.record import Job, Sweep
 from vitlab.sweep.worker import Worker
@@ -38,7 +39,7 @@ def test_a_job_that_another_process_runs_is_left_alone_and_waited_for(
 
     def end() -> None:
         wait_for(lambda: waiting)
-        Summary(folder).update(status="finished")
+        Summary(folder.summary).update(status="finished")
         held.release()
 
     monkeypatch.setattr(launchers, "say", waiting.append)
@@ -71,7 +72,7 @@ def test_a_job_that_has_failed_elsewhere_meanwhile_is_not_tried_again(call: Call
 
     def end() -> None:
         wait_for(lambda: "finished" in states(tmp_path / "sweep").values())
-        Summary(folder).update(status="failed", error="again")
+        Summary(folder.summary).update(status="failed", error="again")
         held.release()
 
     threading.Thread(target=end).start()
@@ -93,7 +94,7 @@ def test_jobs_that_are_added_to_a_sweep_reach_the_workers_that_are_there(call: C
             path.unlink()
         (tmp_path / "new").rename(tmp_path / "sweep" / "depth-3")
         wait_for(lambda: "depth-3" in (tmp_path / "starts").read_text())
-        Summary(folder).update(status="finished")
+        Summary(folder.summary).update(status="finished")
         held.release()
 
     threading.Thread(target=add).start()
@@ -169,11 +170,16 @@ def test_locks_and_sessions_of_a_dead_machine_are_in_nobodys_way(
     assert call(*SHORT, "model.depth=1,2") == ["depth-2", "depth-1"], "what is certainly free comes first"
 
 
-def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("disk", ["with locks", "without"])
+def test_cores_and_gpus_are_divided(
+    disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if disk == "without":
+        request.getfixturevalue("no_locks")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(worker, "count_cores", lambda: 7)
-    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").touch()  # of a session that was killed
+    (tmp_path / f".session-{claim.name_machine()}-0-0{worker.GPU}3").mkdir()  # of a session that was killed
     called = Worker(tmp_path, at_a_time=2)
     with called.open(), called.share(1) as one, called.share("auto") as two, called.share(1) as three:
         assert [s["CUDA_VISIBLE_DEVICES"] for s in (one, two, three)] == ["4", "7", "4"]

@@ -15,7 +15,8 @@ from vitlab.config.arguments import parse_arguments
 from vitlab.config.storage_address import find_address_problem
 from vitlab.core.claim import Watch
 from vitlab.core.errors import UserError
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.sweep import conclusion, is_search, joining, search, storage, worker
 from vitlab.sweep.record import Sweep
 from vitlab.sweep.space import check_trial
@@ -265,7 +266,7 @@ def test_the_best_is_tested_by_one_and_the_others_wait(
     held, begun = take(tmp_path / "s"), len(started)
 
     def test() -> None:
-        Summary(folder).update(metrics=summary(folder.path)["metrics"] | {"test/accuracy": 0.75})
+        Summary(folder.summary).update(metrics=summary(folder.path)["metrics"] | {"test/accuracy": 0.75})
         held.release()
 
     when_waiting(test)
@@ -274,7 +275,7 @@ def test_the_best_is_tested_by_one_and_the_others_wait(
     assert len(started) == begun
 
     def fail() -> None:
-        Summary(folder).update(status="failed")
+        Summary(folder.summary).update(status="failed")
         again.release()
 
     again = take(tmp_path / "s")
@@ -314,10 +315,10 @@ def test_a_storage_that_goes_away_for_a_while_ends_nothing(
     assert out.count("sweep.storage=journal answers again") == 1
 
     calls.clear()
-    monkeypatch.setattr(search, "OUTAGE", 0.5)
+    monkeypatch.setattr(search, "OUTAGE", 0.3)
     monkeypatch.setattr(optuna.Trial, "report", lambda *given: (_ for _ in ()).throw(AwayError("gone")))
     with pytest.raises(UserError, match=r"does not answer \(gone\)\. Nothing is lost: .*sweep\.resume=s"):
-        searched(*SHARED, "sweep.trials=3", epochs=5, seconds=1)
+        searched(*SHARED, "sweep.trials=3", epochs=5, seconds=0.5)
     assert summary(next(tmp_path.glob("s/002*")))["status"] == "interrupted"
     monkeypatch.setattr(optuna.Trial, "report", report)
     assert [job["state"] for job in searched(*SHARED, "sweep.trials=3", epochs=5)] == ["finished"] * 3
@@ -329,7 +330,7 @@ def test_the_status_of_a_search_says_what_is_left(tmp_path: Path, join: Callable
     run_search("sweep.resume=s", "sweep.test_best=false")
     status = find_status("s")
     assert (status["kind"], status["states"], status["command"]) == ("search", {"finished": 2}, None)
-    Summary(RunFolder(next(tmp_path.glob("s/000*")))).update(status="pruned")
+    Summary(next(tmp_path.glob("s/000*/summary.json"))).update(status="pruned")
     status = find_status("s")
     assert (status["states"], status["command"]) == ({"finished": 1, "pruned": 1}, None)
     sweep = Sweep.load("s")

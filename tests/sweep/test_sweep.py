@@ -18,8 +18,9 @@ from tests.compare.folders import make_run
 from tests.conftest import TINY, started, summary, verb, wait_for
 from tests.sweep.helpers import RATE, SHORT, Calls, states
 from vitlab.compare import show_leaderboard
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted
+from vitlab.core.summary import Summary
 from vitlab.sweep import launchers
 from vitlab.sweep.progress import Progress
 from vitlab.sweep.record import Job, Sweep, folder_name
@@ -235,12 +236,12 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
         found.jobs.append(Job((f"depth={depth}",), f"depth={depth}", f"d{depth}"))
         RunFolder.create(tmp_path / f"d{depth}", {"seed": 0})
     found.jobs.append(Job(("depth=0",), "depth=0", None, "no depth"))
-    Summary(RunFolder(tmp_path / "d1")).update(status="failed", error="of yesterday")
+    Summary(RunFolder(tmp_path / "d1").summary).update(status="failed", error="of yesterday")
     progress = Progress(found, 3)
     progress.poll()
     assert not capsys.readouterr().out, "a failure of yesterday is no news"
     done = {"status": "finished", "metrics": {"val/accuracy": 0.5}, "train": {"wall_seconds": 3723}}
-    Summary(RunFolder(tmp_path / "d2")).update(**done)
+    Summary(RunFolder(tmp_path / "d2").summary).update(**done)
     assert [progress.is_open(job) for job in found.runnable] == [True, False, True], "as the folders say"
     progress.poll()
     (line,) = capsys.readouterr().out.splitlines()
@@ -250,7 +251,7 @@ def test_progress_tells_what_is_done_and_left(tmp_path: Path, capsys: Any) -> No
     progress.poll()
     assert not capsys.readouterr().out
     error = "it diverged at step 3. Lower the rate."
-    Summary(RunFolder(tmp_path / "d3")).update(status="failed", error=error)
+    Summary(RunFolder(tmp_path / "d3").summary).update(status="failed", error=error)
     progress.poll()
     said = capsys.readouterr().out
     assert "failed after 0:00: it diverged at step 3 (" in said, "the job itself has said the rest"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vitlab.training.alarms import find_alarms
+from vitlab.training.alarms import Alarms
 
 
 def series(measure: str, *values: float, layer: str = "block_0") -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ HEALTHY = [
 
 
 def test_a_healthy_run_has_none() -> None:
-    assert find_alarms(HEALTHY, warmup_epochs=1, clip=1.0) == []
+    assert Alarms(warmup_epochs=1, clip=1.0).look(HEALTHY) == []
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,11 @@ def test_a_healthy_run_has_none() -> None:
     ],
 )
 def test_a_fault_is_seen_once_when_it_begins(rows: Any, kind: str, epoch: int, layer: str) -> None:
-    (alarm,) = find_alarms(rows, warmup_epochs=1, clip=1.0)
+    (alarm,) = Alarms(warmup_epochs=1, clip=1.0).look(rows)
     assert (alarm["kind"], alarm["epoch"], alarm["layer"]) == (kind, epoch, layer)
     assert alarm["value"] == rows[epoch]["value"]
+    one_by_one = Alarms(warmup_epochs=1, clip=1.0)
+    assert [alarm for row in rows for alarm in one_by_one.look([row])] == [alarm], "as it is measured"
     assert f"epoch {epoch}" in alarm["message"]
     assert layer in alarm["message"]
     assert "usual" in alarm["message"]
@@ -51,14 +53,14 @@ def test_a_fault_is_seen_once_when_it_begins(rows: Any, kind: str, epoch: int, l
 
 def test_one_head_that_tells_tokens_apart_is_enough() -> None:
     rows = [*series("entropy", 1, 1, 1), *series("entropy", 1, 0.9, 0.9, layer="block_1")]
-    assert find_alarms(rows, warmup_epochs=0) == []
+    assert Alarms(warmup_epochs=0).look(rows) == []
 
 
 def test_each_layer_has_its_own() -> None:
     rows = [*series("dead", 0, 0.9), *series("dead", 0, 0.9, layer="block_1")]
-    assert [alarm["layer"] for alarm in find_alarms(rows, 0)] == ["block_0", "block_1"]
+    assert [alarm["layer"] for alarm in Alarms(0).look(rows)] == ["block_0", "block_1"]
 
 
 def test_what_happens_in_the_warmup_is_no_alarm() -> None:
     rows = [*series("entropy", 1, 1, 1, 0.8), *series("gradient_norm", 99, 99, 99, 2, layer="")]
-    assert find_alarms(rows, warmup_epochs=2, clip=1.0) == []
+    assert Alarms(warmup_epochs=2, clip=1.0).look(rows) == []

@@ -1,5 +1,6 @@
 """callbacks=diagnostics as a user runs it: what it writes, and that the training does not notice."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import TINY, Train, checkpoint, same_weights, summary
 from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.training.callbacks.diagnostics import read_rows
 from vitlab.training.run import run
 
@@ -89,6 +91,23 @@ def test_a_run_that_was_stopped_resumes_with_the_same_diagnostics(train: Train, 
     ]
     assert maps[0].keys() == maps[1].keys() == {0, 2, 3}
     assert all(torch.equal(maps[0][epoch], maps[1][epoch]) for epoch in maps[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "lost"),
+    [(8, ("checkpoints/last.ckpt", "checkpoints/best.ckpt")), (0, ("checkpoints", "metrics.csv"))],
+)
+def test_epochs_that_are_trained_again_have_their_rows_once(
+    train: Train, step: int, lost: tuple[str, ...]
+) -> None:
+    folder = train("callbacks=diagnostics", "callbacks.diagnostics.every_epochs=1")
+    whole = rows(folder)
+    Summary(RunFolder(folder).summary).update(status="running")  # killed, and set back to an older state
+    for name in lost:
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    run(RunFolder(folder))
+    assert summary(folder)["train"]["resumed_at"] == [step]
+    assert rows(folder) == whole
 
 
 def test_alarms_stand_in_the_summary_and_on_the_screen(

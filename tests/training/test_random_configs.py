@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.properties import Material, composing_once, lines, train_and_load
+from tests.properties import composing_once, train_and_load
+from tests.random_lines import Material, lines
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.training.trackers.tensorboard import HPARAMS, TensorBoardTracker, flatten
 from vitlab.training.trackers.tracker import METRICS
 

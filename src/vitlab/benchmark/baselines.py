@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from vitlab.benchmark.timing import SETTLE, Sample
 from vitlab.core.batch import Batch
 from vitlab.core.console import RunConsole
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import StopSignal
+from vitlab.core.summary import Summary
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.losses import soft_cross_entropy
 from vitlab.training.build import Components, optimizer_factory
@@ -70,7 +71,7 @@ def train_with_lightning(
     plan = replace(job.plan, total_steps=total, batches_per_epoch=per_epoch, epochs=-(-total // per_epoch))
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path))
-        summary = Summary(folder)
+        summary = Summary(folder.summary)
         summary.begin(job.config["seed"], [], {}, None)
         clock = Throughput(time.monotonic(), warmup_steps=settle)
         session = Session(folder, summary, RunConsole(folder, quiet=True), stop, clock)

@@ -250,7 +250,9 @@ class _Builder:
         inside = bool(rest) and group in choices
         place = f"{group}={choices[group]} has no key '{rest}'" if inside else "no such key"
         files = {name: CONF / group / f"{name}.yaml" for name in self.groups[group]} if inside else {}
-        having = [f"{group}={name}" for name, file in files.items() if keys.has(_read(file), rest)]
+        # The key itself, or where its node is another option's, that node.
+        sought = rest if keys.has(known, key.rpartition(".")[0]) else rest.rpartition(".")[0]
+        having = [f"{group}={name}" for name, file in files.items() if keys.has(_read(file), sought)]
         hint = did_you_mean(having or suggest_key(key, keys.walk(known), self.groups))
         if not hint:
             node = keys.get(known, group.replace("/", ".")) if inside else known

@@ -57,10 +57,12 @@ def _nearest_keys(key: str, keys: Sequence[str], options: Mapping[str, Iterable[
         if last in names and parent in ("", group, group.rpartition("/")[0]):
             return [f"{group}={last}"]
     endings = {name: name.rpartition(".")[2] for name in keys}
+    below = {name: name.removeprefix(f"{parent}.") for name in keys if name.startswith(f"{parent}.")}
+    if "." in parent and (matches := _nearest_name(last, below)):  # so deep a place is meant
+        return matches
     if same := [name for name, ending in endings.items() if ending == last]:
         return same
     if parent in known:
-        below = {name: name.removeprefix(f"{parent}.") for name in keys if name.startswith(f"{parent}.")}
         return _nearest_name(last, below)
     if matches := nearest(key, known if parent else options, KEY_CUTOFF):
         return matches

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256, sync, write_atomic
 from vitlab.core.provenance import find_versions
-from vitlab.core.run_folder import PREVIOUS, TeacherRecord
+from vitlab.core.run_folder import PREVIOUS
+from vitlab.core.summary import TeacherRecord
 from vitlab.core.untrusted import fits, misfits
 
 # In a checkpoint: the weights as the optimizer left them, where `state_dict` has the average of them.

@@ -1,7 +1,7 @@
 """The run folder: the one place where a run keeps everything.
 
 config.yaml     the resolved configuration, the whole input of `vitlab.training.run.run`
-summary.json    status, metrics, cost, provenance (see `Summary`)
+summary.json    status, metrics, cost, provenance (see `vitlab.core.summary`)
 metrics.csv     one row an epoch
 steps.csv       one row a step that something was logged at, with logger=csv, mlflow or wandb
 diagnostics.csv one row a measure, layer and head, with callbacks=diagnostics
@@ -21,15 +21,17 @@ import time
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-from vitlab.core.claim import end_if_lost, is_held, read_lease
+from vitlab.core.claim import is_held, read_lease
 from vitlab.core.errors import UserError
-from vitlab.core.files import NO_LOCKS, add_folder, is_locked, try_lock, write_atomic, write_json
+from vitlab.core.files import NO_LOCKS, add_folder, is_locked, try_lock, write_atomic
 from vitlab.core.provenance import find_commit, find_versions
 from vitlab.core.suggest import suggest
-from vitlab.core.untrusted import misfits, read_json, read_yaml, to_yaml
+from vitlab.core.summary import Summary, SummaryData
+from vitlab.core.untrusted import read_yaml, to_yaml
 
+EVENTS = "events.out.tfevents."  # then the second of its making, which is how TensorBoard sorts a run's files
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before: a file of its own, so that no bad block takes both
 
 
@@ -105,7 +107,7 @@ class RunFolder:
             raise taken(folder) from None
         seed, overrides = config.get("seed", 0), config.get("overrides", [])
         if read_lease(folder.path) is None:  # otherwise a worker on this sweep has begun with it already
-            Summary(folder).begin(seed, overrides, find_versions(), find_commit())
+            Summary(folder.summary).begin(seed, overrides, find_versions(), find_commit())
         return folder
 
     @classmethod
@@ -154,7 +156,7 @@ class RunFolder:
 
     def state(self, summary: Mapping[str, Any] | None = None) -> State:
         """Return what became of the run; ``summary`` is what summary.json holds, if it has been read."""
-        status = (Summary(self, writable=False).data if summary is None else summary).get("status")
+        status = (self.read_summary() if summary is None else summary).get("status")
         if status in (State.FINISHED, State.PRUNED):
             return State(status)
         try:
@@ -182,13 +184,17 @@ class RunFolder:
             raise UserError(f"{self.config} is empty or not a configuration; the run cannot be rebuilt.")
         return config
 
+    def read_summary(self) -> SummaryData:
+        """Return what summary.json holds; nothing where there is none, or none that can be read."""
+        return Summary(self.summary, writable=False).data
+
     def discard(self) -> None:
         """Remove a run that has not trained, with what a run writes before it trains."""
         if self.checkpoints.exists():  # whatever its summary says
             return
         for path in (self.config, self.summary, self.log, self.steps, self.trackers, self._lock):
             path.unlink(missing_ok=True)
-        for path in self.path.glob("events.out.tfevents.*"):
+        for path in self.path.glob(f"{EVENTS}*"):
             path.unlink()
         shutil.rmtree(self.path / "wandb", ignore_errors=True)
         with contextlib.suppress(OSError):  # there is something else in it
@@ -263,149 +269,3 @@ def wait_for_run(path: str | Path) -> RunFolder:
             )
         time.sleep(0.1)
     return folder
-
-
-class ModelSummary(TypedDict, total=False):
-    """The network: its name, how large it is, and multiply-adds x 2 of a forward pass."""
-
-    name: str | None
-    parameters: int | None
-    trainable_parameters: int
-    flops_per_image: int | None
-
-
-class DataSummary(TypedDict):
-    """The name of the data set, and how many images of it are trained, validated and tested on.
-
-    fingerprint: of image files, which of them (`vitlab.data.image_folder.FileDataset.fingerprint`); None of
-    data that the config names; absent from older runs.
-    """
-
-    name: str
-    train: int
-    val: int
-    test: int
-    fingerprint: NotRequired[str | None]
-
-
-class TrainSummary(TypedDict, total=False):
-    """How far the training came and what it cost."""
-
-    epochs: int
-    optimizer_steps: int
-    skipped_steps: int | None  # without effect because float16 overflowed; None where nothing is scaled
-    images_per_second: float | None  # of training alone, see `vitlab.training.callbacks.Throughput`
-    wall_seconds: float  # of all sessions that kept work, everything included
-    # "host" and "device", of one process, in its last session
-    peak_memory_bytes: dict[str, int | None] | None
-    resumed_at: list[int]  # the optimizer step at each resume
-
-
-class TeacherRecord(TypedDict):
-    """Who a student learns from: as given, its file and that file's hash, and how good and large it is."""
-
-    path: str
-    checkpoint: str
-    sha256: str
-    model: str
-    metrics: dict[str, float]
-    parameters: int
-    flops_per_image: int
-
-
-class Turned(TypedDict):
-    """The epochs at which validation had its lowest loss and its best accuracy; None without validation."""
-
-    loss_epoch: int | None
-    accuracy_epoch: int | None
-
-
-class SummaryData(TypedDict, total=False):
-    """The keys of ``summary.json``."""
-
-    status: str  # a `State`, but never skipped
-    error: str  # why it failed, in a sentence
-    # diverged, user (a mistake that a person can mend), rank (another process of the run ended) or fault
-    # (anything else: see train.log).
-    error_kind: str
-    metrics: dict[str, float]  # val/… of the best epoch and test/…
-    model: ModelSummary
-    data: DataSummary
-    train: TrainSummary
-    teacher: TeacherRecord
-    seed: int
-    overrides: list[str]  # as typed
-    device: str | None
-    versions: dict[str, str]
-    commit: str | None
-    precision: str
-    matmul_precision: str
-    compiled: bool
-    tested: str  # which weights were tested
-    per_class: dict[str, float]  # the test accuracy of each class, 0..1
-    turned: Turned
-    alarms: list[Any]  # what looks like a fault, see `vitlab.training.alarms.Alarm`
-
-
-class Summary:
-    """``summary.json``: what is known about the run, rewritten atomically at every change.
-
-    Args:
-        writable: False to read only: one process of a run writes.
-    """
-
-    def __init__(self, folder: RunFolder, *, writable: bool = True) -> None:
-        self.path = folder.summary
-        self.writable = writable
-        self.data: SummaryData = {}  # so it stays where there is no such file, or none that can be read
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError):
-            content = read_json(self.path)
-            wrong = {key.partition(".")[0] for key in misfits(content, SummaryData)}
-            # "" is the whole.
-            self.data = {} if "" in wrong else {k: v for k, v in content.items() if k not in wrong}  # type: ignore[assignment]
-
-    def begin(self, seed: int, overrides: list[str], versions: dict[str, str], commit: str | None) -> None:
-        """Write what is known before the run; the rest is null until it is measured."""
-        self.update(
-            status="waiting",
-            metrics={},
-            model={"name": None, "parameters": None, "flops_per_image": None},
-            train={
-                "epochs": 0,
-                "optimizer_steps": 0,
-                "images_per_second": None,
-                "wall_seconds": 0.0,
-                "peak_memory_bytes": None,
-                "resumed_at": [],
-            },
-            seed=seed,
-            overrides=overrides,
-            device=None,
-            versions=versions,
-            commit=commit,
-            turned={"loss_epoch": None, "accuracy_epoch": None},
-            alarms=[],
-        )
-
-    def update(self, **changes: Any) -> None:
-        """Merge ``changes`` (dictionaries one level deep) and write the file.
-
-        Raises:
-            UserError: the run folder is gone.
-        """
-        data: dict[str, Any] = self.data  # type: ignore[assignment]
-        for key, value in changes.items():
-            if isinstance(value, dict) and isinstance(data.get(key), dict):
-                data[key] |= value
-            else:
-                data[key] = value
-        if not self.writable:
-            return
-        end_if_lost(self.path.parent)
-        try:
-            write_json(self.path, self.data)
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.path.parent} was moved or deleted during its run, which therefore ends. What it "
-                "had saved is where the folder is now: continue with resume=<there>."
-            ) from None

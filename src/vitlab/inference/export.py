@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitlab.core.errors import UserError
 from vitlab.core.files import results_folders, write_json
 from vitlab.core.provenance import find_commit
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.untrusted import read_json
 from vitlab.data import datasets
 from vitlab.data.datamodule import ImageData
@@ -156,7 +156,7 @@ def find_own(out: Path) -> list[str]:
 
 def read_summary(home: Path) -> Any:
     """Return what summary.json of a run folder holds, an empty dictionary where there is none."""
-    return Summary(RunFolder(home), writable=False).data
+    return RunFolder(home).read_summary()
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from vitlab.core.checkpoint import CheckpointMeta
 from vitlab.core.console import escape_markdown, plain
 from vitlab.core.provenance import find_commit, find_versions
-from vitlab.core.run_folder import SummaryData
+from vitlab.core.summary import SummaryData
 from vitlab.models.flops import count_parameters, flops_per_image, show_flops
 
 CIFAR = (

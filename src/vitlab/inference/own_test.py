@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitlab.core import hardware
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
 from vitlab.inference.evaluate_arguments import Run, is_other_data
 from vitlab.inference.evaluate_subject import Subject
 from vitlab.training.evaluation import Evaluation, device_kind
@@ -15,7 +15,7 @@ Record = Mapping[str, Any]  # of evaluation.json
 def compare_with_own_test(run: Run, subject: Subject, record: Record, found: Evaluation) -> dict[str, Any]:
     """Return what the run's own test found, and whether this is equal; or why there is nothing to compare."""
     folder, config = RunFolder(run.home), subject.meta["config"]
-    summary = Summary(folder, writable=False).data
+    summary = folder.read_summary()
     metrics = summary.get("metrics", {})
     own = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
     tested = folder.best if folder.best.exists() else folder.last

@@ -8,12 +8,13 @@ from vitlab.config import read_record
 from vitlab.core.console import say
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_atomic
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.core.untrusted import to_yaml
 from vitlab.sweep.progress import raise_if_stopped
 from vitlab.sweep.record import OBJECTIVE, Sweep
 from vitlab.sweep.study import Study
-from vitlab.sweep.worker import Worker, get_failure
+from vitlab.sweep.worker import LOOK, Worker, get_failure
 
 FIGURES = ("trials.png", "values.png")
 
@@ -52,7 +53,7 @@ class Conclusion:
         if weights := study.importance():
             shares = ", ".join(f"{key} {share:.0%}" for key, share in weights.items())
             say(f"what mattered (PED-ANOVA over few trials: a hint): {shares}")
-        metrics = Summary(folder, writable=False).data.get("metrics", {})
+        metrics = folder.read_summary().get("metrics", {})
         tested = f", test/accuracy {metrics['test/accuracy']:.4f}" if "test/accuracy" in metrics else ""
         say(f"best: trial {best.number}, {OBJECTIVE} {best.value:.4f}{tested}, {folder}")
         say(f"  {shlex.join(['python', 'train.py', *job.overrides])}")
@@ -76,7 +77,7 @@ class Conclusion:
                 if not told:
                     told = True
                     say(f"waiting for another process that tests the best trial, {folder}")
-                time.sleep(1)
+                time.sleep(LOOK)
             stopped = worker.stop_signal()
         raise_if_stopped(self.sweep, stopped, "the test of the best trial")
 
@@ -89,14 +90,15 @@ class Conclusion:
         wanted = (
             self.study.settings["test_best"] and self.study.space.config["trainer"]["limit_test_batches"] != 0
         )
-        return wanted and "test/accuracy" not in Summary(folder, writable=False).data.get("metrics", {})
+        return wanted and "test/accuracy" not in folder.read_summary().get("metrics", {})
 
     def _test(self, folder: RunFolder, worker: Worker) -> None:
         if self._is_untested(folder):
             config = read_record(folder)
             config["trainer"]["limit_test_batches"] = self.study.space.config["trainer"]["limit_test_batches"]
             write_atomic(folder.config, to_yaml(config))
-            Summary(folder).update(status="interrupted")  # a run whose training is done resumes with its test
+            # A run whose training is done resumes with its test.
+            Summary(folder.summary).update(status="interrupted")
             worker.run_jobs(folder)
             if worker.stop_signal():
                 return

@@ -28,9 +28,9 @@ from vitlab.core.processes import rank_in_environment
 from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
 from vitlab.sweep.record import Job, Sweep
-from vitlab.sweep.worker import Worker
+from vitlab.sweep.worker import LOOK, Worker
 
-# As in conf/train.yaml: the run folder is the record.
+# As in conf/train.yaml, which launchers leave out when they compose a job: the run folder is the record.
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
 # Jobs in a batch, for each that runs at a time: until its end joblib keeps 0.1 MB of every job, and when the
 # sweep is to stop, composes what is left of it, 0.1 s each.
@@ -46,7 +46,7 @@ def check_launcher(sweep: Sweep) -> DictConfig:
     """
     place = str(sweep.path).replace("\\", "\\\\").replace("'", "\\'")
     others = [o for o in sweep.launcher if not o.startswith("hydra.sweep.dir=")]
-    config = compose([*others, f"hydra.sweep.dir='{place}'"], with_hydra=True)
+    config = compose([*others, f"hydra.sweep.dir='{place}'", *QUIET], with_hydra=True)
     if (sweeper := config.hydra.runtime.choices["hydra/sweeper"]) != "basic":
         raise UserError(
             f"hydra/sweeper={sweeper} has no part in vitlab's sweeps: leave it out. sweep=optuna searches "
@@ -147,7 +147,7 @@ def _wait_for_free(sweep: Sweep, worker: Worker, progress: Progress) -> Iterator
                 "waiting for jobs that other processes run, to take them over if these are killed; Ctrl-C "
                 f"leaves them alone:\n{list_jobs(sweep, left)}"
             )
-        time.sleep(1)
+        time.sleep(LOOK)
 
 
 def _run_here(jobs: Sequence[Job], sweep: Sweep, worker: Worker, progress: Progress) -> None:
@@ -179,7 +179,6 @@ def _launch_elsewhere(jobs: Sequence[Job], config: DictConfig, worker: Worker, s
     """Hand the jobs to Hydra's launcher, so many in a batch."""
     # A job's folder says what to train; what the launcher composes for it is Hydra's own node alone.
     config.hydra.job.config_name = None
-    config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *QUIET]
     with Composer("train"):
         launcher = make_launcher(config, functools.partial(_run_launched, worker=worker))
         for first in range(0, len(jobs), size):

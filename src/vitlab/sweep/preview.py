@@ -14,7 +14,7 @@ from vitlab.config.labels import own_overrides
 from vitlab.config.plan import make_plan
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep import grid, is_search
 from vitlab.sweep.data_check import DataDescriptions
 from vitlab.sweep.record import RECORD, Job, Sweep
@@ -197,7 +197,7 @@ def find_neighbours(study: Path) -> Iterator[Neighbour]:
     """Yield the finished runs in the folder of a study, those of its sweeps among them."""
     for path in sorted((*study.glob("*/summary.json"), *study.glob("*/*/summary.json"))):
         folder = RunFolder(path.parent)
-        summary = Summary(folder, writable=False).data
+        summary = folder.read_summary()
         forward = summary.get("model", {}).get("flops_per_image")
         seconds = summary.get("train", {}).get("wall_seconds")
         if summary.get("status") == State.FINISHED and forward and seconds:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from vitlab.core.claim import read_lease
 from vitlab.core.console import duration, say
-from vitlab.core.run_folder import RunFolder, State, SummaryData
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.signals import Interrupted
 from vitlab.core.slurm import count_tasks, requeue
+from vitlab.core.summary import SummaryData
 from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 
 COUNTED = ("pruned", "diverged", "invalid", "skipped")  # in a line of progress, where there are any

@@ -14,8 +14,9 @@ from typing import Any, NotRequired, TypedDict
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import add_folder, try_lock, write_json
-from vitlab.core.run_folder import RunFolder, State, Summary, SummaryData
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.suggest import suggest
+from vitlab.core.summary import SummaryData
 from vitlab.core.untrusted import misfits, read_json
 
 RECORD = "sweep.json"
@@ -145,7 +146,7 @@ class Sweep:
 
     def summary(self, job: Job) -> SummaryData:
         """Return what a job's summary.json says."""
-        return Summary(self.run_folder(job), writable=False).data
+        return self.run_folder(job).read_summary()
 
     def state(self, job: Job) -> str:
         """Return the state of the job's run, ``skipped``, or what became of a trial."""

@@ -17,7 +17,8 @@ from vitlab.core.console import duration, say
 from vitlab.core.errors import UserError
 from vitlab.core.metrics_csv import read_metrics
 from vitlab.core.processes import rank_in_environment
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
+from vitlab.core.summary import Summary
 from vitlab.sweep.conclusion import Conclusion
 from vitlab.sweep.joining import agree_on_trials, find_search, get_command, make_search, open_study
 from vitlab.sweep.progress import Progress, list_jobs, raise_if_stopped
@@ -25,10 +26,9 @@ from vitlab.sweep.record import OBJECTIVE, Job, Sweep
 from vitlab.sweep.space import Space, check_trial
 from vitlab.sweep.storage import Storage
 from vitlab.sweep.study import TRAINED
-from vitlab.sweep.worker import POLL, RunningJob, Worker, get_stop_signal
+from vitlab.sweep.worker import LOOK, POLL, RunningJob, Worker, get_stop_signal
 
 IDLE = 50  # draws in a row that bring nothing new: the search is given up
-LOOK = 1  # second between two looks for a trial that nobody has
 OUTAGE = 600  # seconds that a storage may be away
 
 
@@ -223,7 +223,7 @@ class Search:
         if not folder.config.exists() and not self._make_folder(trial, job):
             return
         live, max_epochs = self.study.get_live(trial), read_record(folder)["trainer"]["max_epochs"]
-        pruned = Summary(folder, writable=False).data.get("status") == State.PRUNED
+        pruned = folder.read_summary().get("status") == State.PRUNED
         started = self.worker.start(folder, patience=0, needed=lambda: self.study.is_open(trial.number))
         if started is None:
             return
@@ -287,7 +287,7 @@ class Search:
     def _conclude_trial(self, running: RunningTrial, code: int) -> None:
         """Find out what became of a trial whose process has ended."""
         trial, folder = running.trial, running.job.folder
-        summary = Summary(folder)
+        summary = Summary(folder.summary)
         value = summary.data.get("metrics", {}).get(OBJECTIVE)
         if get_stop_signal(code):
             if running.pruned:  # otherwise the whole search stops, and the trial is resumed with it

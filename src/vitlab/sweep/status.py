@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.metrics_csv import read_metrics
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.sweep.record import RECORD, Sweep
 
 
@@ -32,7 +32,7 @@ def find_status(path: str) -> dict[str, Any]:
 
 def _of_run(folder: RunFolder) -> dict[str, Any]:
     """Return how far a run is: its state, its last epoch, and how to go on."""
-    summary = Summary(folder, writable=False).data
+    summary = folder.read_summary()
     state = folder.state(summary)
     trainer = folder.read_config().get("trainer", {})
     rows = read_metrics(folder)

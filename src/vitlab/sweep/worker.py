@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -21,13 +22,15 @@ from vitlab.core.console import say
 from vitlab.core.cpu_count import SHARE, count_cores
 from vitlab.core.files import is_locked, try_lock
 from vitlab.core.processes import describe_exit, start
-from vitlab.core.run_folder import RunFolder, State, Summary
+from vitlab.core.run_folder import RunFolder, State
 from vitlab.core.signals import STOP_SIGNALS, is_impatient, on_signal
+from vitlab.core.summary import Summary
 
 # Seconds that the job of a sweep that was killed has to end by itself, or to be known for dead.
 PATIENCE = STALE + 30
 POLL = 0.2  # seconds between two looks at a job
-GPU = "-gpu-"  # in the name of the file that says by a lock who has which GPU
+LOOK = 1  # second between two looks at what another process has
+GPU = "-gpu-"  # in the name of a folder, which whoever has that GPU has claimed
 
 
 class Worker:
@@ -75,7 +78,7 @@ class Worker:
         for other in self.folder.glob(f".session-{self._machine}-*"):
             session = other.with_name(other.name.partition(GPU)[0])
             if not is_locked(session) and not _is_process(session.name):  # of one that was killed
-                other.unlink(missing_ok=True)
+                _remove(other)
         with open(self._file, "a") as file:
             with contextlib.suppress(OSError):  # no locks on this disk
                 self._locked = try_lock(file)
@@ -84,7 +87,7 @@ class Worker:
                     yield
             finally:
                 for path in (self._file, *self.folder.glob(f"{self._file.name}{GPU}*")):
-                    path.unlink(missing_ok=True)
+                    _remove(path)
 
     def _on_signal(self, signum: int) -> None:
         if self.stop_signal():
@@ -128,8 +131,9 @@ class Worker:
         with contextlib.ExitStack() as held:
             if len(self._gpus) > 1 and devices in (1, "auto"):
                 for slot in range(10_000):  # as many as jobs at a time: the first that nobody holds
-                    path = self.folder / f"{self._slots}{slot}"
-                    if try_lock(held.enter_context(open(path, "a"))):
+                    (place := self.folder / f"{self._slots}{slot}").mkdir(exist_ok=True)
+                    if claim := self.take(place):
+                        held.callback(claim.release)
                         share["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
                         break
             yield share
@@ -168,11 +172,10 @@ class Worker:
         """
         deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while not self.stop_signal():
-            standing = self._watch.look(folder.path)
-            if standing.free and not folder.is_locked():
-                claim = Claim.take(folder.path, standing.number, self.session)
+            if self.is_free(folder):
+                claim = self.take(folder.path)
                 return self._start(folder, claim, needed) if claim else None
-            if standing.held or time.monotonic() >= deadline:
+            if self._watch.look(folder.path).held or time.monotonic() >= deadline:
                 return None
             time.sleep(POLL)
         return None
@@ -265,21 +268,27 @@ class RunningJob:
             if not self.told and self.worker.ends_sweep:
                 self.worker.request_stop(signum)
         elif self.code and not self.worker.stop_signal() and get_failure(self.folder) == self._failed_at:
-            Summary(self.folder).update(  # it died without a word
+            Summary(self.folder.summary).update(  # it died without a word
                 status="failed", error=f"the process {describe_exit(self.code)}"
             )
         return self.code
 
 
 def _is_left(folder: RunFolder) -> bool:
-    return Summary(folder, writable=False).data.get("status") != State.FINISHED
+    return folder.read_summary().get("status") != State.FINISHED
 
 
 def get_failure(folder: RunFolder) -> int | None:
     """Return when a job that failed said so (in ns), or None."""
-    if Summary(folder, writable=False).data.get("status") != State.FAILED:
+    if folder.read_summary().get("status") != State.FAILED:
         return None
     return folder.summary.stat().st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    """Remove what a session has left: its file, or the folder of a GPU."""
+    # There may still be a beat in it now.
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_process(session: str) -> bool:

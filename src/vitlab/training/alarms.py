@@ -4,6 +4,7 @@ The limits are from healthy runs of ours and from broken ones, see experiments/d
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypedDict
 
@@ -38,18 +39,29 @@ class Alarm(TypedDict):
     message: str
 
 
-def find_alarms(rows: Rows, warmup_epochs: float, clip: float | None = None) -> list[Alarm]:
-    """Return the alarms of a run, each kind once a layer, when it was first seen.
+@dataclass
+class Alarms:
+    """The alarms of a run, each kind once a layer, when it was first seen.
 
-    Args:
-        rows: of diagnostics.csv, in order.
+    Attributes:
         warmup_epochs: how long the rate rises: before its end little has been learned.
         clip: the norm that gradients are clipped to; None where they are not.
+        found: by kind and layer.
+        norms: by measure and layer, the largest so far and then the last ones.
     """
-    found: dict[tuple[str, str], Alarm] = {}
-    for alarm in (*_uniform(rows, warmup_epochs), *_single(rows, warmup_epochs, clip), *_norms(rows)):
-        found.setdefault((alarm["kind"], alarm["layer"]), alarm)
-    return sorted(found.values(), key=lambda alarm: alarm["epoch"])
+
+    warmup_epochs: float
+    clip: float | None = None
+    found: dict[tuple[str, str], Alarm] = field(default_factory=dict)
+    norms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    def look(self, rows: Rows) -> list[Alarm]:
+        """Return the alarms that are new with further rows of diagnostics.csv, of whole measurements."""
+        warmup, known = self.warmup_epochs, {*self.found}
+        seen = (*_uniform(rows, warmup), *_single(rows, warmup, self.clip), *_norms(rows, self.norms))
+        for alarm in sorted(seen, key=lambda alarm: alarm["epoch"]):
+            self.found.setdefault((alarm["kind"], alarm["layer"]), alarm)
+        return [alarm for key, alarm in self.found.items() if key not in known]
 
 
 def _uniform(rows: Rows, warmup_epochs: float) -> Iterator[Alarm]:
@@ -94,30 +106,28 @@ def _single(rows: Rows, warmup_epochs: float, clip: float | None) -> Iterator[Al
             yield _alarm("clipped steps", row, reason)
 
 
-def _norms(rows: Rows) -> Iterator[Alarm]:
-    """Yield norms that jump from one measurement to the next, or fall steadily."""
-    series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _norms(rows: Rows, norms: dict[tuple[str, str], list[float]]) -> Iterator[Alarm]:
+    """Yield norms that jump from one measurement to the next, or fall steadily; see `Alarms.norms`."""
     for row in rows:
-        if row["measure"] in NORMS and row["epoch"]:  # the first epochs leave the random start
-            series.setdefault((row["measure"], row["layer"]), []).append(row)
-    for (measure, _), points in series.items():
-        name, values = NORMS[measure], [point["value"] for point in points]
-        for place in range(1, len(points)):
-            old, new = values[place - 1 : place + 1]
-            if new > JUMPS * old:
-                reason = (
-                    f"the norm of the {name} rose from {old:.3g} to {new:.3g}, and less than {JUMPS:g} times "
-                    "from one measurement to the next is usual. Lower optimizer.lr, or lengthen the warmup"
-                )
-                yield _alarm(f"{name} jumps", points[place], reason)
-            last = values[max(0, place - FALLS) : place + 1]
-            falls = len(last) > FALLS and all(b < a for a, b in pairwise(last))
-            if falls and new < SHRUNK * max(values[: place + 1]):
-                reason = (
-                    f"the norm of the {name} has fallen {FALLS} times in a row, to {new:.3g} from at most "
-                    f"{max(values[: place + 1]):.3g}; it usually grows or stays. Lower optimizer.weight_decay"
-                )
-                yield _alarm(f"{name} falls", points[place], reason)
+        if row["measure"] not in NORMS or not row["epoch"]:  # the first epochs leave the random start
+            continue
+        name, key, new = NORMS[row["measure"]], (row["measure"], row["layer"]), row["value"]
+        largest, *last = norms.get(key, [new])
+        if last and new > JUMPS * last[-1]:
+            reason = (
+                f"the norm of the {name} rose from {last[-1]:.3g} to {new:.3g}, and less than {JUMPS:g} "
+                "times from one measurement to the next is usual. Lower optimizer.lr, or lengthen the warmup"
+            )
+            yield _alarm(f"{name} jumps", row, reason)
+        largest, last = max(largest, new), [*last[-FALLS:], new]
+        norms[key] = [largest, *last]
+        falls = len(last) > FALLS and all(b < a for a, b in pairwise(last))
+        if falls and new < SHRUNK * largest:
+            reason = (
+                f"the norm of the {name} has fallen {FALLS} times in a row, to {new:.3g} from at most "
+                f"{largest:.3g}; it usually grows or stays. Lower optimizer.weight_decay"
+            )
+            yield _alarm(f"{name} falls", row, reason)
 
 
 def _alarm(kind: str, row: Mapping[str, Any], reason: str) -> Alarm:

@@ -11,7 +11,8 @@ from vitlab.augment.base import RunFacts
 from vitlab.config import keys
 from vitlab.core import hardware
 from vitlab.core.console import RunConsole, duration
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import EVENTS, RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.data.decode import MAX_LISTED
 from vitlab.data.image_folder import FileDataset
 from vitlab.models.attention import is_transformer
@@ -153,7 +154,7 @@ def print_results(screen: RunConsole, folder: RunFolder, summary: SummaryData) -
     lines.append(("training", text))
     if folder.figures.exists():
         lines.append(("figures", f"{folder}/figures"))
-    if any(folder.path.glob("events.out.tfevents.*")):
+    if any(folder.path.glob(f"{EVENTS}*")):
         shown = Path(str(folder))
         # The folder above, where TensorBoard compares this run with its neighbours.
         above = "outputs" if shown.parts[0] == "outputs" else shown.parent

@@ -28,8 +28,9 @@ from vitlab.core.errors import Diverged, UserError
 from vitlab.core.files import check_links
 from vitlab.core.processes import rank_in_environment, start_ranks
 from vitlab.core.provenance import find_commit, find_versions
-from vitlab.core.run_folder import RunFolder, Summary, SummaryData
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import Interrupted, StopSignal
+from vitlab.core.summary import Summary, SummaryData
 from vitlab.data.datasets import Dataset
 from vitlab.models.flops import count_parameters, count_trainable
 from vitlab.models.sharding import gather, load_weights
@@ -67,7 +68,7 @@ def run(folder: RunFolder, dataset: Dataset | None = None, plan: Plan | None = N
     with folder.lock() if rank == 0 else contextlib.nullcontext():
         if rank == 0:
             folder.remove_leftovers()
-        summary = Summary(folder, writable=rank == 0)
+        summary = Summary(folder.summary, writable=rank == 0)
         if "train" not in summary.data:  # lost or damaged; the checkpoint knows the rest
             summary.begin(config["seed"], config["overrides"], find_versions(), find_commit())
         if summary.data.get("status") == "finished":

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from vitlab.core.console import RunConsole
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
 from vitlab.core.signals import StopSignal
+from vitlab.core.summary import Summary
 from vitlab.training.callbacks import Throughput
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vitlab.config.teacher import TIMM, teacher_file
 from vitlab.core.errors import UserError
 from vitlab.core.files import sha256
-from vitlab.core.run_folder import RunFolder, Summary, TeacherRecord
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import TeacherRecord
 from vitlab.data.datasets import Dataset
 from vitlab.data.preprocess import Preprocess
 from vitlab.models import timm_model
@@ -124,7 +125,7 @@ def _from_run(given: str, checkpoint: Path, data: dict[str, Any], dataset: Datas
     metrics: dict[str, float] = {}
     folder = RunFolder(checkpoint.parent.parent)
     if folder.config.is_file():
-        summary = Summary(folder, writable=False).data
+        summary = folder.read_summary()
         # The summary speaks of the best checkpoint, or of the last where nothing was held out.
         if checkpoint.name == folder.best.name or not folder.best.exists():
             metrics = summary.get("metrics", {})

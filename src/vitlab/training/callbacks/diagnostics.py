@@ -15,10 +15,11 @@ from vitlab.core.console import RunConsole
 from vitlab.core.disk import as_note
 from vitlab.core.files import csv_text, write_atomic
 from vitlab.core.plotting import rasterize, save_figure
-from vitlab.core.run_folder import RunFolder, Summary
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary
 from vitlab.models.attention_weights import token_layout
 from vitlab.tasks.protocol import task_of
-from vitlab.training.alarms import find_alarms
+from vitlab.training.alarms import Alarms
 from vitlab.training.build import Components
 from vitlab.training.diagnostics_figures import plot_diagnostics, plot_maps, plot_positions
 from vitlab.training.lightning_internals import is_last_batch
@@ -43,7 +44,8 @@ class Diagnostics(L.Callback):
     summary: Summary
     screen: RunConsole
     parts: Components
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of the measurement under way
+    measured: int = 0  # the epoch that was measured last
     maps: dict[int, Tensor] = field(default_factory=dict)  # by epoch, (DRAWN, h, w)
     # Since the last measurement: sum of gradient norms, steps that were clipped, steps.
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
@@ -55,9 +57,9 @@ class Diagnostics(L.Callback):
     def __post_init__(self) -> None:
         trainer, plan = self.parts.config["trainer"], self.parts.plan
         self.options = self.parts.config["callbacks"]["diagnostics"]
-        self.warmup_epochs = plan.warmup_steps * plan.epochs / plan.total_steps
         by_value = trainer["gradient_clip_algorithm"] == "value"
         self.clip = None if by_value else trainer["gradient_clip_val"]
+        self.alarms = Alarms(plan.warmup_steps * plan.epochs / plan.total_steps, self.clip)
 
     def state_dict(self) -> dict[str, Any]:
         return {"maps": self.maps, "sums": self.sums.cpu(), "steps": self.steps}
@@ -68,8 +70,15 @@ class Diagnostics(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.sums = self.sums.to(pl_module.device)
         self.steps = trainer.global_step
-        self.rows = [row for row in read_rows(self.folder) if row["epoch"] <= trainer.current_epoch]
         self.maps = {epoch: maps for epoch, maps in self.maps.items() if epoch <= trainer.current_epoch}
+        if not trainer.is_global_zero:
+            return
+        kept = [row for row in read_rows(self.folder) if row["epoch"] <= trainer.current_epoch]
+        if trainer.global_step == 0:
+            kept = []  # of a run that was killed before its first checkpoint
+        write_atomic(self.folder.diagnostics, csv_text(COLUMNS, kept).encode())
+        self.alarms.look(kept)
+        self.measured = kept[-1]["epoch"] if kept else 0
         if trainer.global_step == 0:
             self._measure(trainer, task_of(trainer).net, epoch=0)
 
@@ -124,19 +133,17 @@ class Diagnostics(L.Callback):
         self._measure(trainer, task.net, epoch)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.rows and self.rows[-1]["epoch"] < trainer.current_epoch:  # it was stopped early
+        if self.measured < trainer.current_epoch:  # it was stopped early
             self._measure(trainer, task_of(trainer).net, trainer.current_epoch)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = self.rows or [*read_rows(self.folder)]  # nothing is trained where a run only lacks its end
-        if not trainer.is_global_zero or not rows:
-            return
-        with as_note(self.screen.print, "figures of the diagnostics"):
-            self._draw(trainer, rows)
+        if trainer.is_global_zero and (rows := [*read_rows(self.folder)]):
+            with as_note(self.screen.print, "figures of the diagnostics"):
+                self._draw(trainer, rows)
 
     def _draw(self, trainer: L.Trainer, rows: list[dict[str, Any]]) -> None:
         self.folder.figures.mkdir(exist_ok=True)
-        alarms = find_alarms(rows, self.warmup_epochs, self.clip)
+        alarms = Alarms(self.alarms.warmup_epochs, self.clip).look(rows)
         save_figure(plot_diagnostics(rows, alarms), self.folder.figures / "diagnostics.png")
         if self.maps:
             figure = plot_maps(self._pictures()[:DRAWN].cpu().numpy(), self.maps)
@@ -198,16 +205,16 @@ class Diagnostics(L.Callback):
                     names = [f"block_{i}" for i in range(len(found[measure]))]
                     names = [""] if measure == "feature_norm" else names
                     self._add(trainer, epoch, measure, dict(zip(names, found[measure], strict=True)))
-        write_rows(self.folder, self.rows)
-        known = {alarm["message"] for alarm in self.summary.data.get("alarms", [])}
-        alarms = find_alarms(self.rows, self.warmup_epochs, self.clip)
-        for alarm in alarms:
-            if alarm["message"] not in known:
-                self.screen.print(f"alarm: {alarm['message']}")
-        self.summary.update(alarms=alarms)
+        add_rows(self.folder, self.rows)
+        for alarm in self.alarms.look(self.rows):
+            self.screen.print(f"alarm: {alarm['message']}")
+        self.summary.update(alarms=[*self.alarms.found.values()])
+        self.rows, self.measured = [], epoch
 
     def _add(self, trainer: L.Trainer, epoch: int, measure: str, values: Mapping[str, Any]) -> None:
         """Add rows for a measure, by layer, and its curves for the trackers."""
+        if not trainer.is_global_zero:
+            return
         step = trainer.global_step
         curves: dict[str, float] = {}
         for layer, value in values.items():
@@ -222,9 +229,11 @@ class Diagnostics(L.Callback):
             logger.log_metrics(values, max(0, step - 1))
 
 
-def write_rows(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``diagnostics.csv``, whole and atomically."""
-    write_atomic(folder.diagnostics, csv_text(COLUMNS, rows).encode())
+def add_rows(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to ``diagnostics.csv``, which is replaced atomically, as metrics.csv is."""
+    heading, _, added = csv_text(COLUMNS, rows).partition("\n")
+    before = folder.diagnostics.read_bytes() if folder.diagnostics.exists() else f"{heading}\n".encode()
+    write_atomic(folder.diagnostics, before + added.encode())
 
 
 def read_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from vitlab.core.console import RunConsole
 from vitlab.core.files import write_atomic
 from vitlab.core.metrics_csv import read_metrics, to_csv
-from vitlab.core.run_folder import RunFolder, Summary, Turned
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import Summary, Turned
 from vitlab.training.callbacks.checkpointing import Checkpointing, collect_metrics
 from vitlab.training.callbacks.step_loss import learning_rate
 from vitlab.training.callbacks.throughput import Throughput

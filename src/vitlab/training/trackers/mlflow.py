@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from vitlab.core.claim import end_if_lost
 from vitlab.core.files import try_lock
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.training.trackers.identity import hyperparameters, keep_id, read_id, run_name, sweep_name
 from vitlab.training.trackers.step_table import StepTable, by_step
 

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from vitlab.core.claim import end_if_lost
 from vitlab.core.errors import UserError
 from vitlab.core.files import csv_text, write_atomic
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.core.untrusted import read_whole
 from vitlab.training.trackers.tracker import final_values
 

@@ -14,7 +14,8 @@ from torch.utils.tensorboard.summary import hparams
 from vitlab.config import keys
 from vitlab.config.labels import label
 from vitlab.core.files import sync
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import EVENTS, RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.training.trackers.identity import swept_keys
 from vitlab.training.trackers.tracker import METRICS, final_values
 
@@ -31,7 +32,6 @@ HPARAMS = (
 CHOICES = ("model", "model/tokenizer", "model/attention", "optimizer", "scheduler", "augment", "data")
 # TensorBoard shows five columns at first, whether so many were swept or not: these are worth the room.
 SHOWN, BESIDE = 5, ("model", "data", "optimizer.lr", "trainer.max_epochs")
-EVENTS = "events.out.tfevents."  # then the second of its making, which is how TensorBoard sorts a run's files
 
 
 class TensorBoardTracker(TensorBoardLogger):
@@ -52,7 +52,7 @@ class TensorBoardTracker(TensorBoardLogger):
         self.experiment.flush()
         # A checkpoint follows, and what resumes from that does not log again what came before.
         folder = Path(self.log_dir)
-        for path in (*folder.glob("events.out.tfevents.*"), folder):
+        for path in (*folder.glob(f"{EVENTS}*"), folder):
             sync(path)
 
     def finalize(self, status: str) -> None:

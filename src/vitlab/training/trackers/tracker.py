@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vitlab.core.console import plain
-from vitlab.core.run_folder import SummaryData
+from vitlab.core.summary import SummaryData
 
 # What runs are compared by, in every tracker.
 METRICS = ("hp/val_accuracy", "hp/test_accuracy", "hp/parameters", "hp/images_per_second")

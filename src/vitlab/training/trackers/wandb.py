@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from vitlab.core.run_folder import RunFolder, SummaryData
+from vitlab.core.run_folder import RunFolder
+from vitlab.core.summary import SummaryData
 from vitlab.training.trackers.identity import keep_id, new_id, read_id, run_name, sweep_name
 from vitlab.training.trackers.step_table import StepTable, by_step
 
