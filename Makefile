@@ -43,13 +43,13 @@ test-slow: install  ## run the long tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
 
 # Debian's packages are installed where that is allowed; otherwise the tests that need them are skipped, and say so.
-test-cluster: install  ## run the tests on a SLURM of two nodes and a PostgreSQL, as root on Debian (under 15 minutes)
+test-cluster: install  ## run the tests on a SLURM of two nodes and a PostgreSQL, as root on Debian (under 10 minutes)
 	@if ! { command -v slurmctld && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 postgresql; } \
 			>/dev/null 2>&1 || echo "note: SLURM or PostgreSQL could not be installed; their tests are skipped"; fi
-	@$(BIN)/python -m pytest tests/cluster -rs
+	@$(BIN)/python -m pytest tests/cluster -rs -n 2 --dist loadgroup
 
 lint: install  ## check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .

@@ -20,10 +20,16 @@ PAGE = ROOT / "docs" / "cluster.md"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it."""
+    """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it.
+
+    There is one SLURM, and one pair of machines: `make test-cluster` runs the tests of the two side by side, since
+    they wait more than they compute.
+    """
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+            of_slurm = "slurm" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("slurm" if of_slurm else "machines"))
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,21 @@ def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study
     return call
 
 
+def test_a_search_that_another_process_has_begun_meanwhile_is_joined(
+    join: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = parse_arguments(["-m", *PLAIN, *SHARED, "hydra.sweep.dir=s"])
+    space, sweep = joining.find_search(arguments)
+    assert sweep is None
+    join()
+    (tmp_path / "s" / "000_lr").mkdir()
+    (tmp_path / "s" / "000_lr" / "config.yaml").touch()
+    with pytest.raises(FileExistsError):  # and whoever asked looks again
+        joining.make_search(space)
+    assert joining.find_search(arguments)[1]
+
+
 def end(study: Study, number: int, outcome: str) -> None:
     study.refresh()
     study.tell(study.get_live(study.trials[number]), outcome, value=0.5 if outcome == "finished" else None)

@@ -40,7 +40,12 @@ def make_search(space: Space) -> Sweep:
         UserError: it cannot have that folder.
         FileExistsError: another process has made this search a moment ago.
     """
-    check_folder(space.folder, "sweep")
+    try:
+        check_folder(space.folder, "sweep")
+    except UserError:
+        if space.storage and not space.config["sweep"]["new"] and _find(space):
+            raise FileExistsError(space.folder) from None  # and it has a trial already
+        raise
     add_folder(space.folder)
     sweep = Sweep(
         space.folder.absolute(), get_command(space), [*space.swept], space.hydra, search=space.record
