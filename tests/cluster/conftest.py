@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "cluster.md"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it.
 
-    There is one SLURM, and one pair of machines: `make test-cluster` runs the tests of the two side by side, since
-    they wait more than they compute.
+    There is one SLURM, and one pair of machines: `make test-cluster` runs the tests of the two side by side,
+    since they wait more than they compute.
     """
     for item in items:
         if FOLDER in item.path.parents:
