@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
 PAGE = ROOT / "docs" / "cluster.md"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it.
 
