@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-cluster lint format tensorboard results lock clean
+# The tests that need it
+SLURM := tests/cluster/test_runs.py tests/cluster/test_sweeps.py
+
+.PHONY: help install quickstart test test-slow test-cluster test-slurm test-machines lint format tensorboard results lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -49,7 +52,14 @@ test-cluster: install  ## run the tests on a SLURM of two nodes and a PostgreSQL
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 postgresql; } \
 			>/dev/null 2>&1 || echo "note: SLURM or PostgreSQL could not be installed; their tests are skipped"; fi
-	@$(BIN)/python -m pytest tests/cluster -rs -n 2 --dist loadgroup
+	@$(MAKE) --no-print-directory -j2 -k --output-sync=target test-slurm test-machines
+
+# There is one SLURM and one pair of machines. Both wait more than they compute: their tests run side by side.
+test-slurm: install
+	@$(BIN)/python -m pytest $(SLURM) -rs
+
+test-machines: install
+	@$(BIN)/python -m pytest tests/cluster $(SLURM:%=--ignore=%) -rs
 
 lint: install  ## check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .

@@ -19,18 +19,11 @@ FOLDER = Path(__file__).parent
 PAGE = ROOT / "docs" / "cluster.md"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it.
-
-    There is one SLURM, and one pair of machines: `make test-cluster` runs the tests of the two side by side,
-    since they wait more than they compute.
-    """
+    """Mark what needs a cluster, so that neither `make test` nor `make test-slow` runs it."""
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-            of_slurm = "slurm" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("slurm" if of_slurm else "machines"))
 
 
 @pytest.fixture(scope="session")
