@@ -50,7 +50,7 @@ test-cluster: install  ## run the tests on a SLURM of two nodes and a PostgreSQL
 	@if ! { command -v slurmctld && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 && \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
-		{ apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 postgresql; } \
+		timeout 600 sh -c "apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 postgresql" \
 			>/dev/null 2>&1 || echo "note: SLURM or PostgreSQL could not be installed; their tests are skipped"; fi
 	@$(MAKE) --no-print-directory -j2 -k --output-sync=target test-slurm test-machines
 
