@@ -100,11 +100,12 @@ def test_float16_is_refused_on_a_cpu() -> None:
 
 def test_compile_auto_is_for_runs_that_win_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "has_compiler", lambda kind: True)
-    assert not hardware.resolve_compile("auto", "cpu", 1e12)
-    assert hardware.resolve_compile("auto", "cpu", 1e15)
+    assert not hardware.resolve_compile("auto", "cuda", 1e14)
+    assert hardware.resolve_compile("auto", "cuda", 1e17)
+    assert not hardware.resolve_compile("auto", "cpu", 1e17), "which wins nothing there"
     assert hardware.resolve_compile(True, "cpu", 1.0)
     monkeypatch.setattr(hardware, "has_compiler", lambda kind: False)
-    assert not hardware.resolve_compile("auto", "cpu", 1e15)
+    assert not hardware.resolve_compile("auto", "cuda", 1e17)
     assert not hardware.resolve_compile(False, "cpu", 1e15)
     with pytest.raises(UserError, match=r"C\+\+ compiler.*compile=false"):
         hardware.resolve_compile(True, "cpu", 1.0)

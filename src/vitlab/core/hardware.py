@@ -17,9 +17,10 @@ import torch
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 
-# torch.compile takes about a minute and then makes a step 1.5 to 4 times as fast, so `auto` asks whether
-# the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them.
-EAGER_FLOPS = {"cpu": 1e11, "cuda": 2e13}
+# torch.compile takes about a minute and then makes a step on a GPU 1.5 to 4 times as fast, so `auto` asks whether
+# the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them. On a
+# CPU a step gains next to nothing, or loses: see experiments/input_speed, "Compiling on a CPU".
+EAGER_FLOPS = {"cuda": 2e13}
 WORTH_COMPILING_SECONDS = 180
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 # Lightning takes these as well; here and in summaries a precision has one name.
@@ -178,7 +179,7 @@ def has_compiler(kind: str) -> bool:
 
 
 def resolve_compile(asked: bool | str, kind: str, training_flops: float) -> bool:
-    """Resolve ``compile=auto``: compile where the run is long enough to win back the compilation.
+    """Resolve ``compile=auto``: compile on a GPU, where the run is long enough to win back the compilation.
 
     Args:
         training_flops: of the whole run on one process, forward and backward.
