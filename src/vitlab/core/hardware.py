@@ -17,9 +17,9 @@ import torch
 from vitlab.core.cpu_count import count_cores
 from vitlab.core.errors import UserError
 
-# torch.compile takes about a minute and then makes a step on a GPU 1.5 to 4 times as fast, so `auto` asks whether
-# the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on them. On a
-# CPU a step gains next to nothing, or loses: see experiments/input_speed, "Compiling on a CPU".
+# torch.compile takes about a minute and then makes a step on a GPU 1.5 to 4 times as fast, so `auto` asks
+# whether the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on
+# them. On a CPU a step gains next to nothing, or loses: experiments/input_speed, "Compiling on a CPU".
 EAGER_FLOPS = {"cuda": 2e13}
 WORTH_COMPILING_SECONDS = 180
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h

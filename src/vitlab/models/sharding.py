@@ -33,19 +33,22 @@ def check_shardable(net: nn.Module) -> None:
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave of every parameter of ``net`` a piece on each device of ``mesh``; once, and in place.
+    """Leave of every parameter of ``net`` a piece on each device of ``mesh``, in place.
 
     A block is put together on all devices while it computes, and one after the other. The parameters are new
     objects afterwards, so that an optimizer has to be built anew.
     """
-    if isinstance(net, FSDPModule):
-        return
     layout = token_layout(net)
     assert layout is not None
     net.to(memory_format=torch.contiguous_format)  # no other kernels can be cut in pieces (torch 2.15)
     for block in layout.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
+
+
+def is_sharded(net: nn.Module) -> bool:
+    """Say whether `shard` has been here."""
+    return isinstance(net, FSDPModule)
 
 
 def gather(net: nn.Module) -> None:

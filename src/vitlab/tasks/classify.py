@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from vitlab.core.batch import Batch
 from vitlab.core.seeding import derive_seed
-from vitlab.models.sharding import shard
+from vitlab.models.sharding import is_sharded, shard
 from vitlab.optim import freezing
 from vitlab.optim.schedulers import lambda_lr
 from vitlab.tasks.evaluate import Evaluate
@@ -74,7 +74,8 @@ class Classify(Evaluate):
         self._build_optimizer = optimizer
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:  # trainer.strategy=fsdp; Lightning calls it before a test again
+        # trainer.strategy=fsdp; Lightning calls it before a test again.
+        if self.device_mesh is not None and not is_sharded(self.net):
             shard(self.net, self.device_mesh["data_parallel"])
             self.built_optimizer = self._build_optimizer(self.net)
 
