@@ -124,7 +124,7 @@ def fill(work: Path, request: Request, classifier: Classifier, console: Console)
         meta=classifier.meta,
         checkpoint=request.checkpoint,
         weights=(RAW if request.weights == "raw" else AVERAGED) if has_average(classifier.config) else "",
-        summary={} if request.home == request.checkpoint.parent else read_summary(request.home),
+        summary={} if request.home == request.checkpoint.parent else RunFolder(request.home).read_summary(),
         note=content.note,
         code=content.code,
         checks=content.checks,
@@ -152,11 +152,6 @@ def find_own(out: Path) -> list[str]:
             f"{out} holds something else than an export of vitlab's, and the two would be mixed: choose "
             "another folder by --out."
         ) from None
-
-
-def read_summary(home: Path) -> Any:
-    """Return what summary.json of a run folder holds, an empty dictionary where there is none."""
-    return RunFolder(home).read_summary()
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
