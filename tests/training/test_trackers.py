@@ -259,10 +259,11 @@ def test_a_run_that_is_refused_leaves_nothing_of_its_trackers(tmp_path: Path) ->
 def test_a_server_that_dies_in_the_middle_is_a_note(
     finished: Path,
     fresh: Train,
-    store: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    store = tmp_path / "mlflow.db"  # of its own: who writes to it without the server has no place for artifacts
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--workers=1", f"--port={port}"]
@@ -294,7 +295,6 @@ def test_a_server_that_dies_in_the_middle_is_a_note(
 def test_wandb_whose_process_is_killed_is_a_note(
     finished: Path,
     fresh: Train,
-    store: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
