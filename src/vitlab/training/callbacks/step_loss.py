@@ -71,6 +71,10 @@ class StepLoss(L.Callback):
             self._read_back(trainer)
             self._send(due)
 
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        # Before later steps are logged: W&B takes them in their order alone.
+        self._read_back(trainer)
+
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self.check(trainer)  # before the epoch is recorded
 

@@ -41,10 +41,12 @@ class WandbTracker(WandbLogger):
     def __init__(
         self, folder: RunFolder, table: StepTable, config: Mapping[str, Any], *, mode: str, checkpoints: bool
     ) -> None:
+        _end_process()  # of an earlier run, if it failed in that
         # W&B's process logs there, and makes a link to it in the run's folder, out of which none may lead.
         os.environ["WANDB_CACHE_DIR"] = str(folder.path)
         settings = wandb.Settings(
             console="off",
+            reinit="create_new",  # else a run after one that W&B failed in would be logged as that one
             init_timeout=PATIENCE,
             login_timeout=PATIENCE,
             finish_timeout=PATIENCE,
