@@ -20,7 +20,7 @@ from vitlab.core.errors import UserError
 # torch.compile takes about a minute and then makes a step on a GPU 1.5 to 4 times as fast, so `auto` asks
 # whether the run is long enough. FLOP/s of an eager step, within a factor of a few; only the choice hangs on
 # them. On a CPU a step gains next to nothing, or loses: experiments/input_speed, "Compiling on a CPU".
-EAGER_FLOPS = {"cuda": 2e13}
+EAGER_FLOPS = 2e13
 WORTH_COMPILING_SECONDS = 180
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 # Lightning takes these as well; here and in summaries a precision has one name.
@@ -188,8 +188,8 @@ def resolve_compile(asked: bool | str, kind: str, training_flops: float) -> bool
         UserError: ``compile=true`` and no compiler.
     """
     if asked == "auto":
-        seconds = training_flops / EAGER_FLOPS.get(kind, float("inf"))
-        return seconds > WORTH_COMPILING_SECONDS and has_compiler(kind)
+        long = training_flops / EAGER_FLOPS > WORTH_COMPILING_SECONDS
+        return kind == "cuda" and long and has_compiler(kind)
     if asked and not has_compiler(kind):
         what = "Triton" if kind == "cuda" else "a C++ compiler (g++ or clang++) on the PATH"
         raise UserError(f"compile=true needs {what}, and there is none. Install it or set compile=false.")

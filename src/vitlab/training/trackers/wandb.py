@@ -41,7 +41,7 @@ class WandbTracker(WandbLogger):
     def __init__(
         self, folder: RunFolder, table: StepTable, config: Mapping[str, Any], *, mode: str, checkpoints: bool
     ) -> None:
-        _end_process()  # of an earlier run, if it failed in that
+        _end_process()  # an earlier run's, which is left where W&B failed in it
         # W&B's process logs there, and makes a link to it in the run's folder, out of which none may lead.
         os.environ["WANDB_CACHE_DIR"] = str(folder.path)
         settings = wandb.Settings(
