@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitlab.compare.statistics import pareto
 from vitlab.core.plotting import GREY, new_figure, save_figure, style_axes
 from vitlab.core.provenance import find_commit
 
@@ -156,7 +157,8 @@ def show() -> None:
                 axes.errorbar(x, mean, spread, fmt="o", color=colour, capsize=3)
                 axes.annotate(name, (x, mean), (4, -10), textcoords="offset points", fontsize=7, color=colour)
     for measure, axes in panels.items():
-        front = pareto([(cost[measure], mean) for _, mean, cost in points if cost[measure]])
+        known = [(cost[measure], mean) for _, mean, cost in points if cost[measure]]
+        front = [known[index] for index in pareto(known)]
         scale = 60 if measure == "seconds" else 1
         axes.plot([x / scale for x, _ in front], [y for _, y in front], color=GREY, zorder=0)
         axes.set_xscale("log")
@@ -169,15 +171,6 @@ def show() -> None:
         "CIFAR-10 (JPEG copy): mean and standard deviation over seeds; grey: the Pareto front", fontsize=10
     )
     save_figure(figure, HERE / "frontier.png")
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return those (cost, accuracy) that no cheaper one equals."""
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front
 
 
 if __name__ == "__main__":
